@@ -1,0 +1,193 @@
+"""Scores: how flat each patch is, one map per scale (first step: image -> scores -> partition).
+
+A score map holds one number per patch of a scale; a low one means that a single token can stand for the whole patch.
+
+Shape letters: B images, H x W pixels, h x w patches of the scale in question.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: ``scorer(pixels, patch_size, scales) -> maps``: pixels (B, 3, H, W) float32 RGB in [0, 255]; one float32 map
+#: (B, H // size, W // size) for each scale, where size = patch_size * 2**scale. Low = flat.
+Scorer = Callable[[Tensor, int, Sequence[int]], tuple[Tensor, ...]]
+
+GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
+ENTROPY_BINS = 512  # over [0, 256): two bins per grey level, as in the released code
+_HISTOGRAM_ENTRIES = 2**21  # most bins held at once: 16 MiB of int64, whatever the image size
+
+
+class PixelFormat(NamedTuple):
+    """How the host normalised its images: ``images * std + mean`` are grey levels in [0, 255].
+
+    ``channel_order`` names the order of the image's channels, "RGB" or "BGR".
+    """
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channel_order: str = "RGB"
+
+
+def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
+    """Normalised images (B, 3, H, W) of any float type -> float32 RGB grey levels in [0, 255].
+
+    8-bit pixels come back as whole numbers: normalising in float32 and back leaves an error of about 1e-5, and
+    grey levels sit on the histogram's bin borders, where such an error would move a pixel to the next bin.
+    """
+    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in pixel_format[:2])
+    pixels = images.float() * std + mean
+    whole = pixels.round()
+    pixels = torch.where((pixels - whole).abs() < 1e-3, whole, pixels).clamp(0, 255)
+    return pixels if pixel_format.channel_order == "RGB" else pixels.flip(1)
+
+
+def grey_levels(pixels: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) -> grey (B, H, W), both in [0, 255]."""
+    # Plain products and sums in this order: a fused multiply-add rounds differently, which moves pixels between bins.
+    red, green, blue = (pixels[:, i] * weight for i, weight in enumerate(GREY_WEIGHTS))
+    return red + green + blue
+
+
+def _block_means(values: Tensor, size: int) -> Tensor:
+    """Mean of every complete size x size block: (B, H, W) -> (B, H // size, W // size)."""
+    return F.avg_pool2d(values[:, None], size)[:, 0] if min(values.shape[-2:]) >= size else _no_blocks(values, size)
+
+
+def _no_blocks(values: Tensor, size: int) -> Tensor:
+    """The empty map of an image that is smaller than one patch."""
+    return values.new_zeros(values.shape[0], values.shape[-2] // size, values.shape[-1] // size, dtype=torch.float32)
+
+
+def entropy_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Shannon entropy of the grey levels of each patch, in bits: 0 (one colour) to at most 9 (512 bins).
+
+    The paper's score (arXiv 2510.18091, section 3), by the released code's batched definition. The histogram of a
+    patch is the sum of the four of the next smaller scale, so every pixel is counted once.
+
+    Args:
+        pixels: (B, 3, H, W) float32 RGB in [0, 255].
+        patch_size: pixels of a patch of scale 0.
+        scales: ascending scales to score.
+
+    Returns:
+        For each scale, (B, H // size, W // size) with size = patch_size * 2**scale; incomplete patches have no score.
+    """
+    finest, coarsest = patch_size * 2 ** scales[0], patch_size * 2 ** scales[-1]
+    bins = (grey_levels(pixels) * (ENTROPY_BINS / 256)).long().clamp_(0, ENTROPY_BINS - 1)
+    batch, height, width = bins.shape
+    maps = tuple(_no_blocks(bins, patch_size * 2**s) for s in scales)
+    entries_per_row = max(1, (width // finest) * (coarsest // finest) * ENTROPY_BINS)
+    rows = coarsest * max(1, _HISTOGRAM_ENTRIES // entries_per_row)
+    for image in range(batch):
+        for top in range(0, height, rows):
+            strip = bins[image, top : top + rows]
+            for scale_map, scale, scores in zip(maps, scales, _strip_entropies(strip, patch_size, scales), strict=True):
+                first = top // (patch_size * 2**scale)
+                scale_map[image, first : first + scores.shape[0]] = scores
+    return maps
+
+
+def _strip_entropies(bins: Tensor, patch_size: int, scales: Sequence[int]) -> list[Tensor]:
+    """Bin numbers (rows, W) of a strip -> its entropy maps, from the finest scale's histograms upwards."""
+    histograms = _histograms(bins, patch_size * 2 ** scales[0])
+    maps = []
+    for scale in range(scales[0], scales[-1] + 1):
+        if scale > scales[0]:
+            histograms = _sum_of_four(histograms)
+        if scale in scales:
+            maps.append(_entropy(histograms, (patch_size * 2**scale) ** 2))
+    return maps
+
+
+def _histograms(bins: Tensor, size: int) -> Tensor:
+    """Bin numbers (H, W) -> pixel counts (H // size, W // size, ENTROPY_BINS) of the complete blocks."""
+    h, w = bins.shape[0] // size, bins.shape[1] // size
+    block = torch.arange(h * w, device=bins.device).view(h, 1, w, 1) * ENTROPY_BINS
+    slots = (bins[: h * size, : w * size].view(h, size, w, size) + block).flatten()
+    if bins.is_cuda:  # bincount waits for the device to learn the largest slot
+        counts = torch.zeros(h * w * ENTROPY_BINS, dtype=torch.int32, device=bins.device)
+        counts.scatter_add_(0, slots, torch.ones_like(slots, dtype=torch.int32))
+    else:
+        counts = torch.bincount(slots, minlength=h * w * ENTROPY_BINS)
+    return counts.view(h, w, ENTROPY_BINS)
+
+
+def _sum_of_four(histograms: Tensor) -> Tensor:
+    """Histograms (h, w, bins) of one scale -> (h // 2, w // 2, bins) of the next."""
+    h, w = histograms.shape[0] // 2, histograms.shape[1] // 2
+    return histograms[: 2 * h, : 2 * w].reshape(h, 2, w, 2, -1).sum(dim=(1, 3))
+
+
+def _entropy(histograms: Tensor, count: int) -> Tensor:
+    """Pixel counts (..., bins) of blocks of ``count`` pixels -> entropy in bits: log2 n - sum(c log2 c) / n."""
+    counts = histograms.float()
+    return math.log2(count) - torch.xlogy(counts, counts).sum(-1) / (count * math.log(2))
+
+
+def laplacian_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Mean absolute 8-neighbour Laplacian of the grey image scaled to [0, 1]: 0 (flat or linear) to 8.
+
+    Arguments and shapes as in :func:`entropy_scores`. The image is mirrored at its border.
+    """
+    grey = grey_levels(pixels)[:, None] / 255
+    mode = "reflect" if min(grey.shape[-2:]) > 1 else "replicate"
+    kernel = grey.new_ones(1, 1, 3, 3)
+    kernel[..., 1, 1] = -8
+    response = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode=mode), kernel)[:, 0].abs()
+    return tuple(_block_means(response, patch_size * 2**s) for s in scales)
+
+
+def upsampling_error_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Mean squared error, on RGB scaled to [0, 1], of shrinking the image by 2**scale and enlarging it again.
+
+    What a patch of that scale loses when it is resized to the base patch size. Arguments and shapes as in
+    :func:`entropy_scores`; scale 0 loses nothing.
+    """
+    maps = []
+    for scale in scales:
+        size = patch_size * 2**scale
+        rows, columns = (n // size * size for n in pixels.shape[-2:])
+        if rows == 0 or columns == 0:
+            maps.append(_no_blocks(pixels, size))
+            continue
+        image = pixels[..., :rows, :columns] / 255
+        small = F.interpolate(image, scale_factor=0.5**scale, mode="bilinear")
+        restored = F.interpolate(small, size=(rows, columns), mode="bilinear")
+        maps.append(_block_means((image - restored).square().mean(1), size))
+    return tuple(maps)
+
+
+SCORERS: dict[str, Scorer] = {
+    "entropy": entropy_scores,
+    "laplacian": laplacian_scores,
+    "upsampling_error": upsampling_error_scores,
+}
+
+
+def resolve_scorer(scorer: str | Scorer) -> Scorer:
+    """The scorer of that name, or the callable itself.
+
+    Raises:
+        ValueError: for a name that is not one of ``SCORERS``.
+    """
+    if callable(scorer):
+        return scorer
+    if scorer not in SCORERS:
+        raise ValueError(f"scorer={scorer!r} is unknown; expected one of {sorted(SCORERS)} or a callable (see Scorer)")
+    return SCORERS[scorer]
+
+
+@torch.no_grad()
+def score_maps(
+    images: Tensor, patch_size: int, scales: Sequence[int], scorer: Scorer, pixel_format: PixelFormat
+) -> tuple[Tensor, ...]:
+    """Score normalised images (B, 3, H, W), in float32 also under autocast: one map per scale."""
+    if not scales:
+        return ()
+    with torch.autocast(images.device.type, enabled=False):
+        return scorer(denormalise(images, pixel_format), patch_size, scales)
