@@ -1,0 +1,184 @@
+"""Layout: scale map -> the packed order of all tokens of a batch, computed once and passed to everything after.
+
+The **packed sequence** (R, C) holds the rows of all images one after the other, without padding and without a batch
+axis: for each image its prefix rows (class token), then its patches. Patches are ordered by (image, window, place in
+the window), row by row, so that windowed and global attention work on the same rows with different offsets.
+
+Shape letters: B images, h x w cells of the base grid, N patches, R = N + B * num_prefix rows, S segments.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from apt_dense.partition import DROPPED
+
+
+class Segments(NamedTuple):
+    """Runs of rows that attend to each other. Lengths (2, 4, 3) have offsets [0, 2, 6, 9]."""
+
+    offsets: Tensor  # (S + 1,) int32 on the device, the cu_seqlens of variable-length attention kernels
+    lengths: tuple[int, ...]  # the same on the host; a segment may be empty
+
+
+class TokenLayout(NamedTuple):
+    """Where every patch comes from and which packed row it went to. All index tensors are int64."""
+
+    grid: tuple[int, int]  # h, w
+    num_prefix: int  # rows before the patches of each image
+    image_N: Tensor  # image of each patch
+    y_N: Tensor  # base-grid row of its top left cell
+    x_N: Tensor  # and column
+    by_scale: tuple[Tensor, ...]  # for each scale, the patches of that scale, ascending
+    source_R: Tensor  # for each row, its place in [patches of scale 0, of scale 1, ..., prefix of image 0, of 1, ...]
+    image_R: Tensor  # image of each row
+    row_Bhw: Tensor  # (B, h, w) row that covers each cell, -1 where none does
+    images: Segments  # one per image, prefix included
+    windows: Segments | None  # one per window, images in order; None without windows
+
+    @property
+    def batch(self) -> int:
+        return len(self.images.lengths)
+
+
+def build_layout(
+    scale_map: Tensor, num_scales: int, window_size: int = 0, num_prefix: int = 0, finite: Tensor | None = None
+) -> TokenLayout:
+    """Number the tokens of a batch.
+
+    Args:
+        scale_map: (B, h, w) integers in [-1, num_scales): a partition (see partition.py).
+        window_size: cells of an attention window, counted from the top left (the last ones are cut short); 0 for none.
+        num_prefix: prefix rows of each image; not together with windows.
+        finite: (B,) bool, whether the image of that partition is free of NaN and infinities. It is looked at here
+            because here is the only place that waits for the device.
+
+    Raises:
+        ValueError: for an image that is not finite, a scale map that is no partition, or prefix rows with windows.
+    """
+    if window_size and num_prefix:
+        raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
+    batch, h, w = scale_map.shape
+    scale_map = scale_map.long()
+    order_P, window_sizes = _window_major_order(h, w, window_size, scale_map.device)
+    anchors = _anchors(scale_map)
+    anchors_BP = anchors.flatten(1)[:, order_P]
+    per_window, per_scale = _count(scale_map, anchors, anchors_BP, window_sizes, num_scales, finite)
+
+    image_N, y_N, x_N = _unravel(anchors_BP, order_P, w, sum(per_scale))
+    row_N = torch.arange(len(image_N), device=image_N.device) + num_prefix * (image_N + 1)
+    per_image = [sum(lengths) + num_prefix for lengths in per_window]
+    images = _segments(per_image, scale_map.device)
+    by_scale, source_R = _sort_by_scale(scale_map[image_N, y_N, x_N], row_N, per_scale, batch, num_prefix)
+    return TokenLayout(
+        grid=(h, w),
+        num_prefix=num_prefix,
+        image_N=image_N,
+        y_N=y_N,
+        x_N=x_N,
+        by_scale=by_scale,
+        source_R=source_R,
+        image_R=torch.repeat_interleave(images.offsets.diff().long(), output_size=sum(per_image)),
+        row_Bhw=_cover(scale_map, row_N, image_N, y_N, x_N),
+        images=images,
+        windows=_segments([n for lengths in per_window for n in lengths], scale_map.device) if window_size else None,
+    )
+
+
+def count_tokens(scale_map: Tensor, num_scales: int) -> Tensor:
+    """Patches of each scale (B, num_scales) int64 in scale maps (B, h, w)."""
+    anchors = _anchors(scale_map.long())
+    return torch.stack([(anchors & (scale_map == s)).sum((1, 2)) for s in range(num_scales)], dim=1)
+
+
+def _anchors(scale_map: Tensor) -> Tensor:
+    """The top left cell of every patch: (B, h, w) bool."""
+    _, h, w = scale_map.shape
+    y = torch.arange(h, device=scale_map.device)[:, None]
+    x = torch.arange(w, device=scale_map.device)
+    within = (1 << scale_map.clamp(min=0)) - 1
+    return (scale_map > DROPPED) & ((y & within) == 0) & ((x & within) == 0)
+
+
+def _window_major_order(h: int, w: int, window_size: int, device: torch.device) -> tuple[Tensor, list[int]]:
+    """Cells (h * w,) window by window, and the number of cells of each window."""
+    cells = torch.arange(h * w, device=device).view(h, w)
+    if not window_size:
+        return cells.flatten(), [h * w]
+    windows = [cell.flatten() for row in cells.split(window_size, 0) for cell in row.split(window_size, 1)]
+    return torch.cat(windows), [len(window) for window in windows]
+
+
+def _count(
+    scale_map: Tensor, anchors: Tensor, anchors_BP: Tensor, window_sizes: list[int], num_scales: int,
+    finite: Tensor | None,
+) -> tuple[list[list[int]], list[int]]:  # fmt: skip
+    """Patches per image and window, and per scale, on the host. Checks the partition and ``finite`` on the way."""
+    per_window = torch.stack([part.sum(1) for part in anchors_BP.split(window_sizes, 1)], 1)
+    chosen = torch.where(anchors, scale_map, DROPPED)
+    per_scale = torch.stack([(chosen == s).sum() for s in range(num_scales)])
+    covered = (scale_map > DROPPED).sum()
+    finite = per_scale.new_ones(len(scale_map)) if finite is None else finite.long()
+    # The one wait for the device of a forward pass.
+    host = torch.cat([per_window.flatten(), per_scale, covered[None], finite]).tolist()
+    counts, host = host[: per_window.numel()], host[per_window.numel() :]
+    per_scale, covered, finite = host[:num_scales], host[num_scales], host[num_scales + 1 :]
+    _check(per_scale, covered, finite)
+    return [counts[i : i + len(window_sizes)] for i in range(0, len(counts), len(window_sizes))], per_scale
+
+
+def _check(per_scale: list[int], covered: int, finite: list[int]) -> None:
+    """Raise on pixels that are not finite and on scale maps that are no partition."""
+    bad = [i for i, ok in enumerate(finite) if not ok]
+    if bad:
+        raise ValueError(
+            f"images {bad} of the batch hold NaN or infinite pixels; expected finite normalised pixels. "
+            f"Look at their files and at the transforms before the backbone"
+        )
+    area = sum(count * 4**scale for scale, count in enumerate(per_scale))
+    if area != covered:
+        raise ValueError(
+            f"the scale map is no partition: its patches of scale 0, 1, ... ({per_scale}) cover {area} cells, but "
+            f"{covered} are marked; every aligned 2**s x 2**s block must be marked s as a whole, with s < {len(per_scale)}"
+        )
+
+
+def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, row and column of the ``total`` anchors, in packed order."""
+    # The size is known, so this does not wait for the device, as nonzero would.
+    flat = torch.nonzero_static(anchors_BP.flatten(), size=total)[:, 0]
+    image, place = flat // len(order_P), flat % len(order_P)
+    cell = order_P[place]
+    return image, cell // w, cell % w
+
+
+def _segments(lengths: list[int], device: torch.device) -> Segments:
+    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Segments(offsets.to(device, non_blocking=True), tuple(lengths))
+
+
+def _sort_by_scale(
+    scale_N: Tensor, row_N: Tensor, per_scale: list[int], batch: int, num_prefix: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``by_scale`` and ``source_R`` of the layout."""
+    total = len(scale_N)
+    order = scale_N.argsort(stable=True)
+    source_R = order.new_empty(total + batch * num_prefix)
+    source_R[row_N[order]] = torch.arange(total, device=order.device)
+    if num_prefix:
+        image_starts = torch.ones_like(source_R).index_fill_(0, row_N, 0).nonzero_static(size=batch * num_prefix)[:, 0]
+        source_R[image_starts] = torch.arange(total, total + batch * num_prefix, device=order.device)
+    return order.split(per_scale), source_R
+
+
+def _cover(scale_map: Tensor, row_N: Tensor, image_N: Tensor, y_N: Tensor, x_N: Tensor) -> Tensor:
+    """The row that covers each cell (B, h, w), -1 for dropped cells."""
+    batch, h, w = scale_map.shape
+    at_anchor = row_N.new_full((batch, h, w), DROPPED)
+    at_anchor[image_N, y_N, x_N] = row_N
+    corner = -(1 << scale_map.clamp(min=0))  # as a bit mask: clears the place inside the patch
+    y = torch.arange(h, device=scale_map.device)[:, None] & corner
+    x = torch.arange(w, device=scale_map.device) & corner
+    image = torch.arange(batch, device=scale_map.device).view(-1, 1, 1)
+    return at_anchor[image, y, x]
