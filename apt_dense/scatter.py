@@ -1,0 +1,31 @@
+"""Scatter: packed tokens -> feature map, and back."""
+
+import torch
+from torch import Tensor
+
+from apt_dense.layout import TokenLayout
+
+
+def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
+    """Rows (R, C) -> feature map (B, C, h, w): each cell takes the token that covers it, dropped cells are zero."""
+    index = layout.row_Bhw
+    if index.numel() != len(layout.image_N) or layout.num_prefix:
+        # One spare row of zeros, the last, stands for dropped cells (index -1). Dense grids need none.
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        index = torch.where(index < 0, len(rows) - 1, index)
+    cells = rows.index_select(0, index.flatten())  # not rows[index], whose backward is many times slower
+    return cells.view(*index.shape, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def gather_tokens(feature_map: Tensor, layout: TokenLayout) -> Tensor:
+    """Feature map (B, C, h, w) -> rows (R, C): each token takes the mean of the cells it covers, prefix rows are zero.
+
+    Inverse of :func:`scatter_tokens` up to prefix rows.
+    """
+    index = layout.row_Bhw.flatten()
+    cells = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
+    total = len(layout.source_R)
+    index = torch.where(index < 0, total, index)
+    sums = cells.new_zeros(total + 1, cells.shape[1]).index_add_(0, index, cells)[:total]
+    counts = cells.new_zeros(total + 1).index_add_(0, index, torch.ones_like(index, dtype=cells.dtype))[:total]
+    return sums / counts.clamp(min=1)[:, None]
