@@ -1,0 +1,282 @@
+"""APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apt_dense.blocks import Block
+from apt_dense.checkpoints import load_backbone
+from apt_dense.layout import TokenLayout, build_layout
+from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
+from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
+from apt_dense.scatter import scatter_tokens
+from apt_dense.scores import PixelFormat, Scorer, resolve_scorer, score_maps
+from apt_dense.timm_models import apt_arguments, create_timm_model
+
+
+class APTViT(nn.Module):
+    """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
+
+    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
+
+    Args:
+        img_size: pixels (H, W, or one number for both) that ``pos_embed`` is trained for; any input size runs.
+        patch_size: pixels of the smallest patches; the stride of the feature maps.
+        in_chans: image channels; with thresholds, 3.
+        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm. ``depth`` also sets the drop path rates, but
+            blocks after the last output are not built.
+        patch_bias: whether the patch embedding has a bias.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
+        class_token: whether a class token runs along (it is not part of the output).
+        no_embed_class: with a class token, that it has no position embedding (DeiT-3's way).
+        norm_eps: epsilon of all LayerNorms.
+        final_norm: normalise the output of the last block (which ``out_indices`` must then include).
+        norm_intermediates: with ``final_norm``, apply that norm to every output, as timm's ``norm=True``.
+        out_indices: blocks whose outputs are returned, ascending, counted from 0; negative ones from the end.
+            None for the last.
+        thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.
+        scorer: "entropy" (bits, the paper's), "laplacian", "upsampling_error" or a callable (scores.Scorer).
+        drop_padding: make no tokens of the host's padding (exact zeros at the right and bottom) and return zeros there.
+        pixel_mean, pixel_std, channel_order: such that images * std + mean is the 8-bit image.
+        partial_patches: "pad" fills sizes that are no multiple of ``patch_size`` with zeros at the right and bottom
+            (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).
+        pos_antialias: resample positions to another input size with antialiasing (timm) or without (MMSeg, Detectron2).
+        checkpoint_blocks: recompute activations of the blocks in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError, TypeError: for arguments out of range, naming value and remedy.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        patch_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        class_token: bool = False,
+        no_embed_class: bool = False,
+        norm_eps: float = 1e-6,
+        final_norm: bool = False,
+        norm_intermediates: bool = False,
+        out_indices: int | Sequence[int] | None = None,
+        thresholds: Sequence[float] = (),
+        scorer: str | Scorer = "entropy",
+        drop_padding: bool = False,
+        pixel_mean: Sequence[float] = PixelFormat().mean,
+        pixel_std: Sequence[float] = PixelFormat().std,
+        channel_order: str = "RGB",
+        partial_patches: str = "pad",
+        pos_antialias: bool = True,
+        checkpoint_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.patch_size, self.in_chans, self.embed_dim = patch_size, in_chans, embed_dim
+        self.out_indices = _resolve_out_indices(out_indices, depth)
+        self.thresholds = check_thresholds(thresholds, patch_size, self.img_size)
+        self.scorer = resolve_scorer(scorer)
+        self.pixel_format = _check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
+        self.drop_padding, self.checkpoint_blocks = drop_padding, checkpoint_blocks
+        self.partial_patches, self.pos_antialias = _one_of("partial_patches", partial_patches, "pad", "crop"), pos_antialias
+        self.norm_intermediates = norm_intermediates
+        if final_norm and not norm_intermediates and depth - 1 not in self.out_indices:
+            raise ValueError(
+                f"final_norm normalises block {depth - 1}, which out_indices={self.out_indices} leaves out; "
+                f"its weights would never get a gradient. Add it, or set final_norm=False or norm_intermediates=True"
+            )
+        if norm_intermediates and not final_norm:
+            raise ValueError("norm_intermediates=True applies the final norm to all outputs; set final_norm=True too")
+
+        self.pos_grid = tuple(size // patch_size for size in self.img_size)
+        self.num_prefix = int(class_token)
+        self.num_prefix_positions = 0 if no_embed_class else self.num_prefix
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
+        self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        positions = self.num_prefix_positions + self.pos_grid[0] * self.pos_grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
+        rates = calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1]
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_path=rate, norm_eps=norm_eps) for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else None
+        self.last_block = depth - 1
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as timm's ViT does: truncated normal weights of 0.02, zero biases."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_timm(
+        cls,
+        model: str | nn.Module,
+        pretrained: bool = False,
+        img_size: int | tuple[int, int] | None = None,
+        **options: Any,
+    ) -> "APTViT":
+        """An adaptive ViT with the architecture and the weights of one of timm's.
+
+        Args:
+            model: a timm name such as "vit_base_patch16_224.mae", or a timm ViT.
+            pretrained: load timm's pretrained weights.
+            img_size: as for ``timm.create_model``: timm resamples the positions. None keeps the model's own.
+            **options: any argument of :class:`APTViT`; by default the last block's output is returned, normalised if
+                the model has a final norm, and pixels are normalised as the model expects.
+
+        Raises:
+            ValueError: for an unknown name, or a model with a feature that is not supported (before any weight is
+                copied).
+        """
+        if isinstance(model, str):
+            model = create_timm_model(model, pretrained, img_size)
+        elif pretrained or img_size is not None:
+            raise ValueError("pretrained and img_size go with a model's name; this model is built already")
+        backbone = cls(**{**apt_arguments(model), **options})
+        load_backbone(backbone, model.state_dict())
+        return backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of normalised images.
+
+        Args:
+            images: (B, in_chans, H, W) float, any H, W >= 1.
+
+        Returns:
+            One (B, embed_dim, H / p, W / p) per entry of ``out_indices``, sizes rounded up (``partial_patches="pad"``)
+            or down ("crop").
+
+        Raises:
+            ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels.
+            TypeError: for images that are not floating point.
+        """
+        images = self._whole_patches(images)
+        layout = self.layout(images, self._partition(images))
+        x = self._embed(images, layout)
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            x = self._run(block, x, layout)
+            if index in self.out_indices:
+                outputs.append(scatter_tokens(self._normalise(x, index), layout))
+        return tuple(outputs)
+
+    @torch.no_grad()
+    def partition(self, images: Tensor) -> Tensor:
+        """The scale map (B, H / p, W / p) int8 of normalised images: the scale of the patch that covers each cell,
+        -1 where padding is dropped. Draw it to see what the model sees."""
+        return self._partition(self._whole_patches(images))
+
+    def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
+        """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
+        # A sum is finite if all of its terms are, and needs no mask of the size of the images.
+        finite = images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
+        return build_layout(scale_map, len(self.thresholds) + 1, num_prefix=self.num_prefix, finite=finite)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that optimizers should not decay, as timm's models say it."""
+        return {"pos_embed", "cls_token"}
+
+    def _whole_patches(self, images: Tensor) -> Tensor:
+        """Check the images and pad or crop them to whole patches."""
+        _check_images(images, self.in_chans)
+        height, width = images.shape[-2:]
+        if self.partial_patches == "pad":
+            return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        if min(height, width) < self.patch_size:
+            raise ValueError(
+                f"images of {height} x {width} pixels hold no whole patch of {self.patch_size} pixels; "
+                f"pad them, or set partial_patches='pad'"
+            )
+        return images[..., : height - height % self.patch_size, : width - width % self.patch_size]
+
+    @torch.no_grad()
+    def _partition(self, images: Tensor) -> Tensor:
+        """The scale map of images of whole patches."""
+        batch, _, height, width = images.shape
+        grid = height // self.patch_size, width // self.patch_size
+        if not self.thresholds and not self.drop_padding:
+            return torch.zeros(batch, *grid, dtype=torch.int8, device=images.device)
+        scales = range(1, len(self.thresholds) + 1)
+        scores = score_maps(images, self.patch_size, scales, self.scorer, self.pixel_format)
+        region = filled_region(images)
+        scale_map = partition_by_thresholds(scores, self.thresholds, region, grid, self.patch_size)
+        return drop_padding(scale_map, region, self.patch_size) if self.drop_padding else scale_map
+
+    def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
+        """Images of whole patches -> rows (R, C)."""
+        prefix_positions, positions = self.pos_embed[0].split(
+            [self.num_prefix_positions, self.pos_grid[0] * self.pos_grid[1]]
+        )
+        prefix = None
+        if self.num_prefix:
+            prefix = self.cls_token[0] + prefix_positions if self.num_prefix_positions else self.cls_token[0]
+        positions = positions.unflatten(0, self.pos_grid)
+        return embed_patches(
+            images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias
+        )
+
+    def _run(self, block: Block, x: Tensor, layout: TokenLayout) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, x, layout, use_reentrant=False)
+        return block(x, layout)
+
+    def _normalise(self, x: Tensor, index: int) -> Tensor:
+        """The final norm, where this block's output gets it."""
+        if self.norm is None or not (self.norm_intermediates or index == self.last_block):
+            return x
+        return self.norm(x)
+
+
+def _check_images(images: Tensor, in_chans: int) -> None:
+    if images.ndim != 4 or images.shape[1] != in_chans:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {in_chans}, H, W)")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}; expected normalised floating point pixels (pixel_mean, pixel_std)")
+    if images.numel() == 0:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image of one pixel")
+
+
+def _resolve_out_indices(out_indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    out_indices = -1 if out_indices is None else out_indices
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = tuple(i + depth if i < 0 else i for i in given)
+    if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
+        raise ValueError(f"out_indices={given} must be ascending block numbers from 0 to {depth - 1}, at least one")
+    return indices
+
+
+def _check_pixel_format(
+    mean: Sequence[float], std: Sequence[float], channel_order: str, in_chans: int, thresholds: tuple[float, ...]
+) -> PixelFormat:
+    if thresholds and in_chans != 3:
+        raise ValueError(f"in_chans={in_chans} with thresholds={thresholds}: scores are made of RGB images only")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must be three numbers each, std positive")
+    _one_of("channel_order", channel_order, "RGB", "BGR")
+    if max(mean) <= 1 and max(std) <= 1:
+        raise ValueError(f"pixel_mean={mean} and pixel_std={std} look like values for [0, 1]; give grey levels (x 255)")
+    return PixelFormat(tuple(map(float, mean)), tuple(map(float, std)), channel_order)
+
+
+def _one_of(name: str, value: str, *choices: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {choices}")
+    return value

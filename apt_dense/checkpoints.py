@@ -1,0 +1,195 @@
+"""Checkpoints: state dicts of other ViTs -> ours. Pure functions on dictionaries of tensors.
+
+Understood so far: our own, timm's ViTs (also inside MAE and DeiT files) and MMSeg's VisionTransformer, each also as
+the ``backbone.`` of a whole model.
+"""
+
+import difflib
+import math
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+#: Parts of other models that a dense backbone has no use for.
+_NOT_BACKBONE = re.compile(r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|decoder_\w+|decode_head)\.|mask_token|decoder_")
+#: Parameters that only APT has; a checkpoint from elsewhere lacks them and they start at a neutral value.
+_NEW = re.compile(r"coarse_embed\.")
+
+_MMSEG_NAMES = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.(\d+)\.ln1\.", r"blocks.\1.norm1."),
+    (r"^layers\.(\d+)\.ln2\.", r"blocks.\1.norm2."),
+    (r"^layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)$", r"blocks.\1.attn.qkv.\2"),
+    (r"^layers\.(\d+)\.attn\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"^ln1\.", "norm."),
+)
+
+
+class LoadReport(NamedTuple):
+    """What became of each name, source names where there is one."""
+
+    loaded: list[str]
+    converted: list[str]  # loaded after a change of shape
+    new: list[str]  # parameters of APT alone, left as initialised
+    missing: list[str]  # of the model, not in the checkpoint
+    unused: list[str]  # of the checkpoint, with no counterpart by design (heads, later blocks, class token)
+    unexpected: list[str]  # of the checkpoint, unknown
+
+    def summary(self) -> str:
+        """One line, with the names of everything that is not simply loaded."""
+        counts = [f"{len(self.loaded)} loaded"]
+        for field in ("converted", "new", "missing", "unused", "unexpected"):
+            names = getattr(self, field)
+            if names:
+                counts.append(f"{len(names)} {field} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})")
+        return "; ".join(counts)
+
+
+def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
+    """The content of a .safetensors file or of one written by ``torch.save``; pickled code is never run.
+
+    Args:
+        safe_types: further types that a pickle may hold beside tensors and plain containers.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is damaged, of another format, or holds other pickled types.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(list(safe_types)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read as weights: it is damaged, of another format, or holds pickled code, "
+            f"which is not run. Copy it again, or save its state dict alone ({error})"
+        ) from error
+
+
+def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
+    """The backbone's state dict inside a checkpoint file's content.
+
+    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.`` where that exists,
+    unless ``backbone`` is False.
+
+    Raises:
+        ValueError: if there is no dictionary of tensors inside.
+    """
+    state = checkpoint
+    for key in ("state_dict", "model", "model_ema", "module"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not state:
+        found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
+    for prefix in ("module.", "backbone.") if backbone else ("module.",):
+        below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = below or state
+    return state
+
+
+def from_mmseg(state: StateDict) -> StateDict:
+    """MMSeg's ``VisionTransformer`` (mmseg/models/backbones/vit.py) -> our names; other names stay as they are."""
+    return {_rename(name): value for name, value in state.items()}
+
+
+def _rename(name: str) -> str:
+    for pattern, ours in _MMSEG_NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def resize_positions(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
+    """A position embedding (1, P + n, C) of a square grid -> (1, num_prefix + grid rows * columns, C).
+
+    Bicubic and antialiased, by timm. A class position (P = 1) that is not wanted is left out.
+
+    Raises:
+        ValueError: if n is no square, or a class position is wanted and there is none.
+    """
+    length = pos_embed.shape[1]
+    has_prefix = next((p for p in (0, 1) if math.isqrt(length - p) ** 2 == length - p), None)
+    if has_prefix is None or has_prefix < num_prefix:
+        raise ValueError(
+            f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: expected a square grid of positions after "
+            f"{num_prefix} class positions, or exactly {num_prefix + grid[0] * grid[1]} positions; "
+            f"set img_size and class_token as in the checkpoint"
+        )
+    grid_part = resample_abs_pos_embed(pos_embed[:, has_prefix:], list(grid), num_prefix_tokens=0)
+    return torch.cat([pos_embed[:, :num_prefix], grid_part], dim=1)
+
+
+def fit_state(state: StateDict, model: nn.Module) -> tuple[StateDict, LoadReport]:
+    """Rename and reshape a backbone's state dict for an ``APTViT``.
+
+    Returns:
+        The entries to load and the report. Shapes of the entries equal those of the model.
+
+    Raises:
+        ValueError: for a weight whose shape does not fit and cannot be converted.
+    """
+    target = model.state_dict()
+    fitted, converted, unused, unexpected = {}, [], [], []
+    for name, value in from_mmseg(state).items():
+        if name not in target:
+            (unused if _is_unused(name, model) else unexpected).append(name)
+            continue
+        if name == "pos_embed" and value.shape != target[name].shape:
+            value = resize_positions(value, model.pos_grid, model.num_prefix_positions)
+            converted.append(name)
+        if value.shape != target[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target[name].shape)} in the model; "
+                f"set patch_size, embed_dim, mlp_ratio and num_heads as in the checkpoint"
+            )
+        fitted[name] = value
+    absent = [name for name in target if name not in fitted]
+    new = [name for name in absent if _NEW.match(name)]
+    missing = [name for name in absent if not _NEW.match(name)]
+    return fitted, LoadReport(list(fitted), converted, new, missing, unused, unexpected)
+
+
+def _is_unused(name: str, model: nn.Module) -> bool:
+    """Whether a name that the model lacks belongs to a part that this model leaves out by design."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) >= len(model.blocks)
+    return bool(_NOT_BACKBONE.match(name)) or bool(_NEW.match(name)) or name.startswith(("norm.", "cls_token"))
+
+
+def load_backbone(model: nn.Module, checkpoint: Mapping, strict: bool = True) -> LoadReport:
+    """Load a checkpoint's content into an ``APTViT``, converting as needed.
+
+    Raises:
+        ValueError: with ``strict``, for weights missing from the checkpoint or unknown to the model; always for
+            shapes that do not fit.
+    """
+    state, report = fit_state(unwrap(checkpoint), model)
+    if strict and (report.missing or report.unexpected):
+        raise ValueError(f"the checkpoint does not fit the backbone: {report.summary()}{_hint(report)}")
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+def _hint(report: LoadReport) -> str:
+    """Names that look alike, or else what is most often wrong."""
+    pairs = [(name, difflib.get_close_matches(name, report.unexpected, 1, 0.8)) for name in report.missing]
+    alike = [f"{ours} ~ {theirs[0]}" for ours, theirs in pairs if theirs]
+    if alike:
+        return f". Alike: {', '.join(alike[:3])}"
+    return ". Set depth, class_token, qkv_bias and final_norm as in the checkpoint"
