@@ -1,0 +1,170 @@
+"""MMSegmentation host: ``backbone=dict(type="APTViT", ...)`` after
+
+    custom_imports = dict(imports=["apt_dense.hosts.mmseg"])
+
+Registered in mmengine's root registries, so every OpenMMLab package finds it. Needs mmengine only.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+from mmengine.logging import HistoryBuffer, MessageHub, print_log
+from mmengine.model import BaseModule
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from apt_dense import backbone, checkpoints
+from apt_dense.layout import TokenLayout
+
+# What mmengine stores beside the weights (its log buffers), so that its files load without running pickled code.
+_MMENGINE_TYPES = (HistoryBuffer, np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar)
+_NUMPY_DTYPES = tuple(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?"))
+
+
+@MODELS.register_module()
+class APTViT(backbone.APTViT, BaseModule):
+    """The adaptive ViT with an MMSeg user's arguments.
+
+    Returns a tuple of (B, C, H / p, W / p), one per ``out_indices``, each of stride ``patch_size``: put MMSeg's
+    MultiLevelNeck or Feature2Pyramid behind it for UPerNet. While training, the share of tokens kept is logged as
+    ``tokens_kept``.
+
+    Args:
+        pretrained: a checkpoint: a file, an address known to mmengine, or ``timm://NAME``. Short for
+            ``init_cfg=dict(type="Pretrained", checkpoint=...)``.
+        init_cfg: mmengine's initialisation config. "Pretrained" converts timm, MAE, DeiT and MMSeg ViT files,
+            resamples positions, and raises if a weight is missing or unknown (``strict=False`` in it: warns instead).
+        frozen_stages: -1 trains all; 0 freezes the embedding; n also the first n blocks. Parameters that only APT
+            has are never frozen: no checkpoint of a plain ViT brings them.
+        with_cp: activation checkpointing.
+        norm_eval: keep norm layers in eval mode while training.
+        pos_antialias: False by default here, as in MMSeg's VisionTransformer.
+        **options: as for :class:`apt_dense.APTViT`.
+    """
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        init_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        norm_eval: bool = False,
+        pos_antialias: bool = False,
+        **options: Any,
+    ) -> None:
+        if pretrained is not None and init_cfg is not None:
+            raise ValueError("pretrained and init_cfg both say where weights come from; give one of them")
+        super().__init__(checkpoint_blocks=with_cp, pos_antialias=pos_antialias, **options)
+        if not -1 <= frozen_stages <= len(self.blocks):
+            raise ValueError(f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}")
+        self.init_cfg = {"type": "Pretrained", "checkpoint": pretrained} if pretrained is not None else init_cfg
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights, if there are any."""
+        config = self.init_cfg
+        if not isinstance(config, Mapping) or config.get("type") != "Pretrained":
+            print_log("APTViT starts from random weights; set backbone.pretrained for a checkpoint", "current")
+            return super().init_weights()
+        content = _read_checkpoint(config["checkpoint"], self.img_size)
+        if config.get("prefix"):
+            content = _below(checkpoints.unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
+        try:
+            report = checkpoints.load_backbone(self, content, strict=config.get("strict", True))
+        except ValueError as error:
+            raise ValueError(f"{config['checkpoint']}: {error}") from error
+        print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
+        self._is_init = True
+
+    def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
+        layout = super().layout(images, scale_map)
+        if self.training:
+            share = len(layout.image_N) / scale_map.numel()
+            MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
+        return layout
+
+    def train(self, mode: bool = True) -> "APTViT":
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.patch_embed, *self.blocks[: self.frozen_stages]):
+            module.eval().requires_grad_(False)
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                parameter.requires_grad_(False)
+
+
+def _read_checkpoint(address: str, img_size: tuple[int, int]) -> Mapping:
+    """The content of a checkpoint given by file, mmengine address or ``timm://NAME``."""
+    if address.startswith("timm://"):
+        name = address.removeprefix("timm://")
+        return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size).state_dict()
+    if "://" in address:
+        return CheckpointLoader.load_checkpoint(address, map_location="cpu")
+    return checkpoints.read_checkpoint(Path(address).expanduser(), (*_MMENGINE_TYPES, *_NUMPY_DTYPES))
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not found:
+        raise ValueError(f"no weight of the checkpoint starts with prefix={prefix!r}; it holds {list(state)[:4]}, ...")
+    return found
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise learning rate decay for a model whose ``backbone`` is an :class:`APTViT`.
+
+    ``paramwise_cfg=dict(decay_rate=0.9)``: the embedding gets decay_rate**(depth + 1) of the rate, block i
+    decay_rate**(depth - i), everything else the full rate: heads, the final norm, and the parameters that only APT
+    has, since no checkpoint brings them. Biases, norms, positions and class token are not decayed. ``num_layers``
+    (default: the backbone's blocks) replaces depth. MMSeg's own constructor knows BEiT and MAE only.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
+        depth = self.paramwise_cfg.get("num_layers") or len(module.backbone.blocks)
+        decay_rate = self.paramwise_cfg["decay_rate"]
+        groups: dict[tuple[int, bool], dict] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            layer, decays = layer_of(name, depth), parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token"))
+            scale = decay_rate ** (depth + 1 - layer)
+            group = groups.setdefault((layer, decays), {
+                "params": [], "lr": scale * self.base_lr, "lr_scale": scale, "param_names": [],
+                "weight_decay": self.base_wd if decays else 0.0,
+            })  # fmt: skip
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+        params.extend(groups[key] for key in sorted(groups))
+        _log_groups(params)
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter of a segmentor: 0 for the embedding, i + 1 for block i, depth + 1 for all others."""
+    if name.startswith(("backbone.patch_embed.", "backbone.pos_embed", "backbone.cls_token")):
+        return 0
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return depth + 1
+
+
+def _log_groups(groups: Sequence[dict]) -> None:
+    lines = {f"group {i}": {k: v for k, v in group.items() if k != "params"} for i, group in enumerate(groups)}
+    print_log(f"Parameter groups: {json.dumps(lines, indent=2)}", "current")
