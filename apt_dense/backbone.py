@@ -25,13 +25,21 @@ class APTViT(nn.Module):
     With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
 
     Args:
-        img_size: pixels (H, W, or one number for both) that ``pos_embed`` is trained for; any input size runs.
+        img_size: pixels (H, W, or one number for both) that the positions are trained for; any input size runs.
         patch_size: pixels of the smallest patches; the stride of the feature maps.
         in_chans: image channels; with thresholds, 3.
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm. ``depth`` also sets the drop path rates, but
             blocks after the last output are not built.
         patch_bias: whether the patch embedding has a bias.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
+        window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
+            over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
+        window_block_indexes: blocks with windows.
+        use_rel_pos: decomposed relative positions in all blocks; global ones are interpolated to other input sizes.
+        residual_block_indexes: blocks with a convolutional residual.
+        use_abs_pos: whether there is an absolute position embedding.
+        pretrain_img_size: pixels that ``pos_embed`` is trained for, if other than ``img_size``.
+        pretrain_use_cls_token: without a class token, that ``pos_embed`` has a place for one all the same.
         class_token: whether a class token runs along (it is not part of the output).
         no_embed_class: with a class token, that it has no position embedding (DeiT-3's way).
         norm_eps: epsilon of all LayerNorms.
@@ -64,6 +72,13 @@ class APTViT(nn.Module):
         qkv_bias: bool = True,
         patch_bias: bool = True,
         drop_path_rate: float = 0.0,
+        window_size: int = 0,
+        window_block_indexes: Sequence[int] = (),
+        use_rel_pos: bool = False,
+        residual_block_indexes: Sequence[int] = (),
+        use_abs_pos: bool = True,
+        pretrain_img_size: int | tuple[int, int] | None = None,
+        pretrain_use_cls_token: bool = False,
         class_token: bool = False,
         no_embed_class: bool = False,
         norm_eps: float = 1e-6,
@@ -81,42 +96,48 @@ class APTViT(nn.Module):
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        self.patch_size, self.in_chans, self.embed_dim = patch_size, in_chans, embed_dim
+        self.img_size = _pair(img_size)
+        self.patch_size, self.in_chans, self.embed_dim, self.last_block = patch_size, in_chans, embed_dim, depth - 1
         self.out_indices = _resolve_out_indices(out_indices, depth)
-        self.thresholds = check_thresholds(thresholds, patch_size, self.img_size)
+        windowed = _check_block_indexes("window_block_indexes", window_block_indexes, depth) if window_size else ()
+        self.window_size = window_size if windowed else 0
+        self.num_prefix = int(class_token)
+        _check_prefix(self.num_prefix, self.window_size, use_rel_pos, residual_block_indexes)
+        self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
         self.scorer = resolve_scorer(scorer)
         self.pixel_format = _check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
-        self.drop_padding, self.checkpoint_blocks = drop_padding, checkpoint_blocks
-        self.partial_patches, self.pos_antialias = _one_of("partial_patches", partial_patches, "pad", "crop"), pos_antialias
+        self.partial_patches = _one_of("partial_patches", partial_patches, "pad", "crop")
+        self.drop_padding, self.checkpoint_blocks, self.pos_antialias = drop_padding, checkpoint_blocks, pos_antialias
         self.norm_intermediates = norm_intermediates
-        if final_norm and not norm_intermediates and depth - 1 not in self.out_indices:
-            raise ValueError(
-                f"final_norm normalises block {depth - 1}, which out_indices={self.out_indices} leaves out; "
-                f"its weights would never get a gradient. Add it, or set final_norm=False or norm_intermediates=True"
-            )
-        if norm_intermediates and not final_norm:
-            raise ValueError("norm_intermediates=True applies the final norm to all outputs; set final_norm=True too")
+        _check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
 
-        self.pos_grid = tuple(size // patch_size for size in self.img_size)
-        self.num_prefix = int(class_token)
-        self.num_prefix_positions = 0 if no_embed_class else self.num_prefix
+        grid = tuple(size // patch_size for size in self.img_size)
+        self.pos_grid = tuple(size // patch_size for size in _pair(pretrain_img_size or img_size))
+        self.num_prefix_positions = int((class_token and not no_embed_class) or pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
         self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         positions = self.num_prefix_positions + self.pos_grid[0] * self.pos_grid[1]
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
-        rates = calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if use_abs_pos else None
+        residual = _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_path=rate, norm_eps=norm_eps) for rate in rates
-        )
+            Block(
+                embed_dim, num_heads, mlp_ratio, qkv_bias,
+                drop_path=rate,
+                norm_eps=norm_eps,
+                windowed=i in windowed,
+                rel_pos_size=((window_size, window_size) if i in windowed else grid) if use_rel_pos else None,
+                conv_residual=i in residual,
+            )
+            for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1])
+        )  # fmt: skip
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else None
-        self.last_block = depth - 1
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise as timm's ViT does: truncated normal weights of 0.02, zero biases."""
-        trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
         for module in self.blocks.modules():
@@ -188,7 +209,7 @@ class APTViT(nn.Module):
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
         # A sum is finite if all of its terms are, and needs no mask of the size of the images.
         finite = images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
-        return build_layout(scale_map, len(self.thresholds) + 1, num_prefix=self.num_prefix, finite=finite)
+        return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""
@@ -217,18 +238,20 @@ class APTViT(nn.Module):
         scales = range(1, len(self.thresholds) + 1)
         scores = score_maps(images, self.patch_size, scales, self.scorer, self.pixel_format)
         region = filled_region(images)
-        scale_map = partition_by_thresholds(scores, self.thresholds, region, grid, self.patch_size)
+        scale_map = partition_by_thresholds(
+            scores, self.thresholds, region, grid, self.patch_size, self.window_size
+        )
         return drop_padding(scale_map, region, self.patch_size) if self.drop_padding else scale_map
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
         """Images of whole patches -> rows (R, C)."""
-        prefix_positions, positions = self.pos_embed[0].split(
-            [self.num_prefix_positions, self.pos_grid[0] * self.pos_grid[1]]
-        )
-        prefix = None
-        if self.num_prefix:
-            prefix = self.cls_token[0] + prefix_positions if self.num_prefix_positions else self.cls_token[0]
-        positions = positions.unflatten(0, self.pos_grid)
+        prefix = positions = None
+        if self.pos_embed is not None:
+            positions = self.pos_embed[0, self.num_prefix_positions :].unflatten(0, self.pos_grid)
+        if self.cls_token is not None:
+            prefix = self.cls_token[0]
+            if positions is not None and self.num_prefix_positions:
+                prefix = prefix + self.pos_embed[0, :1]
         return embed_patches(
             images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias
         )
@@ -243,6 +266,38 @@ class APTViT(nn.Module):
         if self.norm is None or not (self.norm_intermediates or index == self.last_block):
             return x
         return self.norm(x)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> tuple[int, ...]:
+    bad = [i for i in indexes if not 0 <= i < depth]
+    if bad:
+        raise ValueError(f"{name}={tuple(indexes)} names blocks {bad}; there are blocks 0 to {depth - 1}")
+    return tuple(indexes)
+
+
+def _check_prefix(num_prefix: int, window_size: int, use_rel_pos: bool, residual_blocks: Sequence[int]) -> None:
+    """A class token has no place in the image, so nothing that needs one can be meant to hold for it."""
+    if num_prefix and (window_size or use_rel_pos or len(residual_blocks)):
+        raise ValueError(
+            f"class_token=True together with window_size={window_size}, use_rel_pos={use_rel_pos} or "
+            f"residual_block_indexes={tuple(residual_blocks)} is not defined; set class_token=False as ViTDet and SAM do"
+        )
+
+
+def _check_final_norm(
+    final_norm: bool, norm_intermediates: bool, out_indices: tuple[int, ...], last_block: int
+) -> None:
+    if norm_intermediates and not final_norm:
+        raise ValueError("norm_intermediates=True applies the final norm to all outputs; set final_norm=True too")
+    if final_norm and not norm_intermediates and last_block not in out_indices:
+        raise ValueError(
+            f"final_norm normalises block {last_block}, which out_indices={out_indices} leaves out; its weights "
+            f"would never get a gradient. Add it, or set final_norm=False or norm_intermediates=True"
+        )
 
 
 def _check_images(images: Tensor, in_chans: int) -> None:

@@ -15,11 +15,30 @@ from torch import Tensor
 from apt_dense.partition import DROPPED
 
 
+class Bucket(NamedTuple):
+    """Segments of about the same length, padded to one, so that they run as one batch."""
+
+    rows: Tensor  # (n, L) int64 packed rows; padded places repeat the segment's first row
+    valid: Tensor | None  # (n, L) bool, False at padded places; None if there are none
+
+
 class Segments(NamedTuple):
     """Runs of rows that attend to each other. Lengths (2, 4, 3) have offsets [0, 2, 6, 9]."""
 
     offsets: Tensor  # (S + 1,) int32 on the device, the cu_seqlens of variable-length attention kernels
     lengths: tuple[int, ...]  # the same on the host; a segment may be empty
+    buckets: tuple[Bucket, ...]  # all segments that are not empty
+    place_R: Tensor  # for each row, its place in the concatenated (n * L) places of all buckets
+
+
+class Cells(NamedTuple):
+    """Where patches lie inside their segment (a window or the whole grid), for relative positions."""
+
+    size: tuple[int, int]  # rows and columns of cells of a whole segment
+    y_N: Tensor  # row of each patch's top left cell
+    x_N: Tensor  # and column
+    rows_N: Tensor | None  # rows and columns of the patch's segment that lie in the grid, where a window
+    columns_N: Tensor | None  # may be cut short by its edge; None if every segment is whole
 
 
 class TokenLayout(NamedTuple):
@@ -28,6 +47,7 @@ class TokenLayout(NamedTuple):
     grid: tuple[int, int]  # h, w
     num_prefix: int  # rows before the patches of each image
     image_N: Tensor  # image of each patch
+    scale_N: Tensor
     y_N: Tensor  # base-grid row of its top left cell
     x_N: Tensor  # and column
     by_scale: tuple[Tensor, ...]  # for each scale, the patches of that scale, ascending
@@ -36,6 +56,8 @@ class TokenLayout(NamedTuple):
     row_Bhw: Tensor  # (B, h, w) row that covers each cell, -1 where none does
     images: Segments  # one per image, prefix included
     windows: Segments | None  # one per window, images in order; None without windows
+    image_cells: Cells
+    window_cells: Cells | None
 
     @property
     def batch(self) -> int:
@@ -70,11 +92,13 @@ def build_layout(
     row_N = torch.arange(len(image_N), device=image_N.device) + num_prefix * (image_N + 1)
     per_image = [sum(lengths) + num_prefix for lengths in per_window]
     images = _segments(per_image, scale_map.device)
-    by_scale, source_R = _sort_by_scale(scale_map[image_N, y_N, x_N], row_N, per_scale, batch, num_prefix)
+    scale_N = scale_map[image_N, y_N, x_N]
+    by_scale, source_R = _sort_by_scale(scale_N, row_N, per_scale, batch, num_prefix)
     return TokenLayout(
         grid=(h, w),
         num_prefix=num_prefix,
         image_N=image_N,
+        scale_N=scale_N,
         y_N=y_N,
         x_N=x_N,
         by_scale=by_scale,
@@ -83,6 +107,8 @@ def build_layout(
         row_Bhw=_cover(scale_map, row_N, image_N, y_N, x_N),
         images=images,
         windows=_segments([n for lengths in per_window for n in lengths], scale_map.device) if window_size else None,
+        image_cells=Cells((h, w), y_N, x_N, None, None),
+        window_cells=_window_cells((h, w), window_size, y_N, x_N) if window_size else None,
     )
 
 
@@ -154,8 +180,46 @@ def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[T
 
 
 def _segments(lengths: list[int], device: torch.device) -> Segments:
-    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Segments(offsets.to(device, non_blocking=True), tuple(lengths))
+    """Segments of these lengths, with the buckets that attention runs in."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    bucketed = _bucket_numbers(lengths)
+    starts = torch.zeros(len(lengths), dtype=torch.int64)  # place of each segment's first row in the buckets
+    buckets, place = [], 0
+    for numbers, longest in bucketed:
+        starts[numbers] = place + longest * torch.arange(len(numbers))
+        place += longest * len(numbers)
+        buckets.append(_bucket(offsets, numbers, longest, device))
+    shift = torch.repeat_interleave(starts - offsets[:-1], torch.tensor(lengths, dtype=torch.int64))
+    place_R = torch.arange(sum(lengths)) + shift
+    return Segments(offsets.int().to(device), tuple(lengths), tuple(buckets), place_R.to(device))
+
+
+def _bucket_numbers(lengths: list[int]) -> list[tuple[Tensor, int]]:
+    """Segment numbers of each bucket and the length they are padded to: at most a sixteenth of the longest is lost."""
+    step = max(1, max(lengths, default=0) // 16)
+    groups: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        if length:
+            groups.setdefault(-(-length // step), []).append(number)
+    return [(torch.tensor(group), max(lengths[i] for i in group)) for _, group in sorted(groups.items())]
+
+
+def _bucket(offsets: Tensor, numbers: Tensor, longest: int, device: torch.device) -> Bucket:
+    first, count = offsets[numbers, None], offsets.diff()[numbers, None]
+    place = torch.arange(longest)
+    valid = place < count
+    rows = torch.where(valid, first + place, first)
+    return Bucket(rows.to(device), None if bool(valid.all()) else valid.to(device))
+
+
+def _window_cells(grid: tuple[int, int], window_size: int, y_N: Tensor, x_N: Tensor) -> Cells:
+    """Patches inside their windows; the last windows of a grid that does not divide are cut short."""
+    inside_y, inside_x = y_N % window_size, x_N % window_size
+    if grid[0] % window_size == 0 and grid[1] % window_size == 0:
+        return Cells((window_size, window_size), inside_y, inside_x, None, None)
+    rows_N = (grid[0] - y_N + inside_y).clamp(max=window_size)
+    columns_N = (grid[1] - x_N + inside_x).clamp(max=window_size)
+    return Cells((window_size, window_size), inside_y, inside_x, rows_N, columns_N)
 
 
 def _sort_by_scale(

@@ -16,13 +16,15 @@ from torch import Tensor
 DROPPED = -1
 
 
-def check_thresholds(thresholds: Sequence[float], patch_size: int, img_size: tuple[int, int]) -> tuple[float, ...]:
+def check_thresholds(
+    thresholds: Sequence[float], patch_size: int, img_size: tuple[int, int], window_size: int = 0
+) -> tuple[float, ...]:
     """Thresholds as a tuple of floats, one per scale from 1 up.
 
     Raises:
-        TypeError: if it is not a sequence of numbers.
-        ValueError: for NaN, for values that rise with the scale, and for a scale larger than the image the model
-            is made for.
+        TypeError: if it is not a sequence of numbers, or one is NaN.
+        ValueError: for values that rise with the scale, and for a scale larger than the image the model is made for
+            or than an attention window (``window_size`` cells; 0 for none).
     """
     if isinstance(thresholds, (str, bytes, Real)) or not isinstance(thresholds, Sequence):
         raise TypeError(
@@ -42,6 +44,11 @@ def check_thresholds(thresholds: Sequence[float], patch_size: int, img_size: tup
         raise ValueError(
             f"thresholds={tuple(thresholds)!r}: the patch of scale {len(thresholds)} is {coarsest} pixels wide, more "
             f"than img_size={img_size}; give at most {max(0, int(math.log2(max(img_size) / patch_size)))} thresholds"
+        )
+    if thresholds and window_size and 2 ** len(thresholds) > window_size:
+        raise ValueError(
+            f"thresholds={tuple(thresholds)!r}: the patch of scale {len(thresholds)} covers {2 ** len(thresholds)} "
+            f"cells, more than window_size={window_size}; give at most {int(math.log2(window_size))} thresholds"
         )
     return tuple(float(value) for value in thresholds)
 

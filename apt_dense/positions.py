@@ -1,7 +1,17 @@
-"""Positions of tokens of any scale: the learned absolute embedding, resampled to the grid of each scale."""
+"""Positions of tokens of any scale: learned absolute ones, resampled to each scale's grid, and decomposed relative
+ones, averaged over the cells that a token covers.
 
+Shape letters: N patches, H heads, D channels of a head, C channels, K = rows + columns of a segment.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from apt_dense.layout import Cells, TokenLayout
+
+#: The logit of a key that takes no part. Finite, so that gradients stay finite, and within float16.
+MASKED = -1e4
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
@@ -42,3 +52,96 @@ def positions_of_scale(positions: Tensor, grid: tuple[int, int], scale: int, ant
     table = positions.permute(2, 0, 1)[None].float()
     table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=True, align_corners=False)
     return table[0, :, : coarse[0], : coarse[1]].permute(1, 2, 0).to(positions.dtype)
+
+
+def relative_table(rel_pos: Tensor, size: int) -> Tensor:
+    """Relative positions (L, d) along one axis -> (2 * size - 1, d) for distances 1 - size ... size - 1.
+
+    Interpolated linearly if the table was trained for another size, as Detectron2 does
+    (detectron2/modeling/backbone/utils.py, get_rel_pos).
+    """
+    if len(rel_pos) == 2 * size - 1:
+        return rel_pos
+    table = F.interpolate(rel_pos.T[None].float(), size=2 * size - 1, mode="linear", align_corners=False)
+    return table[0].T.to(rel_pos.dtype)
+
+
+def relative_bias_of_queries(
+    q_NHD: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, cells: Cells, layout: TokenLayout
+) -> Tensor:
+    """Decomposed relative positions: what each query adds for a key in each row and in each column.
+
+    A key in row j and column i gets out[..., j] + out[..., rows + i], in the order of :func:`cover_of_keys`. A query
+    that covers several rows takes their mean.
+
+    Args:
+        q_NHD: unscaled queries of N patches, H heads of D channels.
+        rel_pos_h, rel_pos_w: (L, D) trained tables.
+        cells: where the patches lie.
+        layout: without prefix rows.
+
+    Returns:
+        (N, H, rows + columns).
+    """
+    rows, columns = cells.size
+    along_y = _per_axis(q_NHD @ relative_table(rel_pos_h, rows).T, cells.y_N, layout)
+    along_x = _per_axis(q_NHD @ relative_table(rel_pos_w, columns).T, cells.x_N, layout)
+    return torch.cat([along_y, along_x], dim=-1)
+
+
+def _per_axis(by_distance: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
+    """Values (N, H, 2 * size - 1) per distance -> (N, H, size) per key position, for patches that begin at first_N."""
+    size = (by_distance.shape[-1] + 1) // 2
+    key = torch.arange(size, device=first_N.device)
+    parts = []
+    for scale, chosen in enumerate(layout.by_scale):
+        values = by_distance if len(chosen) == len(first_N) else by_distance[chosen]
+        if scale and len(chosen):  # the mean over the rows that the query covers
+            values = F.avg_pool1d(values, 2**scale, stride=1)
+        distance = first_N[chosen, None] - key + size - 1
+        parts.append(values.gather(-1, distance[:, None].expand(-1, values.shape[1], -1)))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts).index_select(0, layout.source_R)
+
+
+def cover_of_keys(cells: Cells, scale_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """The share of each patch that lies in each row and in each column of its segment: (N, rows + columns).
+
+    One-hot for patches of scale 0; its product with :func:`relative_bias_of_queries` is the bias of attention, the
+    mean over the cells of a key.
+    """
+    parts = []
+    for size, first in zip(cells.size, (cells.y_N, cells.x_N), strict=True):
+        place = torch.arange(size, device=first.device) - first[:, None]
+        span = (1 << scale_N)[:, None]
+        parts.append(((place >= 0) & (place < span)).to(dtype) / span)
+    return torch.cat(parts, dim=-1).to(dtype)
+
+
+def bias_of_padding(bias_NHK: Tensor | None, cells: Cells) -> Tensor:
+    """One logit per query that stands for all padded cells of its window: (N, 1 or H).
+
+    Detectron2 fills windows that are cut short with zeros after the norm, so that each padded cell is a key
+    k = bias_k with value bias_v (window_partition). These keys differ only in their relative position, so together
+    they weigh as much as a single one whose bias is the log of the sum of exp(bias). That sum is over a full
+    rectangle less the real cells, and the bias a sum of a row's and a column's part, so it factors.
+    Queries of whole windows get ``MASKED``.
+
+    Args:
+        bias_NHK: from :func:`relative_bias_of_queries`; None without relative positions.
+    """
+    rows, columns = cells.size
+    padded = (cells.rows_N < rows) | (cells.columns_N < columns)
+    if bias_NHK is None:
+        count = (rows * columns - cells.rows_N * cells.columns_N).clamp(min=1).float().log()
+        return torch.where(padded, count, MASKED)[:, None]
+    along_y, along_x = bias_NHK.float().split([rows, columns], dim=-1)
+    top_y, top_x = along_y.amax(-1, keepdim=True).detach(), along_x.amax(-1, keepdim=True).detach()
+    exp_y, exp_x = (along_y - top_y).exp(), (along_x - top_x).exp()
+    real_y = torch.arange(rows, device=padded.device) < cells.rows_N[:, None]
+    real_x = torch.arange(columns, device=padded.device) < cells.columns_N[:, None]
+    below = (exp_y * ~real_y[:, None]).sum(-1) * exp_x.sum(-1)
+    beside = (exp_y * real_y[:, None]).sum(-1) * (exp_x * ~real_x[:, None]).sum(-1)
+    logit = (below + beside).clamp(min=1e-30).log() + top_y[..., 0] + top_x[..., 0]
+    return torch.where(padded[:, None], logit, MASKED).to(bias_NHK.dtype)

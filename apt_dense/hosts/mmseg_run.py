@@ -6,8 +6,7 @@ Functions here edit a config in place before the Runner is built; the Runner its
 import math
 import os
 import pickle
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +15,22 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from apt_dense.checkpoints import read_checkpoint
+from apt_dense.hosts.mmseg import _MMENGINE_TYPES, _NUMPY_DTYPES
 from apt_dense.hosts.mmseg_data import dataset_configs
 
+COARSE_ONLY = "backbone.coarse_embed."  # parameters of a backbone with thresholds alone
 LOG_LINES = 10  # at least so many in a run shorter than the config's
+
+
+# MMEngine's list of harmless types lacks the float32 of its own metrics: it would warn about its own checkpoints at length
+# and read them with weights_only=False.
+torch.serialization.add_safe_globals(list(_NUMPY_DTYPES))
 
 
 @register_backend("apt_atomic", force=True)
@@ -162,24 +170,32 @@ def _configs_of_type(node: object, name: str) -> Iterator[dict]:
             yield from _configs_of_type(child, name)
 
 
-def read_checkpoint(path: str) -> dict:
-    """Open a checkpoint; the weights stay on the disk until they are used.
+def read_run(path: str) -> Mapping:
+    """The content of a checkpoint of MMEngine's: weights, optimizer, schedule, log. Pickled code is never run.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or it is cut off or no checkpoint at all.
+        FileNotFoundError, ValueError: no such file, or it is damaged or no checkpoint at all.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint file {path}")
+    # Types that are allowed already must stay so, but torch takes back whatever it is given here.
+    new_types = [kind for kind in RUN_TYPES if kind not in torch.serialization.get_safe_globals()]
     try:
-        # The same trust as MMEngine's own loading, which falls back to weights_only=False for its run history.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        size = os.path.getsize(path)
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} ({size} bytes) is damaged or no checkpoint: {reason}. Use an older one.") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; a checkpoint is a dict with a 'state_dict'")
-    return checkpoint
+        return read_checkpoint(Path(path).expanduser(), new_types)
+    except ValueError as error:
+        raise ValueError(
+            f"checkpoint {path} ({os.path.getsize(path)} bytes) cannot be read: it is cut off or damaged, no checkpoint, "
+            "or holds pickled code other than MMEngine's. Use an older checkpoint, or copy it again"
+        ) from error
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """What MMEngine's log buffers pickle as ``getattr(HistoryBuffer, "mean")`` and the like, and nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed")
+    return getattr(HistoryBuffer, name)
+
+
+# MMEngine pickles its log with the weights; torch replaces builtins.getattr by the harmless function above.
+RUN_TYPES = (*_MMENGINE_TYPES, *_NUMPY_DTYPES, (_history_method, "builtins.getattr"))
 
 
 def check_resume(cfg: Config) -> None:
@@ -199,7 +215,7 @@ def check_resume(cfg: Config) -> None:
     else:
         return
     try:
-        states = read_checkpoint(path).get("param_schedulers") or []
+        states = read_run(path).get("param_schedulers") or []
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"cannot resume from what {source} names: {error} (its path can be edited)") from None
     _check_same_length(path, states, cfg.get("param_scheduler") or [])
@@ -222,19 +238,22 @@ def _check_same_length(path: str, states: Sequence[Mapping], schedulers: Sequenc
 def check_weights(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     """Compare names and shapes with a checkpoint's before testing: MMEngine loads what fits and only logs the rest.
 
+    A model trained with thresholds may be tested without and the other way round: the parameters for coarse patches,
+    which only the one has, are then not used, or start at zero.
+
     Raises:
         ValueError: weights are missing, unknown or of another shape; what stays random makes the scores meaningless.
     """
     saved = {name.removeprefix("module."): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
     own = model.state_dict()
-    problems = [
-        f"{len(names)} {kind} ({names[0]}, ...)"
-        for kind, names in (
-            ("missing", sorted(own.keys() - saved.keys())),
-            ("unknown", sorted(saved.keys() - own.keys())),
-            ("of another shape", [n for n in own if n in saved and own[n].shape != saved[n].shape]),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit this config's model: weights {', '.join(problems)}")
+    problems = {
+        "missing": own.keys() - saved.keys(),
+        "unknown": saved.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
+    }
+    for kind, names in problems.items():
+        optional = {name for name in names if name.startswith(COARSE_ONLY) or name.endswith("num_batches_tracked")}
+        problems[kind] = sorted(names if kind == "of another shape" else names - optional)
+    listed = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]
+    if listed:
+        raise ValueError(f"{path} does not fit this config's model: of its weights {'; '.join(listed)}")
