@@ -1,7 +1,7 @@
 """Checkpoints: state dicts of other ViTs -> ours. Pure functions on dictionaries of tensors.
 
-Understood so far: our own, timm's ViTs (also inside MAE and DeiT files) and MMSeg's VisionTransformer, each also as
-the ``backbone.`` of a whole model.
+Understood so far: our own, timm's ViTs (also inside MAE and DeiT files), MMSeg's VisionTransformer, Detectron2's ViT
+and SAM's image encoder, each also as part of a whole model.
 """
 
 import difflib
@@ -17,14 +17,17 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from apt_dense.positions import relative_table
+
 StateDict = dict[str, Tensor]
 
 #: Parts of other models that a dense backbone has no use for.
-_NOT_BACKBONE = re.compile(r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|decoder_\w+|decode_head)\.|mask_token|decoder_")
+_NOT_BACKBONE = re.compile(r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|neck|decoder_\w+|decode_head)\.|mask_token|decoder_")
 #: Parameters that only APT has; a checkpoint from elsewhere lacks them and they start at a neutral value.
 _NEW = re.compile(r"coarse_embed\.")
 
-_MMSEG_NAMES = (
+#: Names of MMSeg's VisionTransformer (mmseg/models/backbones/vit.py) and of SAM's MLP, where they differ from ours.
+_OTHER_NAMES = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^layers\.(\d+)\.ln1\.", r"blocks.\1.norm1."),
     (r"^layers\.(\d+)\.ln2\.", r"blocks.\1.norm2."),
@@ -33,6 +36,7 @@ _MMSEG_NAMES = (
     (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
     (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
     (r"^ln1\.", "norm."),
+    (r"^blocks\.(\d+)\.mlp\.lin([12])\.", r"blocks.\1.mlp.fc\2."),
 )
 
 
@@ -83,8 +87,8 @@ def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
 def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     """The backbone's state dict inside a checkpoint file's content.
 
-    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.`` where that exists,
-    unless ``backbone`` is False.
+    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.`` or
+    ``image_encoder.`` where that exists, unless ``backbone`` is False.
 
     Raises:
         ValueError: if there is no dictionary of tensors inside.
@@ -97,19 +101,15 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     if not state:
         found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
-    for prefix in ("module.", "backbone.") if backbone else ("module.",):
+    for prefix in ("module.", "backbone.", "image_encoder.") if backbone else ("module.",):
         below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         state = below or state
     return state
 
 
-def from_mmseg(state: StateDict) -> StateDict:
-    """MMSeg's ``VisionTransformer`` (mmseg/models/backbones/vit.py) -> our names; other names stay as they are."""
-    return {_rename(name): value for name, value in state.items()}
-
-
-def _rename(name: str) -> str:
-    for pattern, ours in _MMSEG_NAMES:
+def rename(name: str) -> str:
+    """Our name of a weight of MMSeg's or SAM's ViT; other names stay as they are."""
+    for pattern, ours in _OTHER_NAMES:
         name = re.sub(pattern, ours, name)
     return name
 
@@ -145,12 +145,14 @@ def fit_state(state: StateDict, model: nn.Module) -> tuple[StateDict, LoadReport
     """
     target = model.state_dict()
     fitted, converted, unused, unexpected = {}, [], [], []
-    for name, value in from_mmseg(state).items():
+    for name, value in state.items():
+        name = rename(name)
         if name not in target:
             (unused if _is_unused(name, model) else unexpected).append(name)
             continue
-        if name == "pos_embed" and value.shape != target[name].shape:
-            value = resize_positions(value, model.pos_grid, model.num_prefix_positions)
+        fitting = _fit_shape(name, value, target[name].shape, model)
+        if fitting is not value:
+            value = fitting
             converted.append(name)
         if value.shape != target[name].shape:
             raise ValueError(
@@ -162,6 +164,18 @@ def fit_state(state: StateDict, model: nn.Module) -> tuple[StateDict, LoadReport
     new = [name for name in absent if _NEW.match(name)]
     missing = [name for name in absent if not _NEW.match(name)]
     return fitted, LoadReport(list(fitted), converted, new, missing, unused, unexpected)
+
+
+def _fit_shape(name: str, value: Tensor, shape: torch.Size, model: nn.Module) -> Tensor:
+    """Positions resampled to the model's shape; everything else as it is."""
+    if value.shape == shape:
+        return value
+    if name == "pos_embed":
+        value = value.flatten(1, 2) if value.ndim == 4 else value  # SAM keeps a grid (1, h, w, C)
+        return value if value.shape == shape else resize_positions(value, model.pos_grid, model.num_prefix_positions)
+    if name.endswith((".rel_pos_h", ".rel_pos_w")):
+        return relative_table(value, (shape[0] + 1) // 2)
+    return value
 
 
 def _is_unused(name: str, model: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""timm's plain ViTs: which ``APTViT`` arguments rebuild a model, and a refusal of everything that has none."""
+"""timm's plain ViTs and SAM's image encoder: which ``APTViT`` arguments rebuild a model, and a refusal of everything
+that has none."""
 
 import difflib
 from collections.abc import Iterator
@@ -6,7 +7,7 @@ from typing import Any
 
 import timm
 from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models import vision_transformer, vision_transformer_sam
 from torch import nn
 
 
@@ -34,8 +35,13 @@ def apt_arguments(model: nn.Module) -> dict[str, Any]:
     if features:
         raise ValueError(
             f"APTViT does not support {', '.join(features)} of timm's {_name(model)}. Supported are plain pre-norm "
-            f"ViTs with learned absolute positions: AugReg, DeiT (not distilled), MAE"
+            f"ViTs with learned absolute positions (AugReg, DeiT without distillation, MAE) and SAM's image encoder"
         )
+    own = _sam_arguments if isinstance(model, vision_transformer_sam.VisionTransformerSAM) else _vit_arguments
+    return {**_common_arguments(model), **own(model)}
+
+
+def _common_arguments(model: nn.Module) -> dict[str, Any]:
     block = model.blocks[0]
     config = model.pretrained_cfg or {}
     pixels = {f"pixel_{k}": tuple(255 * v for v in config[k]) for k in ("mean", "std") if k in config}
@@ -49,11 +55,26 @@ def apt_arguments(model: nn.Module) -> dict[str, Any]:
         "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
         "qkv_bias": block.attn.qkv.bias is not None,
         "patch_bias": model.patch_embed.proj.bias is not None,
+        "norm_eps": block.norm1.eps,
+        **pixels,
+    }
+
+
+def _vit_arguments(model: nn.Module) -> dict[str, Any]:
+    return {
         "class_token": model.has_class_token,
         "no_embed_class": model.no_embed_class,
-        "norm_eps": block.norm1.eps,
         "final_norm": isinstance(model.norm, nn.LayerNorm),
-        **pixels,
+    }
+
+
+def _sam_arguments(model: nn.Module) -> dict[str, Any]:
+    """The trunk of SAM's image encoder; its neck is not part of the backbone."""
+    windows = {i: block.window_size for i, block in enumerate(model.blocks) if block.window_size}
+    return {
+        "window_size": max(windows.values(), default=0),
+        "window_block_indexes": tuple(windows),
+        "use_rel_pos": model.blocks[0].attn.use_rel_pos,
     }
 
 
@@ -63,44 +84,43 @@ def _name(model: nn.Module) -> str:
 
 def _unsupported(model: nn.Module) -> Iterator[str]:
     """Names of the features of a timm model that ``APTViT`` cannot reproduce."""
-    if type(model) is not VisionTransformer:
+    if type(model) not in (vision_transformer.VisionTransformer, vision_transformer_sam.VisionTransformerSAM):
         yield f"the architecture {type(model).__name__}"
         return
-    if type(model.patch_embed) is not PatchEmbed or not isinstance(model.patch_embed.norm, nn.Identity):
+    if type(model.patch_embed) is not PatchEmbed or not _is_identity(model.patch_embed.norm):
         yield "its patch embedding"
     elif model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
         yield f"patches of {model.patch_embed.patch_size} pixels, which are not square"
-    if model.reg_token is not None:
+    if getattr(model, "reg_token", None) is not None:
         yield "register tokens"
     if model.pos_embed is None:
         yield "the lack of absolute positions"
-    if not isinstance(model.norm_pre, nn.Identity):
+    if getattr(model, "rope_global", None) is not None:
+        yield "rotary positions"
+    if not _is_identity(model.norm_pre):
         yield "pre-norm (norm_pre)"
-    if not isinstance(model.norm, (nn.LayerNorm, nn.Identity)):
+    if not isinstance(getattr(model, "norm", nn.Identity()), (nn.LayerNorm, nn.Identity)):
         yield f"the final norm {type(model.norm).__name__}"
-    blocks: dict[str, None] = {}
-    for block in model.blocks:
-        blocks.update(dict.fromkeys(_unsupported_in_block(block)))
-    yield from blocks
+    yield from dict.fromkeys(feature for block in model.blocks for feature in _unsupported_in_block(block))
 
 
 def _unsupported_in_block(block: nn.Module) -> Iterator[str]:
-    if type(block) is not Block:
+    if type(block) not in (vision_transformer.Block, vision_transformer_sam.Block):
         yield f"blocks of type {type(block).__name__}"
         return
     attn, mlp = block.attn, block.mlp
-    if type(attn) is not Attention:
+    if type(attn) not in (Attention, vision_transformer_sam.Attention):
         yield f"attention of type {type(attn).__name__}"
         return
     if type(mlp) is not Mlp:
         yield f"an MLP of type {type(mlp).__name__}"
-    elif type(mlp.act) is not nn.GELU or mlp.act.approximate != "none" or not isinstance(mlp.norm, nn.Identity):
+    elif type(mlp.act) is not nn.GELU or mlp.act.approximate != "none" or not _is_identity(mlp.norm):
         yield f"an MLP with {type(mlp.act).__name__} and {type(mlp.norm).__name__}"
-    if not isinstance(block.ls1, nn.Identity) or not isinstance(block.ls2, nn.Identity):
+    if not _is_identity(block.ls1) or not _is_identity(block.ls2):
         yield "LayerScale"
-    if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+    if not _is_identity(attn.q_norm) or not _is_identity(attn.k_norm):
         yield "qk-norm"
-    if not isinstance(getattr(attn, "norm", nn.Identity()), nn.Identity):
+    if not _is_identity(getattr(attn, "norm", None)):
         yield "a norm inside attention"
     if getattr(attn, "gate", None) is not None:
         yield "gated attention"
@@ -108,3 +128,7 @@ def _unsupported_in_block(block: nn.Module) -> Iterator[str]:
         yield "its attention widths or biases"
     if type(block.norm1) not in (nn.LayerNorm, LayerNorm):
         yield f"the block norm {type(block.norm1).__name__}"
+
+
+def _is_identity(module: nn.Module | None) -> bool:
+    return module is None or isinstance(module, nn.Identity)
