@@ -120,7 +120,7 @@ def _histograms(bins: Tensor, size: int) -> Tensor:
 def _sum_of_four(histograms: Tensor) -> Tensor:
     """Histograms (h, w, bins) of one scale -> (h // 2, w // 2, bins) of the next."""
     h, w = histograms.shape[0] // 2, histograms.shape[1] // 2
-    return histograms[: 2 * h, : 2 * w].reshape(h, 2, w, 2, -1).sum(dim=(1, 3))
+    return histograms[: 2 * h, : 2 * w].reshape(h, 2, w, 2, ENTROPY_BINS).sum(dim=(1, 3))
 
 
 def _entropy(histograms: Tensor, count: int) -> Tensor:
