@@ -75,12 +75,14 @@ def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(list(safe_types)):
+        # Types that are allowed already must stay so, but torch takes back whatever it is given here.
+        allowed = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([kind for kind in safe_types if kind not in allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
             f"checkpoint {path} cannot be read as weights: it is damaged, of another format, or holds pickled code, "
-            f"which is not run. Copy it again, or save its state dict alone ({error})"
+            f"which is not run. Copy it again, or save its state dict alone"
         ) from error
 
 

@@ -7,12 +7,10 @@ Registered in mmengine's root registries, so every OpenMMLab package finds it. N
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
-from mmengine.logging import HistoryBuffer, MessageHub, print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -20,12 +18,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from apt_dense import backbone, checkpoints
+from apt_dense.hosts.mmseg_checkpoints import read_run
 from apt_dense.layout import TokenLayout
-
-# What mmengine stores beside the weights (its log buffers), so that its files load without running pickled code.
-_MMENGINE_TYPES = (HistoryBuffer, np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar)
-_NUMPY_DTYPES = tuple(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?"))
-
 
 @MODELS.register_module()
 class APTViT(backbone.APTViT, BaseModule):
@@ -117,7 +111,7 @@ def _read_checkpoint(address: str, img_size: tuple[int, int]) -> Mapping:
         return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size).state_dict()
     if "://" in address:
         return CheckpointLoader.load_checkpoint(address, map_location="cpu")
-    return checkpoints.read_checkpoint(Path(address).expanduser(), (*_MMENGINE_TYPES, *_NUMPY_DTYPES))
+    return read_run(address)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

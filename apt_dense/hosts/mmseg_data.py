@@ -1,7 +1,7 @@
 """Checks of a segmentation data set before and while MMSegmentation reads it.
 
-MMSegmentation itself drops labels that are out of range from the metric without a word, lets the loss fail on the device
-with them, wraps 16-bit labels around at 256, and looks for the folders only after it has built the model.
+MMSegmentation itself leaves labels that are out of range out of the metric without a word, lets the loss fail on the
+device with them, wraps 16-bit labels around at 256, and looks for the folders only after it has built the model.
 """
 
 import os
@@ -57,9 +57,9 @@ class CheckLabels(BaseTransform):
         wrong = labels[(labels >= self.num_classes) & (labels != self.ignore_index)]
         in_file = f" after reduce_zero_label, that is {wrong[0] + 1} in the file" if reduced else ""
         return (
-            f"{path}: label {wrong[0]}{in_file}, but only 0 to {self.num_classes - 1} and {self.ignore_index} (ignored) "
-            f"are allowed; wrong labels in this mask: {wrong.tolist()}. Correct the mask, or set num_classes of the heads "
-            "and of CheckLabels to what the data set has, and check reduce_zero_label."
+            f"{path}: label {wrong[0]}{in_file}, only 0 to {self.num_classes - 1} and {self.ignore_index} (ignored) "
+            f"are allowed; wrong labels in this mask: {len(wrong)}, up to {wrong[-1]}. Correct the mask, or set "
+            "num_classes of the heads and of CheckLabels to what the data set has, and check reduce_zero_label"
         )
 
     def __repr__(self) -> str:
@@ -121,7 +121,7 @@ def _flat(heads: Sequence[dict | list | None]) -> list[dict]:
 
 
 def _check_files(dataset: BaseSegDataset, split: str) -> None:
-    """Raise unless every local image of the split has a mask; data sets in remote storage are left to MMSegmentation."""
+    """Raise unless every local image of the split has a mask; remote storage is left to MMSegmentation."""
     if dataset.backend_args and dataset.backend_args.get("backend", "local") != "local":
         return
     if dataset.ann_file and not os.path.exists(dataset.ann_file):

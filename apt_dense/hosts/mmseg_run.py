@@ -1,51 +1,25 @@
-"""What a run of MMSegmentation needs around its Runner: config overrides, training without a GPU, safe checkpoints.
+"""What a run of MMSegmentation needs before its Runner is built: overrides of the config, and training without a GPU.
 
-Functions here edit a config in place before the Runner is built; the Runner itself is MMEngine's own.
+The functions edit a config in place; the Runner itself is MMEngine's own.
 """
 
 import math
 import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from apt_dense.checkpoints import read_checkpoint
-from apt_dense.hosts.mmseg import _MMENGINE_TYPES, _NUMPY_DTYPES
 from apt_dense.hosts.mmseg_data import dataset_configs
 
-COARSE_ONLY = "backbone.coarse_embed."  # parameters of a backbone with thresholds alone
 LOG_LINES = 10  # at least so many in a run shorter than the config's
-
-
-# MMEngine's list of harmless types lacks the float32 of its own metrics: it would warn about its own checkpoints at length
-# and read them with weights_only=False.
-torch.serialization.add_safe_globals(list(_NUMPY_DTYPES))
-
-
-@register_backend("apt_atomic", force=True)
-class AtomicLocalBackend(LocalBackend):
-    """Local files that appear under their name only once they are complete.
-
-    For ``CheckpointHook(backend_args=dict(backend="apt_atomic"))``: MMEngine writes a checkpoint in place, so that a
-    run killed meanwhile leaves half a file under the name of a finished one.
-    """
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write ``obj`` beside ``filepath``, then rename it."""
-        partial = f"{filepath}.partial"
-        super().put(obj, partial)
-        os.replace(partial, filepath)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -59,8 +33,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
-def load_config(path: str, options: Mapping | None = None, *, data_root: str | None = None,
-                max_iters: int | None = None) -> Config:
+def load_config(
+    path: str, options: Mapping | None = None, *, data_root: str | None = None, max_iters: int | None = None
+) -> Config:
     """Read a config and override parts of it.
 
     Args:
@@ -76,14 +51,19 @@ def load_config(path: str, options: Mapping | None = None, *, data_root: str | N
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path}")
     cfg, options = Config.fromfile(path), dict(options or {})
-    data_root = data_root or options.pop("data_root", None)
-    in_options = [options.pop(key) for key in ("max_iters", "train_cfg.max_iters") if key in options]
+    data_root = _first(data_root, options.pop("data_root", None))
+    max_iters = _first(max_iters, options.pop("max_iters", None), options.pop("train_cfg.max_iters", None))
     if data_root is not None:
         set_data_root(cfg, data_root)
-    if max_iters is not None or in_options:
-        set_max_iters(cfg, in_options[0] if max_iters is None else max_iters)
+    if max_iters is not None:
+        set_max_iters(cfg, max_iters)
     cfg.merge_from_dict(options)
     return cfg
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is given, or None."""
+    return next((value for value in values if value is not None), None)
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:
@@ -106,22 +86,23 @@ def set_max_iters(cfg: Config, max_iters: int) -> None:
         raise ValueError(f"max_iters={max_iters!r}: expected a whole number of iterations, at least 1")
     cfg.max_iters = cfg.train_cfg.max_iters = max_iters
     cfg.train_cfg.val_interval = min(cfg.train_cfg.get("val_interval", 1000), max_iters)
-    _scale_schedulers(cfg, max_iters / before)
-    hooks = cfg.get("default_hooks", {})
-    if "checkpoint" in hooks:
-        hooks.checkpoint.interval = min(hooks.checkpoint.interval, max_iters)
-    if "logger" in hooks:
-        hooks.logger.interval = min(hooks.logger.interval, math.ceil(max_iters / LOG_LINES))
+    cfg.param_scheduler = _scaled(cfg.get("param_scheduler"), max_iters / before)
+    for name, longest in (("checkpoint", max_iters), ("logger", math.ceil(max_iters / LOG_LINES))):
+        hook = cfg.get("default_hooks", {}).get(name) or {}
+        if "interval" in hook:
+            hook["interval"] = min(hook["interval"], longest)
 
 
-def _scale_schedulers(cfg: Config, factor: float) -> None:
-    for scheduler in cfg.get("param_scheduler") or []:
-        if not scheduler.get("by_epoch", True):
-            for key in ("begin", "end"):
-                if key in scheduler:
-                    scheduler[key] = round(scheduler[key] * factor)
+def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] | None:
+    """Schedulers, one or several, with their iterations times a factor."""
+    if schedulers is None:
+        return None
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    for scheduler in schedulers:
+        for key in {"begin", "end"} & scheduler.keys() if not scheduler.get("by_epoch", True) else ():
+            scheduler[key] = round(scheduler[key] * factor)
     # A very short run rounds its warm-up to nothing, which MMEngine would refuse.
-    cfg.param_scheduler = [s for s in cfg.get("param_scheduler") or [] if s.get("begin", 0) < s.get("end", math.inf)]
+    return [one for one in schedulers if one.get("begin", 0) < one.get("end", math.inf)]
 
 
 def use_amp(cfg: Config) -> None:
@@ -168,92 +149,3 @@ def _configs_of_type(node: object, name: str) -> Iterator[dict]:
     if isinstance(node, (list, tuple)):
         for child in node:
             yield from _configs_of_type(child, name)
-
-
-def read_run(path: str) -> Mapping:
-    """The content of a checkpoint of MMEngine's: weights, optimizer, schedule, log. Pickled code is never run.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or it is damaged or no checkpoint at all.
-    """
-    # Types that are allowed already must stay so, but torch takes back whatever it is given here.
-    new_types = [kind for kind in RUN_TYPES if kind not in torch.serialization.get_safe_globals()]
-    try:
-        return read_checkpoint(Path(path).expanduser(), new_types)
-    except ValueError as error:
-        raise ValueError(
-            f"checkpoint {path} ({os.path.getsize(path)} bytes) cannot be read: it is cut off or damaged, no checkpoint, "
-            "or holds pickled code other than MMEngine's. Use an older checkpoint, or copy it again"
-        ) from error
-
-
-def _history_method(owner: type, name: str) -> Callable:
-    """What MMEngine's log buffers pickle as ``getattr(HistoryBuffer, "mean")`` and the like, and nothing else."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise pickle.UnpicklingError(f"the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed")
-    return getattr(HistoryBuffer, name)
-
-
-# MMEngine pickles its log with the weights; torch replaces builtins.getattr by the harmless function above.
-RUN_TYPES = (*_MMENGINE_TYPES, *_NUMPY_DTYPES, (_history_method, "builtins.getattr"))
-
-
-def check_resume(cfg: Config) -> None:
-    """Make sure that ``--resume`` can continue: the checkpoint is whole and belongs to the same schedule.
-
-    Nothing to resume is no error: MMEngine then starts from the beginning, so that one command serves every restart.
-
-    Raises:
-        FileNotFoundError, ValueError: the checkpoint is missing, damaged, or was made for another number of iterations
-            (MMEngine would silently keep the learning rates of the old schedule).
-    """
-    marker = os.path.join(cfg.work_dir, "last_checkpoint")
-    if cfg.get("load_from"):
-        path, source = cfg.load_from, "load_from"
-    elif os.path.isfile(marker):
-        path, source = Path(marker).read_text().strip(), marker
-    else:
-        return
-    try:
-        states = read_run(path).get("param_schedulers") or []
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"cannot resume from what {source} names: {error} (its path can be edited)") from None
-    _check_same_length(path, states, cfg.get("param_scheduler") or [])
-
-
-def _check_same_length(path: str, states: Sequence[Mapping], schedulers: Sequence[Mapping]) -> None:
-    """Compare the last iteration of the checkpoint's schedule with the config's, where both count iterations."""
-    was, wanted = (
-        max((s["end"] for s in group if not s.get("by_epoch", True) and "end" in s), default=None)
-        for group in (states, schedulers)
-    )
-    if was is not None and wanted is not None and was != wanted:
-        raise ValueError(
-            f"{path} belongs to a schedule of {was} iterations, but {wanted} are asked for; resuming would keep the old "
-            f"learning rates. Resume with --max-iters {was}, or start a new schedule from these weights: leave out "
-            f"--resume and add --cfg-options load_from={path}"
-        )
-
-
-def check_weights(model: nn.Module, checkpoint: Mapping, path: str) -> None:
-    """Compare names and shapes with a checkpoint's before testing: MMEngine loads what fits and only logs the rest.
-
-    A model trained with thresholds may be tested without and the other way round: the parameters for coarse patches,
-    which only the one has, are then not used, or start at zero.
-
-    Raises:
-        ValueError: weights are missing, unknown or of another shape; what stays random makes the scores meaningless.
-    """
-    saved = {name.removeprefix("module."): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
-    own = model.state_dict()
-    problems = {
-        "missing": own.keys() - saved.keys(),
-        "unknown": saved.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
-    }
-    for kind, names in problems.items():
-        optional = {name for name in names if name.startswith(COARSE_ONLY) or name.endswith("num_batches_tracked")}
-        problems[kind] = sorted(names if kind == "of another shape" else names - optional)
-    listed = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]
-    if listed:
-        raise ValueError(f"{path} does not fit this config's model: of its weights {'; '.join(listed)}")
