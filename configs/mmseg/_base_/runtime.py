@@ -1,0 +1,25 @@
+# What every run shares: registered classes, environment, logging, drawing.
+default_scope = "mmseg"
+custom_imports = dict(
+    imports=[
+        "apt_dense.hosts.mmseg",  # APTViT, layer-wise learning rate decay
+        "apt_dense.hosts.mmseg_data",  # CheckLabels
+        "apt_dense.hosts.mmseg_checkpoints",  # "apt_atomic"
+        "apt_dense.hosts.mmseg_run",  # mixed precision on a CPU
+    ],
+    allow_failed_imports=False,
+)
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+vis_backends = [dict(type="LocalVisBackend")]
+# Without a name it is named after the run; with a fixed one a second run in the same process would draw into the folder
+# of the first.
+visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends)
+log_processor = dict(by_epoch=False)
+log_level = "INFO"
+load_from = None
+resume = False
+tta_model = dict(type="SegTTAModel")

@@ -1,0 +1,157 @@
+"""The configs of configs/mmseg: each parses, agrees with itself, trains every parameter, and reads ADE20K's layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401
+
+pytest.importorskip("mmseg", reason="the MMSeg configs need the packages of the extra 'mmseg'")
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.registry import DATASETS
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from apt_dense.hosts.mmseg_run import load_config
+
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+UNIFORM = [path for path in CONFIGS if "_uniform_" in path.name]
+
+
+@pytest.fixture(scope="module")
+def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ade(tmp_path_factory.mktemp("data") / "ade")
+
+
+def flat(node: object, prefix: str = "") -> dict:
+    """Nested dicts and lists -> {dotted key: leaf}; empty ones are leaves."""
+    if not isinstance(node, (dict, list, tuple)) or not node:
+        return {prefix[1:]: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {key: leaf for name, child in items for key, leaf in flat(child, f"{prefix}.{name}").items()}
+
+
+def tiny_model(path: Path) -> nn.Module:
+    cfg = load_config(str(path), shrink_options(path))
+    init_default_scope("mmseg")
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    return model
+
+
+def batch(height: int, width: int, images: int = 2) -> dict:
+    """What a data loader yields: images (3, H, W) uint8, BGR, and their masks."""
+    pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
+    pixels[..., : width // 2] = 90
+    shapes = dict(ori_shape=(height, width), img_shape=(height, width))
+    samples = [SegDataSample(metainfo=shapes) for _ in range(images)]
+    for sample in samples:
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, height, width)))
+    return dict(inputs=list(pixels), data_samples=samples)
+
+
+def test_there_are_configs_and_each_has_its_uniform_twin() -> None:
+    assert len(CONFIGS) == 6
+    assert {path.name.replace("_uniform_", "_apt_") for path in UNIFORM} == {
+        path.name for path in CONFIGS if "_apt_" in path.name
+    }
+
+
+@every_config
+def test_config_agrees_with_itself(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    size = cfg.model.backbone.img_size
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert {
+        cfg.model.data_preprocessor.size, cfg.model.test_cfg.crop_size, steps["RandomCrop"].crop_size
+    } == {(size, size)}  # fmt: skip
+    assert steps["RandomResize"].scale == cfg.test_dataloader.dataset.pipeline[1].scale == (4 * size, size)
+    assert cfg.model.backbone.pixel_mean == cfg.model.data_preprocessor.mean
+    assert cfg.model.backbone.pixel_std == cfg.model.data_preprocessor.std
+    layers = cfg.optim_wrapper.get("paramwise_cfg").get("num_layers", cfg.model.backbone.depth)
+    assert layers == cfg.model.backbone.depth
+    assert cfg.model.get("pretrained") is cfg.model.backbone.pretrained is cfg.load_from is None
+    assert Config.fromstring(cfg.pretty_text, ".py").to_dict() == cfg.to_dict(), "the copy in the work dir would differ"
+
+
+@pytest.mark.parametrize("path", UNIFORM, ids=lambda path: path.stem)
+def test_uniform_twin_differs_in_thresholds_only(path: Path) -> None:
+    twin, adaptive = (flat(Config.fromfile(name).to_dict()) for name in (path, str(path).replace("_uniform_", "_apt_")))
+    differing = {key for key in twin.keys() | adaptive.keys() if twin.get(key) != adaptive.get(key)}
+    thresholds = "model.backbone.thresholds"
+    assert differing == {thresholds, f"{thresholds}.0", f"{thresholds}.1"}
+    assert twin[thresholds] == ()
+
+
+@every_config
+def test_every_parameter_gets_a_gradient(path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(path)
+    data = model.data_preprocessor(batch(64, 64), training=True)
+    sum(value for name, value in model(**data, mode="loss").items() if "loss" in name).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@every_config
+def test_prediction_has_the_size_of_the_image(path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(path).eval()
+    data = model.data_preprocessor(batch(70, 101, images=1))  # larger than the 64 pixel window, not divisible by it
+    with torch.no_grad():
+        (sample,) = model(**data, mode="predict")
+    assert sample.pred_sem_seg.data.shape == (1, 70, 101)
+    assert sample.seg_logits.data.shape == (150, 70, 101)
+
+
+@pytest.mark.parametrize("name", ["thresholds", "out_indices"])
+def test_backbone_takes_what_the_command_line_can_write(name: str) -> None:
+    """--cfg-options model.backbone.thresholds=() and the like arrive as tuples or lists."""
+    options = shrink_options(CONFIGS[0]) | {"model.backbone.thresholds": [5.0]}
+    cfg = load_config(
+        str(CONFIGS[0]), options | {f"model.backbone.{name}": {"thresholds": (), "out_indices": [3]}[name]}
+    )
+    init_default_scope("mmseg")
+    assert len(MODELS.build(cfg.model.backbone).thresholds) == (0 if name == "thresholds" else 1)
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "model.backbone.pretrained"])
+def test_pretrained_weights_are_one_option(key: str, tmp_path: Path) -> None:
+    source = tiny_model(CONFIGS[0]).backbone
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    cfg = load_config(str(CONFIGS[0]), shrink_options(CONFIGS[0]) | {key: str(tmp_path / "vit.pth")})
+    init_default_scope("mmseg")
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+@every_config
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_data_set_reads_the_layout_of_ade20k(path: Path, split: str, ade: Path) -> None:
+    cfg = load_config(str(path), data_root=str(ade))
+    init_default_scope("mmseg")
+    data = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+    assert len(data) == 2
+    sample = data[0]
+    size, training = cfg.crop_size[0], split == "train"
+    assert max(sample["inputs"].shape[1:]) <= (size if training else 4 * size)
+    assert min(sample["inputs"].shape[1:]) == size or training
+    mask = sample["data_samples"].gt_sem_seg.data
+    assert mask.shape[1:] == (sample["inputs"].shape[1:] if training else (64, 96))
+    assert set(mask.unique().tolist()) <= {*range(150), 255}
+
+
+def test_tta_pipeline_makes_six_scales_and_their_mirror_images(ade: Path) -> None:
+    cfg = load_config(str(CONFIGS[0]), {"test_dataloader.dataset.pipeline": None}, data_root=str(ade))
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    init_default_scope("mmseg")
+    images = DATASETS.build(cfg.test_dataloader.dataset)[0]["inputs"]
+    assert [tuple(image.shape[1:]) for image in images[::2]] == [
+        (32, 48), (48, 72), (64, 96), (80, 120), (96, 144), (112, 168)
+    ]  # fmt: skip
+    assert torch.equal(images[5].flip(-1), images[4])

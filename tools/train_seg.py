@@ -1,0 +1,71 @@
+"""Train a segmentation model with MMSegmentation's Runner.
+
+    python tools/train_seg.py configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py --data-root DIR
+    torchrun --nproc_per_node 8 tools/train_seg.py CONFIG --launcher pytorch --amp
+
+Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from apt_dense.hosts.mmseg_checkpoints import check_resume
+from apt_dense.hosts.mmseg_data import check_data
+from apt_dense.hosts.mmseg_run import load_config, start_processes, use_amp
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of checkpoints and logs")
+    parser.add_argument("--data-root", help="folder of the data set, for all splits")
+    parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help='override the config: a.b=1, lists as a="[1,2]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """The final config. What can be wrong with it or its files is looked at here, before a model is built."""
+    cfg = load_config(args.config, args.cfg_options, data_root=args.data_root, max_iters=args.max_iters)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    cfg.resume = args.resume or cfg.get("resume", False)
+    if args.amp:
+        use_amp(cfg)
+    check_data(cfg, ("train", "val"))
+    if cfg.resume:
+        check_resume(cfg)
+    start_processes(cfg, args.launcher)
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        cfg = prepare(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"train_seg: {error}")
+    Runner.from_cfg(cfg).train()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
