@@ -111,6 +111,8 @@ class APTViT(nn.Module):
         self.norm_intermediates = norm_intermediates
         _check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
 
+        if min(self.img_size) < patch_size:
+            raise ValueError(f"img_size={self.img_size} is less than one patch of patch_size={patch_size} pixels")
         grid = tuple(size // patch_size for size in self.img_size)
         self.pos_grid = tuple(size // patch_size for size in _pair(pretrain_img_size or img_size))
         self.num_prefix_positions = int((class_token and not no_embed_class) or pretrain_use_cls_token)

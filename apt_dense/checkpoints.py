@@ -4,9 +4,9 @@ Understood so far: our own, timm's ViTs (also inside MAE and DeiT files), MMSeg'
 and SAM's image encoder, each also as part of a whole model.
 """
 
+import argparse
 import difflib
 import math
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +64,8 @@ def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
     """The content of a .safetensors file or of one written by ``torch.save``; pickled code is never run.
 
     Args:
-        safe_types: further types that a pickle may hold beside tensors and plain containers.
+        safe_types: further types that a pickle may hold beside tensors, plain containers and the command line
+            arguments that MAE and others store.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -77,13 +78,20 @@ def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
             return safetensors.torch.load_file(path)
         # Types that are allowed already must stay so, but torch takes back whatever it is given here.
         allowed = torch.serialization.get_safe_globals()
-        with torch.serialization.safe_globals([kind for kind in safe_types if kind not in allowed]):
+        wanted = (argparse.Namespace, *safe_types)
+        with torch.serialization.safe_globals([kind for kind in wanted if kind not in allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # a damaged file can fail in any part of the two readers
         raise ValueError(
             f"checkpoint {path} cannot be read as weights: it is damaged, of another format, or holds pickled code, "
-            f"which is not run. Copy it again, or save its state dict alone"
+            f"which is not run{_culprit(error)}. Copy it again, or save its state dict alone"
         ) from error
+
+
+def _culprit(error: Exception) -> str:
+    """The pickled type that torch refused, if that is what went wrong."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it asks for {found[1]})" if found else ""
 
 
 def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
@@ -184,7 +192,7 @@ def _is_unused(name: str, model: nn.Module) -> bool:
     """Whether a name that the model lacks belongs to a part that this model leaves out by design."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
-        return int(block[1]) >= len(model.blocks)
+        return len(model.blocks) <= int(block[1]) <= model.last_block
     return bool(_NOT_BACKBONE.match(name)) or bool(_NEW.match(name)) or name.startswith(("norm.", "cls_token"))
 
 

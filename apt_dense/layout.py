@@ -145,17 +145,22 @@ def _count(
     chosen = torch.where(anchors, scale_map, DROPPED)
     per_scale = torch.stack([(chosen == s).sum() for s in range(num_scales)])
     covered = (scale_map > DROPPED).sum()
+    stray = ((_of_corner(scale_map, scale_map) != scale_map) | (scale_map >= num_scales)).sum()
     finite = per_scale.new_ones(len(scale_map)) if finite is None else finite.long()
     # The one wait for the device of a forward pass.
-    host = torch.cat([per_window.flatten(), per_scale, covered[None], finite]).tolist()
+    host = torch.cat([per_window.flatten(), per_scale, covered[None], stray[None], finite]).tolist()
     counts, host = host[: per_window.numel()], host[per_window.numel() :]
-    per_scale, covered, finite = host[:num_scales], host[num_scales], host[num_scales + 1 :]
-    _check(per_scale, covered, finite)
+    per_scale, covered, stray, finite = host[:num_scales], host[num_scales], host[num_scales + 1], host[num_scales + 2 :]
+    _check(per_scale, covered, stray, finite)
     return [counts[i : i + len(window_sizes)] for i in range(0, len(counts), len(window_sizes))], per_scale
 
 
-def _check(per_scale: list[int], covered: int, finite: list[int]) -> None:
-    """Raise on pixels that are not finite and on scale maps that are no partition."""
+def _check(per_scale: list[int], covered: int, stray: int, finite: list[int]) -> None:
+    """Raise on pixels that are not finite and on scale maps that are no partition.
+
+    If the top left cell of each cell's patch has its scale (no ``stray`` cells), a patch has at most its 4**s cells,
+    and all of them exactly if the areas of all patches add up to the ``covered`` cells.
+    """
     bad = [i for i, ok in enumerate(finite) if not ok]
     if bad:
         raise ValueError(
@@ -163,10 +168,11 @@ def _check(per_scale: list[int], covered: int, finite: list[int]) -> None:
             f"Look at their files and at the transforms before the backbone"
         )
     area = sum(count * 4**scale for scale, count in enumerate(per_scale))
-    if area != covered:
+    if area != covered or stray:
         raise ValueError(
-            f"the scale map is no partition: its patches of scale 0, 1, ... ({per_scale}) cover {area} cells, but "
-            f"{covered} are marked; every aligned 2**s x 2**s block must be marked s as a whole, with s < {len(per_scale)}"
+            f"the scale map is no partition: its patches of scale 0, 1, ... ({per_scale}) cover {area} cells, "
+            f"{covered} are marked, and {stray} of them belong to no patch of their scale; every aligned 2**s x 2**s "
+            f"block must be marked s as a whole, with s < {len(per_scale)}"
         )
 
 
@@ -238,11 +244,15 @@ def _sort_by_scale(
 
 def _cover(scale_map: Tensor, row_N: Tensor, image_N: Tensor, y_N: Tensor, x_N: Tensor) -> Tensor:
     """The row that covers each cell (B, h, w), -1 for dropped cells."""
-    batch, h, w = scale_map.shape
-    at_anchor = row_N.new_full((batch, h, w), DROPPED)
+    at_anchor = torch.full_like(scale_map, DROPPED)
     at_anchor[image_N, y_N, x_N] = row_N
+    return _of_corner(at_anchor, scale_map)
+
+
+def _of_corner(values: Tensor, scale_map: Tensor) -> Tensor:
+    """For each cell, the value (B, h, w) at the top left cell of the patch that its scale says it lies in."""
+    batch, h, w = scale_map.shape
     corner = -(1 << scale_map.clamp(min=0))  # as a bit mask: clears the place inside the patch
     y = torch.arange(h, device=scale_map.device)[:, None] & corner
     x = torch.arange(w, device=scale_map.device) & corner
-    image = torch.arange(batch, device=scale_map.device).view(-1, 1, 1)
-    return at_anchor[image, y, x]
+    return values[torch.arange(batch, device=scale_map.device).view(-1, 1, 1), y, x]

@@ -34,6 +34,10 @@ class CoarseEmbed(nn.Module):
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
         self.zero = nn.Linear(embed_dim, embed_dim)
+        self.reset_zero()
+
+    def reset_zero(self) -> None:
+        """Make the correction zero."""
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
 

@@ -15,14 +15,16 @@ MASKED = -1e4
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Bicubic resampling of a position grid (gh, gw, C) to (*grid, C), in float32.
+    """Bicubic resampling of a position grid (gh, gw, C) to (*grid, C).
 
     ``antialias=True`` is timm's way (``resample_abs_pos_embed``), False that of MMSeg's and Detectron2's ViT.
     """
     if tuple(positions.shape[:2]) == tuple(grid):
         return positions
+    if antialias:
+        return _cubic_samples(positions, grid, grid)
     table = positions.permute(2, 0, 1)[None].float()
-    table = F.interpolate(table, size=grid, mode="bicubic", antialias=antialias, align_corners=False)
+    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
     return table[0].permute(1, 2, 0).to(positions.dtype)
 
 
@@ -40,18 +42,32 @@ def positions_of_scale(positions: Tensor, grid: tuple[int, int], scale: int, ant
     """
     if scale == 0:
         return resample_positions(positions, grid, antialias)
-    coarse = tuple(cells >> scale for cells in grid)
-    if 0 in coarse:
-        return positions.new_zeros(*coarse, positions.shape[-1])
-    if all(cells == size << scale for cells, size in zip(grid, coarse, strict=True)):
-        return resample_positions(positions, coarse)
-    # Enlarge the sampled area to whole patches instead of squeezing the image into fewer: with an explicit scale
-    # factor, interpolate takes floor(size * factor) samples at a spacing of 1 / factor. The nudge keeps rounding from
-    # losing the last sample of an axis that does divide.
-    factors = [cells / 2**scale / size * (1 + 1e-9) for cells, size in zip(grid, positions.shape[:2], strict=True)]
-    table = positions.permute(2, 0, 1)[None].float()
-    table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=True, align_corners=False)
-    return table[0, :, : coarse[0], : coarse[1]].permute(1, 2, 0).to(positions.dtype)
+    whole = tuple(cells / 2**scale for cells in grid)
+    return _cubic_samples(positions, tuple(cells >> scale for cells in grid), whole)
+
+
+def _cubic_samples(positions: Tensor, counts: tuple[int, int], whole: tuple[float, float]) -> Tensor:
+    """The first ``counts`` of ``whole`` evenly spaced samples along each axis: (gh, gw, C) -> (*counts, C).
+
+    A matrix per axis, in float32. Not F.interpolate, which on a CPU is wrong for a single column and skips an axis
+    whose number of samples stays although their spacing does not (torch 2.15).
+    """
+    with torch.autocast(positions.device.type, enabled=False):
+        along_y, along_x = (
+            _cubic_weights(size, count, size / samples, positions.device)
+            for size, count, samples in zip(positions.shape, counts, whole, strict=False)
+        )
+        rows = (along_y @ positions.float().flatten(1)).unflatten(1, positions.shape[1:])
+        return (along_x @ rows).to(positions.dtype)
+
+
+def _cubic_weights(size: int, count: int, spacing: float, device: torch.device) -> Tensor:
+    """Weights (count, size) of a cubic filter (a = -0.5), widened to the spacing of its samples where that exceeds 1."""
+    sample = (torch.arange(count, device=device)[:, None] + 0.5) * spacing
+    x = (torch.arange(size, device=device) + 0.5 - sample).abs() / max(spacing, 1.0)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:

@@ -126,7 +126,8 @@ def _sum_of_four(histograms: Tensor) -> Tensor:
 def _entropy(histograms: Tensor, count: int) -> Tensor:
     """Pixel counts (..., bins) of blocks of ``count`` pixels -> entropy in bits: log2 n - sum(c log2 c) / n."""
     counts = histograms.float()
-    return math.log2(count) - torch.xlogy(counts, counts).sum(-1) / (count * math.log(2))
+    entropy = math.log2(count) - torch.xlogy(counts, counts).sum(-1) / (count * math.log(2))
+    return entropy.clamp(min=0)  # one colour may round below
 
 
 def laplacian_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:

@@ -18,8 +18,8 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, in
         ValueError: for a name timm does not know, with the closest ones.
     """
     if not timm.is_model(name.split(".")[0]):
-        alike = difflib.get_close_matches(name.split(".")[0], timm.list_models("*vit*"), 3)
-        raise ValueError(f"timm has no model {name!r}; did you mean one of {alike}? timm.list_models('*vit*') lists all")
+        alike = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
+        raise ValueError(f"timm has no model {name!r}; did you mean one of {alike}? timm.list_models() lists all")
     size = {} if img_size is None else {"img_size": img_size}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **size)
 
@@ -43,7 +43,7 @@ def apt_arguments(model: nn.Module) -> dict[str, Any]:
 
 def _common_arguments(model: nn.Module) -> dict[str, Any]:
     block = model.blocks[0]
-    config = model.pretrained_cfg or {}
+    config = getattr(model, "pretrained_cfg", None) or {}
     pixels = {f"pixel_{k}": tuple(255 * v for v in config[k]) for k in ("mean", "std") if k in config}
     return {
         "img_size": model.patch_embed.img_size,

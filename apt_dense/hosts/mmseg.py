@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from apt_dense import backbone, checkpoints
 from apt_dense.hosts.mmseg_checkpoints import read_run
 from apt_dense.layout import TokenLayout
+from apt_dense.timm_models import apt_arguments, create_timm_model
 
 @MODELS.register_module()
 class APTViT(backbone.APTViT, BaseModule):
@@ -67,8 +67,11 @@ class APTViT(backbone.APTViT, BaseModule):
         config = self.init_cfg
         if not isinstance(config, Mapping) or config.get("type") != "Pretrained":
             print_log("APTViT starts from random weights; set backbone.pretrained for a checkpoint", "current")
-            return super().init_weights()
-        content = _read_checkpoint(config["checkpoint"], self.img_size)
+            super().init_weights()
+            if self.coarse_embed is not None:
+                self.coarse_embed.reset_zero()  # an init_cfg for all linear layers means the plain ViT's
+            return
+        content = self._read_checkpoint(config["checkpoint"])
         if config.get("prefix"):
             content = _below(checkpoints.unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
         try:
@@ -77,6 +80,25 @@ class APTViT(backbone.APTViT, BaseModule):
             raise ValueError(f"{config['checkpoint']}: {error}") from error
         print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
         self._is_init = True
+
+    def _read_checkpoint(self, address: str) -> Mapping:
+        """The content of a checkpoint given by file, mmengine address or ``timm://NAME``."""
+        if address.startswith("timm://"):
+            model = create_timm_model(address.removeprefix("timm://"), pretrained=True, img_size=self.img_size)
+            self._check_same(apt_arguments(model), address)
+            return model.state_dict()
+        if "://" in address:
+            return CheckpointLoader.load_checkpoint(address, map_location="cpu")
+        return read_run(address)
+
+    def _check_same(self, arguments: Mapping[str, Any], address: str) -> None:
+        """Compare what the shapes of the weights do not show."""
+        block = self.blocks[0]
+        own = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
+        own |= {"class_token": self.cls_token is not None}
+        for name, value in own.items():
+            if arguments.get(name, False) != value:
+                raise ValueError(f"{address} has {name}={arguments.get(name, False)}, this backbone {name}={value}")
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)
@@ -102,16 +124,6 @@ class APTViT(backbone.APTViT, BaseModule):
         for parameter in (self.pos_embed, self.cls_token):
             if parameter is not None:
                 parameter.requires_grad_(False)
-
-
-def _read_checkpoint(address: str, img_size: tuple[int, int]) -> Mapping:
-    """The content of a checkpoint given by file, mmengine address or ``timm://NAME``."""
-    if address.startswith("timm://"):
-        name = address.removeprefix("timm://")
-        return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size).state_dict()
-    if "://" in address:
-        return CheckpointLoader.load_checkpoint(address, map_location="cpu")
-    return read_run(address)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
