@@ -1,0 +1,45 @@
+"""Settings and images that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+# No deadlines and no random seeds: the suite answers the same on a slow machine and tomorrow.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=40, suppress_health_check=list(HealthCheck), database=None
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more by waiting for threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    """Each test draws the same numbers whatever ran before, and leaves the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Tensor]:
+    """8-bit photographs (3, H, W) in RGB that ship with scikit-image; no size is a multiple of 32."""
+    data = pytest.importorskip("skimage.data")
+    crops = {"astronaut": (200, 330), "coffee": (330, 200), "chelsea": (300, 451), "rocket": (427, 201)}
+    return {
+        name: torch.from_numpy(np.array(getattr(data, name)()))[:rows, :columns].permute(2, 0, 1).contiguous()
+        for name, (rows, columns) in crops.items()
+    }
