@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from apt_dense.blocks import Block
 from apt_dense.checkpoints import load_backbone
-from apt_dense.layout import TokenLayout, build_layout
+from apt_dense.layout import TokenLayout, build_layout, check_finite
 from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
 from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
 from apt_dense.scatter import scatter_tokens
@@ -204,13 +204,14 @@ class APTViT(nn.Module):
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:
         """The scale map (B, H / p, W / p) int8 of normalised images: the scale of the patch that covers each cell,
-        -1 where padding is dropped. Draw it to see what the model sees."""
-        return self._partition(self._whole_patches(images))
+        -1 where padding is dropped. Draw it to see what the model sees. Raises as :meth:`forward` does."""
+        images = self._whole_patches(images)
+        check_finite(_are_finite(images).tolist())
+        return self._partition(images)
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
-        # A sum is finite if all of its terms are, and needs no mask of the size of the images.
-        finite = images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
+        finite = _are_finite(images)
         return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
 
     def no_weight_decay(self) -> set[str]:
@@ -300,6 +301,12 @@ def _check_final_norm(
             f"final_norm normalises block {last_block}, which out_indices={out_indices} leaves out; its weights "
             f"would never get a gradient. Add it, or set final_norm=False or norm_intermediates=True"
         )
+
+
+def _are_finite(images: Tensor) -> Tensor:
+    """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
+    # A sum is finite if all of its terms are, and needs no mask of the size of the images.
+    return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
 
 
 def _check_images(images: Tensor, in_chans: int) -> None:

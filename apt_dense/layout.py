@@ -7,6 +7,7 @@ the window), row by row, so that windowed and global attention work on the same 
 Shape letters: B images, h x w cells of the base grid, N patches, R = N + B * num_prefix rows, S segments.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -161,18 +162,23 @@ def _check(per_scale: list[int], covered: int, stray: int, finite: list[int]) ->
     If the top left cell of each cell's patch has its scale (no ``stray`` cells), a patch has at most its 4**s cells,
     and all of them exactly if the areas of all patches add up to the ``covered`` cells.
     """
-    bad = [i for i, ok in enumerate(finite) if not ok]
-    if bad:
-        raise ValueError(
-            f"images {bad} of the batch hold NaN or infinite pixels; expected finite normalised pixels. "
-            f"Look at their files and at the transforms before the backbone"
-        )
+    check_finite(finite)
     area = sum(count * 4**scale for scale, count in enumerate(per_scale))
     if area != covered or stray:
         raise ValueError(
             f"the scale map is no partition: its patches of scale 0, 1, ... ({per_scale}) cover {area} cells, "
             f"{covered} are marked, and {stray} of them belong to no patch of their scale; every aligned 2**s x 2**s "
             f"block must be marked s as a whole, with s < {len(per_scale)}"
+        )
+
+
+def check_finite(finite: Sequence[int | bool]) -> None:
+    """Raise a ValueError that names the images of a batch that are not finite."""
+    bad = [i for i, ok in enumerate(finite) if not ok]
+    if bad:
+        raise ValueError(
+            f"images {bad} of the batch hold NaN or infinite pixels; expected finite normalised pixels. "
+            f"Look at their files and at the transforms before the backbone"
         )
 
 

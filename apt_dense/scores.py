@@ -187,8 +187,17 @@ def resolve_scorer(scorer: str | Scorer) -> Scorer:
 def score_maps(
     images: Tensor, patch_size: int, scales: Sequence[int], scorer: Scorer, pixel_format: PixelFormat
 ) -> tuple[Tensor, ...]:
-    """Score normalised images (B, 3, H, W), in float32 also under autocast: one map per scale."""
+    """Score normalised images (B, 3, H, W), in float32 also under autocast: one map per scale.
+
+    Raises:
+        ValueError: if a scorer returns maps of another shape.
+    """
     if not scales:
         return ()
     with torch.autocast(images.device.type, enabled=False):
-        return scorer(denormalise(images, pixel_format), patch_size, scales)
+        maps = tuple(scorer(denormalise(images, pixel_format), patch_size, scales))
+    sizes = [patch_size * 2**scale for scale in scales]
+    expected = [(len(images), images.shape[-2] // size, images.shape[-1] // size) for size in sizes]
+    if [tuple(m.shape) for m in maps] != expected:
+        raise ValueError(f"the scorer returned maps of {[tuple(m.shape) for m in maps]}; expected {expected}")
+    return maps

@@ -99,8 +99,9 @@ def _unsupported(model: nn.Module) -> Iterator[str]:
         yield "rotary positions"
     if not _is_identity(model.norm_pre):
         yield "pre-norm (norm_pre)"
-    if not isinstance(getattr(model, "norm", nn.Identity()), (nn.LayerNorm, nn.Identity)):
-        yield f"the final norm {type(model.norm).__name__}"
+    norm = getattr(model, "norm", None)
+    if not isinstance(norm, (nn.LayerNorm, nn.Identity, type(None))):
+        yield f"the final norm {norm}"
     yield from dict.fromkeys(feature for block in model.blocks for feature in _unsupported_in_block(block))
 
 
@@ -126,8 +127,9 @@ def _unsupported_in_block(block: nn.Module) -> Iterator[str]:
         yield "gated attention"
     if attn.num_heads * attn.head_dim != attn.qkv.in_features or attn.proj.bias is None:
         yield "its attention widths or biases"
-    if type(block.norm1) not in (nn.LayerNorm, LayerNorm):
-        yield f"the block norm {type(block.norm1).__name__}"
+    for norm in (block.norm1, block.norm2):
+        if type(norm) not in (nn.LayerNorm, LayerNorm):
+            yield f"the block norm {norm}"
 
 
 def _is_identity(module: nn.Module | None) -> bool:
