@@ -111,9 +111,9 @@ def _per_axis(by_distance: Tensor, first_N: Tensor, layout: TokenLayout) -> Tens
     key = torch.arange(size, device=first_N.device)
     parts = []
     for scale, chosen in enumerate(layout.by_scale):
-        values = by_distance if len(chosen) == len(first_N) else by_distance[chosen]
-        if scale and len(chosen):  # the mean over the rows that the query covers
-            values = F.avg_pool1d(values, 2**scale, stride=1)
+        values = by_distance if len(chosen) == len(first_N) else by_distance.index_select(0, chosen)
+        for s in range(scale):  # the mean over the rows that the query covers, twice as many at each step
+            values = (values[..., : -(2**s)] + values[..., 2**s :]) / 2
         distance = first_N[chosen, None] - key + size - 1
         parts.append(values.gather(-1, distance[:, None].expand(-1, values.shape[1], -1)))
     if len(parts) == 1:
@@ -133,6 +133,31 @@ def cover_of_keys(cells: Cells, scale_N: Tensor, dtype: torch.dtype) -> Tensor:
         span = (1 << scale_N)[:, None]
         parts.append(((place >= 0) & (place < span)).to(dtype) / span)
     return torch.cat(parts, dim=-1).to(dtype)
+
+
+def pooled_bias(bias: Tensor, size: tuple[int, int], num_scales: int) -> Tensor:
+    """Bias channels (..., rows + columns) with those of coarse keys beside them: the mean over each aligned block of
+    2**s rows or columns, for every scale. See :func:`codes_of_keys`."""
+    parts = []
+    for part in bias.split(list(size), dim=-1):
+        parts.append(part)
+        for _ in range(num_scales - 1):
+            pairs = part.shape[-1] // 2 * 2
+            part = (part[..., 0:pairs:2] + part[..., 1:pairs:2]) / 2
+            parts.append(part)
+    return torch.cat(parts, dim=-1)
+
+
+def codes_of_keys(cells: Cells, scale_N: Tensor, num_scales: int) -> Tensor:
+    """For each key the two channels (N, 2) of :func:`pooled_bias` that add up to its bias. For segments in which
+    patches lie aligned, such as the whole grid."""
+    codes, first = [], 0
+    for size, place in zip(cells.size, (cells.y_N, cells.x_N), strict=True):
+        counts = [size >> s for s in range(num_scales)]
+        starts = torch.tensor([first + sum(counts[:s]) for s in range(num_scales)], device=place.device)
+        codes.append(starts[scale_N] + (place >> scale_N))
+        first += sum(counts)
+    return torch.stack(codes, dim=1)
 
 
 def bias_of_padding(bias_NHK: Tensor | None, cells: Cells) -> Tensor:

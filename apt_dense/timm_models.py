@@ -128,7 +128,7 @@ def _unsupported_in_block(block: nn.Module) -> Iterator[str]:
     if attn.num_heads * attn.head_dim != attn.qkv.in_features or attn.proj.bias is None:
         yield "its attention widths or biases"
     for norm in (block.norm1, block.norm2):
-        if type(norm) not in (nn.LayerNorm, LayerNorm):
+        if type(norm) not in (nn.LayerNorm, LayerNorm) or norm.eps != block.norm1.eps:
             yield f"the block norm {norm}"
 
 

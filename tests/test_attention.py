@@ -11,7 +11,7 @@ from references import layout_of, noise
 from torch import Tensor
 
 from apt_dense import attention
-from apt_dense.attention import PaddingKey, RelativeBias, packed_attention
+from apt_dense.attention import AlignedBias, PaddingKey, RelativeBias, packed_attention
 from apt_dense.layout import Segments
 from apt_dense.positions import MASKED
 
@@ -129,7 +129,7 @@ def test_bias_and_padding_key(
 def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...]) -> None:
     rows = sum(lengths)
     bias, padding = factored(rows, lengths)
-    leaves = [t.detach().requires_grad_() for t in (*qkv(rows), *bias, *padding)]
+    leaves = [t.detach().requires_grad_() for t in (*qkv(rows), *bias[:2], *padding)]
     weights = noise(rows, HEADS, DIM, seed=9)
 
     def gradients(attend: Callable[..., Tensor], of: object) -> tuple[Tensor, ...]:
@@ -139,3 +139,14 @@ def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...]) -> None:
     pairs = zip(gradients(packed_attention, segments(*lengths)), gradients(plain_attention, lengths), strict=True)
     for ours, expected in pairs:
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("slice_of_queries", [1, 3, 128])
+def test_an_aligned_bias_gives_the_same_as_its_factors(slice_of_queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_QUERIES", slice_of_queries)
+    q, k, v = qkv(9)
+    queries, codes = noise(9, HEADS, 6), torch.tensor([[i % 3, 3 + i % 2] for i in range(9)])
+    keys = torch.zeros(9, 6).scatter_(1, codes, 1.0)
+    expected = packed_attention(q, k, v, segments(2, 4, 3), RelativeBias(queries, keys))
+    aligned = RelativeBias(queries, keys, AlignedBias(queries, codes))
+    torch.testing.assert_close(packed_attention(q, k, v, segments(2, 4, 3), aligned), expected, atol=1e-6, rtol=1e-5)

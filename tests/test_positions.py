@@ -15,7 +15,9 @@ from apt_dense.layout import Cells, TokenLayout, build_layout
 from apt_dense.positions import (
     MASKED,
     bias_of_padding,
+    codes_of_keys,
     cover_of_keys,
+    pooled_bias,
     positions_of_scale,
     relative_bias_of_queries,
     relative_table,
@@ -183,3 +185,15 @@ def test_relative_tables_are_interpolated_to_other_sizes() -> None:
     for size in (3, 10, 1):
         expected = F.interpolate(rel_pos.T[None], size=2 * size - 1, mode="linear")[0].T
         torch.testing.assert_close(relative_table(rel_pos, size), expected)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (5, 7), (4, 13), (1, 3)])
+@pytest.mark.parametrize("num_scales", [1, 3])
+def test_two_channels_of_the_pooled_bias_are_the_bias_of_a_key(grid: tuple[int, int], num_scales: int) -> None:
+    scale_map = random_scale_map(random.Random(3), 2, *grid, num_scales)
+    layout = build_layout(scale_map, num_scales)
+    bias = noise(len(layout.image_N), 2, sum(grid))
+    cover = cover_of_keys(layout.image_cells, layout.scale_N, torch.float32)
+    codes = codes_of_keys(layout.image_cells, layout.scale_N, num_scales)
+    pooled = pooled_bias(bias, grid, num_scales)
+    torch.testing.assert_close(pooled[..., codes].sum(-1), bias @ cover.T)
