@@ -1,0 +1,60 @@
+"""Train or evaluate a detector with Detectron2's lazy configs.
+
+    python tools/train_det.py --config-file configs/detectron2/mask_rcnn_apt_vitdet_b_100ep.py --num-gpus 8
+    python tools/train_det.py --config-file CONFIG --data-root DIR train.output_dir=OUT train.max_iter=1000
+    python tools/train_det.py --config-file CONFIG --eval-only train.init_checkpoint=OUT/model_final.pth
+
+Options first, then key=value overrides of the config. Without --data-root, data sets are looked for where the
+environment variable DETECTRON2_DATASETS says. With --resume, a run goes on from its last checkpoint just as if it had
+not stopped. Works with and without a GPU; without, AMP is off.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from detectron2.engine import default_argument_parser, default_setup, launch
+from omegaconf import DictConfig
+
+from apt_dense.hosts import detectron2_run as run
+from apt_dense.hosts.detectron2_data import check_data, use_data_root
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument("--data-root", metavar="DIR", help="folder in COCO's layout, for training and evaluation")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> DictConfig:
+    """The final config. What can be wrong with it or its data is looked at here, before a model is built."""
+    splits = ("val",) if args.eval_only else ("train", "val")
+    cfg = run.load_config(args.config_file)
+    if args.data_root:
+        use_data_root(cfg, args.data_root, splits)
+    run.apply_overrides(cfg, args.opts)
+    run.complete_config(cfg)
+    check_data(cfg, splits)
+    return cfg
+
+
+def main_worker(args: argparse.Namespace) -> None:
+    """What each process runs."""
+    try:
+        cfg = prepare(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"train_det: {error}")
+    default_setup(cfg, args)
+    try:
+        run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
+    except run.CheckpointError as error:
+        sys.exit(f"train_det: {error}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    launch(main_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+
+
+if __name__ == "__main__":
+    main()
