@@ -1,0 +1,188 @@
+"""torchvision host: Mask R-CNN on an adaptive ViT, from registry packages alone.
+
+    model = mask_rcnn(APTViT.from_timm("vit_base_patch16_224.mae", ..., drop_padding=True), num_classes=1 + 80)
+
+The parts are ViTDet's (arXiv 2203.16527): simple feature pyramid, two convolutions in the RPN, LayerNorm in all heads.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from apt_dense.backbone import APTViT
+from apt_dense.pyramid import SimpleFeaturePyramid
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at stride 4 to 512 at stride 64
+BOX_RESOLUTION, MASK_RESOLUTION = 7, 14  # cells that a box is pooled to
+
+
+class PyramidBackbone(nn.Module):
+    """An :class:`APTViT` and its simple feature pyramid, as torchvision's detectors want a backbone.
+
+    Parameters are named ``net.*`` and ``simfp_2.*`` to ``simfp_5.*``, as in Detectron2's SimpleFeaturePyramid, so that
+    a detector's ``backbone.*`` weights can be moved between the two.
+
+    Args:
+        net: the ViT; its last output is used. ``patch_size`` must be a power of 2.
+        out_channels: channels of every level.
+    """
+
+    def __init__(self, net: APTViT, out_channels: int = 256) -> None:
+        super().__init__()
+        self.net, self.out_channels = net, out_channels
+        pyramid = SimpleFeaturePyramid(net.embed_dim, out_channels, net.patch_size)
+        self.strides = tuple(pyramid.strides)
+        self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)  # p2 has stride 2**2
+        self.stages = tuple(name for name, _ in pyramid.named_children())
+        # The stages stand beside ``net``, without a name between: that is what makes the parameters' names portable.
+        for name, stage in pyramid.named_children():
+            self.add_module(name, stage)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Normalised images (B, 3, H, W), H and W multiples of twice the patch size -> {"p2": (B, C, H/4, W/4), ...,
+        "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the last level's size rounded up."""
+        feature_map = self.net(images)[-1]
+        maps = [self.get_submodule(name)(feature_map) for name in self.stages]
+        maps.append(F.max_pool2d(maps[-1], kernel_size=1, stride=2))
+        return OrderedDict(zip(self.levels, maps, strict=True))
+
+
+class OnlyPaddingIsZero(GeneralizedRCNNTransform):
+    """torchvision's normalise, resize and pad, with one more promise: a pixel that is exactly 0 is padding.
+
+    Images here are floats, so a picture may well have the mean's colour. The smallest step above 0 in its place is far
+    below what a grey level is worth, and lets ``drop_padding`` tell padding from picture without fail.
+    """
+
+    def batch_images(self, images: Sequence[Tensor], size_divisible: int = 32) -> Tensor:
+        """Images (3, H, W), normalised, of any sizes -> (B, 3, H, W), padded with 0 at the right and bottom."""
+        marked = [torch.where(image == 0, torch.finfo(image.dtype).eps, image) for image in images]
+        return super().batch_images(marked, size_divisible)
+
+
+def mask_rcnn(
+    backbone: APTViT,
+    num_classes: int,
+    min_size: int | Sequence[int] = 1024,
+    max_size: int = 1024,
+    *,
+    channels: int = 256,
+    box_features: int = 1024,
+    resize_in_training: bool = True,
+    **options: Any,
+) -> MaskRCNN:
+    """torchvision's Mask R-CNN with an adaptive ViT, ViTDet's pyramid and ViTDet's heads.
+
+    The model takes a list of RGB images (3, H, W) in [0, 1] and, in training, a list of targets: see
+    ``torchvision.models.detection.MaskRCNN``. It normalises them by the backbone's ``pixel_mean`` and ``pixel_std``,
+    and pads them to a batch: give the backbone ``drop_padding=True``, so that this padding makes no tokens.
+
+    Args:
+        backbone: with RGB ``channel_order``. Its weights are ``backbone.net.*`` in the state dict (PyramidBackbone).
+        num_classes: classes including the background, which is label 0: 81 for COCO.
+        min_size, max_size: pixels that the shorter side is resized to, unless the longer one would exceed
+            ``max_size``. Several sizes: one is drawn in training, the last is used in evaluation.
+        channels: of the pyramid's levels and of all convolutions in the heads.
+        box_features: width of the box head's fully connected layer.
+        resize_in_training: False where training images come in their final size, as after large-scale jitter.
+        **options: other arguments of ``torchvision.models.detection.MaskRCNN``, and ``size_divisible``,
+            ``fixed_size`` of its transform. Any of our parts can be replaced this way.
+
+    Raises:
+        TypeError, ValueError: for a backbone that does not fit or an argument out of range, with the remedy.
+    """
+    _check(backbone, num_classes, options)
+    body = PyramidBackbone(backbone, channels)
+    transform = _transform(backbone, min_size, max_size, resize_in_training, options)
+    parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes) | _mask_parts(body, num_classes)
+    for head, predictor in (("box_head", "box_predictor"), ("mask_head", "mask_predictor")):
+        if head in options and predictor not in options:
+            raise ValueError(f"{head} was given without {predictor}, which takes its output; give both")
+    model = MaskRCNN(body, **(parts | options))
+    model.transform = transform
+    return model
+
+
+def _check(backbone: APTViT, num_classes: int, options: dict[str, Any]) -> None:
+    if not isinstance(backbone, APTViT):
+        raise TypeError(f"backbone is a {type(backbone).__name__}; expected an apt_dense.APTViT")
+    if backbone.in_chans != 3 or backbone.pixel_format.channel_order != "RGB":
+        raise ValueError(
+            f"the backbone takes {backbone.in_chans} channels in the order {backbone.pixel_format.channel_order}, but "
+            f"torchvision's detectors feed RGB; build it with in_chans=3 and channel_order='RGB' (and the pixel_mean "
+            f"and pixel_std of its weights in that order)"
+        )
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(
+            f"num_classes={num_classes!r}: expected at least 2, as the background counts (81 for COCO's 80 categories)"
+        )
+    twice = sorted({"image_mean", "image_std"} & options.keys())
+    if twice:
+        raise ValueError(f"{' and '.join(twice)} follow from the backbone; set its pixel_mean and pixel_std instead")
+    divisor, cells = options.get("size_divisible"), 2 * backbone.patch_size
+    if divisor is not None and (divisor < 1 or divisor % cells):
+        raise ValueError(
+            f"size_divisible={divisor} must be a multiple of {cells}, the stride of the coarsest level that boxes are "
+            f"pooled from; other sizes would shift the levels against each other"
+        )
+
+
+def _transform(
+    backbone: APTViT, min_size: int | Sequence[int], max_size: int, resize_in_training: bool, options: dict[str, Any]
+) -> OnlyPaddingIsZero:
+    """The transform in the backbone's pixel format; takes its own arguments out of ``options``."""
+    # torchvision counts in [0, 1] what the backbone counts in grey levels.
+    mean, std = ([level / 255 for level in levels] for levels in backbone.pixel_format[:2])
+    divisor = options.pop("size_divisible", 2 * backbone.patch_size)
+    fixed_size = options.pop("fixed_size", None)
+    sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+    if not sizes or min(sizes) < 1 or max_size < 1:
+        raise ValueError(f"min_size={min_size} and max_size={max_size} must be pixels, at least 1")
+    return OnlyPaddingIsZero(sizes, max_size, mean, std, divisor, fixed_size, _skip_resize=not resize_in_training)
+
+
+def _rpn_parts(body: PyramidBackbone) -> dict[str, nn.Module]:
+    sizes = tuple((ANCHOR_STRIDES * stride,) for stride in body.strides)
+    anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
+    head = RPNHead(body.out_channels, anchors.num_anchors_per_location()[0], conv_depth=2)
+    return {"rpn_anchor_generator": anchors, "rpn_head": head}
+
+
+def _box_parts(body: PyramidBackbone, features: int, num_classes: int) -> dict[str, nn.Module]:
+    channels = body.out_channels
+    shape = (channels, BOX_RESOLUTION, BOX_RESOLUTION)
+    head = FastRCNNConvFCHead(shape, [channels] * 4, [features], norm_layer=LayerNorm2d)
+    predictor = FastRCNNPredictor(features, num_classes)
+    return {"box_roi_pool": _pool(body, BOX_RESOLUTION), "box_head": head, "box_predictor": predictor}
+
+
+def _mask_parts(body: PyramidBackbone, num_classes: int) -> dict[str, nn.Module]:
+    channels = body.out_channels
+    head = MaskRCNNHeads(channels, [channels] * 4, dilation=1, norm_layer=LayerNorm2d)
+    predictor = MaskRCNNPredictor(channels, channels, num_classes)
+    return {"mask_roi_pool": _pool(body, MASK_RESOLUTION), "mask_head": head, "mask_predictor": predictor}
+
+
+def _pool(body: PyramidBackbone, resolution: int) -> MultiScaleRoIAlign:
+    """Pools boxes from all levels but the last, which is the RPN's alone."""
+    strides = body.strides[:-1]
+    pool = MultiScaleRoIAlign(list(body.levels[:-1]), resolution, sampling_ratio=2)
+    # Left alone it guesses the strides from the first batch it meets and keeps them; where padding is much of a
+    # small image, it guesses wrong.
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(*(stride.bit_length() - 1 for stride in (strides[0], strides[-1])))
+    return pool

@@ -1,0 +1,284 @@
+"""hosts/torchvision.py: levels and anchors, pixels, padding that costs nothing, gradients, names of weights, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+
+from apt_dense import APTViT
+from apt_dense.hosts.torchvision import PyramidBackbone, mask_rcnn
+from apt_dense.scores import denormalise
+
+TINY = {"img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 3}
+WINDOWS = {"window_size": 4, "window_block_indexes": (0,), "use_rel_pos": True}
+ADAPTIVE = {"thresholds": (5.5, 4.0), "drop_padding": True}
+
+
+def vit(**options: object) -> APTViT:
+    return APTViT(**{**TINY, **WINDOWS, **options})
+
+
+def detector(backbone: APTViT | None = None, **options: object) -> MaskRCNN:
+    defaults = {"num_classes": 3, "min_size": 128, "max_size": 128, "channels": 16, "box_features": 32}
+    return mask_rcnn(backbone or vit(**ADAPTIVE), **{**defaults, **options})
+
+
+def target(boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> dict[str, Tensor]:
+    masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = 1
+    labels = torch.arange(len(boxes)) % 2 + 1
+    return {"boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4), "labels": labels, "masks": masks}
+
+
+def grey(photo: Tensor, side: int = 128) -> Tensor:
+    """A photograph (3, H, W) uint8 -> its top left part in [0, 1]."""
+    return photo[:, :side, :side].float() / 255
+
+
+# ---- levels, anchors, pooling ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("patch_size", "strides"), [(16, (4, 8, 16, 32, 64)), (8, (2, 4, 8, 16, 32))])
+def test_levels_fit_their_anchors(patch_size: int, strides: tuple[int, ...]) -> None:
+    model = detector(vit(patch_size=patch_size))
+    height, width = 96, 128
+    maps = model.backbone(torch.rand(2, 3, height, width))
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in strides]  # p6 is rounded up
+    assert [tuple(level.shape) for level in maps.values()] == [(2, 16, *size) for size in sizes]
+    assert model.backbone.strides == strides
+    anchors = model.rpn.anchor_generator
+    assert anchors.sizes == tuple((8 * stride,) for stride in strides)
+    assert [len(cell) for cell in anchors.cell_anchors] == [3] * 5
+    assert model.backbone.out_channels == 16
+
+
+def test_level_names() -> None:
+    assert PyramidBackbone(vit(), 8).levels == ("p2", "p3", "p4", "p5", "p6")
+
+
+@pytest.mark.parametrize("size", [(33, 50), (96, 128)])
+def test_boxes_are_pooled_at_the_true_strides(size: tuple[int, int]) -> None:
+    """Of 33 x 50 pixels, padded to 64 x 64, a guess from the sizes would be wrong."""
+    model = detector()
+    images, _ = detector_batch(model, [torch.rand(3, *size)])
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        pool(model.backbone(images.tensors), [torch.tensor([[4.0, 4.0, 30.0, 30.0]])], images.image_sizes)
+        assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+        assert (pool.map_levels.k_min, pool.map_levels.k_max) == (2, 5)
+
+
+def test_a_box_is_pooled_from_where_it_lies() -> None:
+    model = detector()
+    levels = {name: torch.zeros(1, 16, 128 // s, 128 // s) for name, s in zip(("p2", "p3", "p4", "p5"), (4, 8, 16, 32))}
+    levels["p2"][..., 8:16, 8:16] = 1  # pixels 32 to 64
+    boxes = [torch.tensor([[36.0, 36.0, 60.0, 60.0], [70.0, 70.0, 100.0, 100.0]])]
+    pooled = model.roi_heads.box_roi_pool(levels, boxes, [(128, 128)])
+    assert pooled.shape == (2, 16, 7, 7)
+    assert pooled[0].min() > 0.9 and pooled[1].max() == 0
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean_std", [{}, {"pixel_mean": (127.5,) * 3, "pixel_std": (127.5,) * 3}])
+def test_the_backbone_gets_back_the_8_bit_image(photos: dict[str, Tensor], mean_std: dict) -> None:
+    backbone = vit(**ADAPTIVE, **mean_std)
+    batch, _ = detector(backbone).transform([grey(photos["astronaut"])])
+    assert torch.equal(denormalise(batch.tensors, backbone.pixel_format)[0], photos["astronaut"][:, :128, :128].float())
+
+
+def test_transform_resizes_and_pads_to_whole_cells() -> None:
+    batch, _ = detector(min_size=100, max_size=120).eval().transform([torch.rand(3, 50, 80), torch.rand(3, 70, 60)])
+    assert batch.image_sizes == [(75, 120), (116, 100)]
+    assert batch.tensors.shape == (2, 3, 128, 128)
+    assert detector(size_divisible=64).transform.size_divisible == 64
+
+
+def test_resize_in_training_can_be_left_to_the_data() -> None:
+    transform = detector(resize_in_training=False).transform
+    assert transform.train()([torch.rand(3, 50, 80)])[0].image_sizes == [(50, 80)]
+    assert transform.eval()([torch.rand(3, 50, 80)])[0].image_sizes == [(80, 128)]
+
+
+# ---- padding costs nothing ------------------------------------------------------------------------------------------
+
+
+def owned_cells(sizes: list[tuple[int, int]], grid: tuple[int, int]) -> Tensor:
+    owned = torch.zeros(len(sizes), *grid, dtype=torch.bool)
+    for cells, (height, width) in zip(owned, sizes, strict=True):
+        cells[: -(-height // 16), : -(-width // 16)] = True
+    return owned
+
+
+def plain_photos(mean: Tensor) -> dict[str, Tensor]:
+    """Images (3, 128, 128) in [0, 1] with large parts that a careless look takes for padding."""
+    noise, black, plain = torch.rand(3, 128, 128), torch.zeros(3, 128, 128), mean.view(3, 1, 1).expand(3, 128, 128)
+    right, bottom = torch.arange(128) >= 50, (torch.arange(128) >= 70)[:, None]
+    return {
+        "black": black,
+        "mean": plain,
+        "black at the right": torch.where(right, black, noise),
+        "mean at the right": torch.where(right, plain, noise),
+        "mean at the bottom": torch.where(bottom, plain, noise),
+        "noise in the corner": torch.where(right & bottom, noise, plain),
+    }
+
+
+@pytest.mark.parametrize("thresholds", [(), (5.5, 4.0)])
+@pytest.mark.parametrize("mean", [(123.675, 116.28, 103.53), (127.5, 127.5, 127.5), (128.0, 128.0, 128.0)])
+def test_photos_keep_their_black_and_mean_coloured_parts(mean: tuple, thresholds: tuple) -> None:
+    model = detector(vit(thresholds=thresholds, drop_padding=True, pixel_mean=mean))
+    means = torch.tensor(mean, dtype=torch.float64).div(255).float()
+    for size in ((128, 128), (96, 70), (37, 128), (16, 33)):
+        for name, photo in plain_photos(means).items():
+            images = [photo[:, : size[0], : size[1]], torch.rand(3, 128, 128)]
+            batch, _ = detector_batch(model, images)
+            dropped = model.backbone.net.partition(batch.tensors) < 0
+            assert torch.equal(~dropped, owned_cells(batch.image_sizes, (8, 8))), (name, size)
+
+
+def detector_batch(model: MaskRCNN, images: list[Tensor]) -> tuple:
+    """The batch without resizing."""
+    model.transform._skip_resize = True
+    return model.train().transform(images)
+
+
+def test_interpolated_pixels_that_hit_the_mean_are_no_padding() -> None:
+    """Halving a fine grid of 127 and 128 gives exactly 127.5, the mean."""
+    model = detector(vit(pixel_mean=(127.5,) * 3, drop_padding=True))
+    grid = (torch.arange(256)[:, None] + torch.arange(256)) % 2
+    image = (127 + grid).float().div(255).expand(3, 256, 256).clone()
+    batch, _ = model.eval().transform([image])
+    assert batch.tensors.abs().max() < 1e-3 and bool((batch.tensors != 0).all())
+
+
+def test_padding_stays_exactly_zero_and_costs_no_tokens(photos: dict[str, Tensor]) -> None:
+    model = detector(vit(**ADAPTIVE))
+    images = [grey(photos["chelsea"])[:, :64], grey(photos["rocket"])[:, :, :64]]
+    together, _ = detector_batch(model, images)
+    assert bool((together.tensors[0, :, 64:] == 0).all()) and bool((together.tensors[1, ..., 64:] == 0).all())
+    tokens = [count(model, detector_batch(model, [image])[0].tensors) for image in images]
+    assert count(model, together.tensors) == sum(tokens)
+    uniform = detector(vit(drop_padding=True))
+    assert count(uniform, together.tensors) == 2 * 4 * 8
+
+
+def count(model: MaskRCNN, batch: Tensor) -> int:
+    net = model.backbone.net
+    return len(net.layout(batch, net.partition(batch)).image_N)
+
+
+def test_features_are_zero_in_padding_alone() -> None:
+    model = detector()
+    batch, _ = detector_batch(model, [torch.zeros(3, 64, 128), torch.rand(3, 128, 128)])
+    (features,) = model.backbone.net(batch.tensors)
+    filled = features.abs().sum(1) > 0
+    assert torch.equal(filled, owned_cells(batch.image_sizes, (8, 8)))
+
+
+# ---- training and prediction ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boxes", [[(10, 10, 60, 60), (30, 70, 60, 110)], []], ids=["objects", "no objects"])
+@pytest.mark.parametrize("flat", [True, False], ids=["large patches only", "small patches only"])
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+def test_all_parameters_get_a_gradient(boxes: list, flat: bool, amp: bool) -> None:
+    model = detector().train()
+    images = [torch.full((3, 128, 128), 0.4) if flat else torch.rand(3, 128, 128)] * 2
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        losses = model(images, [target(boxes, (128, 128)), target([], (128, 128))])
+    sum(losses.values()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_predictions_have_the_size_of_the_image() -> None:
+    model = detector(box_score_thresh=0.0).eval()
+    with torch.no_grad():
+        found = model([torch.rand(3, 50, 80), torch.zeros(3, 300, 40)])
+    assert [tuple(entry["masks"].shape[1:]) for entry in found] == [(1, 50, 80), (1, 300, 40)]
+    assert all(len(entry["boxes"]) and entry["labels"].min() >= 1 and entry["labels"].max() <= 2 for entry in found)
+
+
+def test_options_reach_torchvision() -> None:
+    model = detector(box_detections_per_img=7, rpn_nms_thresh=0.5, num_classes=5)
+    assert (model.roi_heads.detections_per_img, model.rpn.nms_thresh) == (7, 0.5)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 5
+    assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 5
+    assert len(model.rpn.head.conv) == 2
+
+
+def test_a_timm_model_as_backbone() -> None:
+    backbone = APTViT.from_timm("vit_tiny_patch16_224", img_size=64, class_token=False, **ADAPTIVE)
+    losses = detector(backbone)([torch.rand(3, 60, 90)], [target([(5, 5, 40, 40)], (60, 90))])
+    assert all(value.isfinite() for value in losses.values())
+
+
+# ---- names of weights -----------------------------------------------------------------------------------------------
+
+
+def test_names_of_weights_are_stable() -> None:
+    names = set(detector().state_dict())
+    assert names >= {
+        "backbone.net.pos_embed", "backbone.net.patch_embed.proj.weight", "backbone.net.blocks.0.attn.qkv.bias",
+        "backbone.net.blocks.1.attn.rel_pos_h", "backbone.simfp_2.0.weight", "backbone.simfp_2.5.norm.weight",
+        "backbone.simfp_3.1.weight", "backbone.simfp_4.0.norm.bias", "backbone.simfp_5.2.weight",
+        "rpn.head.conv.1.0.weight", "roi_heads.box_head.0.1.weight", "roi_heads.mask_head.0.1.weight",
+    }  # fmt: skip
+    assert {name.split(".")[0] for name in names} == {"backbone", "rpn", "roi_heads"}
+
+
+def test_detectron2_weights_fit_and_give_the_same_levels() -> None:
+    modeling = pytest.importorskip("detectron2.modeling", reason="Detectron2 is built from source")
+    from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+    options = {**TINY, **WINDOWS, "pretrain_img_size": 64, "pretrain_use_cls_token": True}
+    net = modeling.ViT(**options, out_feature="last_feat")
+    scales = (4.0, 2.0, 1.0, 0.5)
+    theirs = modeling.SimpleFeaturePyramid(net, "last_feat", 16, scales, top_block=LastLevelMaxPool(), norm="LN")
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    ours = PyramidBackbone(APTViT(**options, norm_eps=1e-5, pos_antialias=False), 16)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        levels, expected = ours.eval()(images), theirs.eval()(images)
+    assert list(levels) == list(expected)
+    for name, level in levels.items():
+        assert (level - expected[name]).abs().max() < 1e-4, name
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        (vit(channel_order="BGR"), {}, "BGR.*torchvision's detectors feed RGB"),
+        (vit(in_chans=4), {}, "4 channels"),
+        (vit(), {"num_classes": 1}, "num_classes=1: expected at least 2, as the background counts"),
+        (vit(), {"num_classes": 2.0}, "num_classes=2.0"),
+        (vit(), {"image_mean": [0.5] * 3}, "image_mean follow from the backbone; set its pixel_mean"),
+        (vit(), {"size_divisible": 16}, "size_divisible=16 must be a multiple of 32"),
+        (vit(), {"max_size": 0}, "max_size=0 must be pixels, at least 1"),
+        (vit(), {"box_head": torch.nn.Identity()}, "box_head was given without box_predictor"),
+        (vit(img_size=112, patch_size=14), {}, "stride=14 be a power of 2"),
+    ],
+)
+def test_errors(backbone: APTViT, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detector(backbone, **options)
+
+
+def test_a_backbone_of_another_kind() -> None:
+    with pytest.raises(TypeError, match="a Linear; expected an apt_dense.APTViT"):
+        mask_rcnn(torch.nn.Linear(2, 2), num_classes=2)
+
+
+def test_pixels_that_are_not_finite() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        detector().eval()([torch.full((3, 64, 64), float("nan"))])

@@ -1,0 +1,172 @@
+"""Train Mask R-CNN with an adaptive ViT on a data set in COCO's layout, with torchvision, and score it as COCO does.
+
+    python tools/train_det_torchvision.py DATA --out runs/det --model vit_small_patch16_224 --pretrained timm
+    python tools/train_det_torchvision.py DATA --out runs/det --resume
+    python tools/train_det_torchvision.py DATA --out runs/det --eval-only [--thresholds none]
+
+DATA is COCO's folder (annotations/instances_{train,val}2017.json, train2017, val2017) or one that
+tools/make_demo_data.py wrote. OUT gets log.jsonl (losses, tokens kept), last.pth and results.json (COCO's twelve
+numbers for boxes and masks). Runs with and without a GPU, in one process; to train on several GPUs, use Detectron2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from coco_data import CocoSplit, check_same_categories, load_split
+from coco_evaluation import TokenCounter, evaluate
+from torchvision_model import PRESETS, Settings, build_model, load_weights
+from torchvision_training import CHECKPOINT, Trainer, read_run, train
+
+_DEFAULTS = Settings()
+_MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Of the settings, only those that were given: the others come from the checkpoint or from ``Settings``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of the data set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of log, checkpoint and results")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="score a checkpoint and end")
+    parser.add_argument("--checkpoint", type=Path, help="what --eval-only scores (default: OUT/last.pth)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
+    parser.add_argument("--save-every", type=int, default=1000, help="iterations (default: %(default)s)")
+    parser.add_argument("--eval-every", type=int, default=0, help="iterations; 0 for the end only (the default)")
+    _add_settings(parser.add_argument_group("settings (kept in the checkpoint)"))
+    args = parser.parse_args(argv)
+    if args.save_every < 1 or args.eval_every < 0 or args.workers < 0:
+        parser.error("--save-every must be at least 1, --eval-every and --workers at least 0")
+    return args
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, help: str, **options: object) -> None:
+        default = getattr(_DEFAULTS, name)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, help=f"{help} (default: {shown})", default=argparse.SUPPRESS, **options)
+
+    add("model", _MODEL_HELP)
+    add("pretrained", "weights of a ViT: a file, or timm for those of a timm model")
+    add("thresholds", "one number per scale from 1 up, or none for uniform patches", nargs="+", metavar="T")
+    add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
+    add("size", "pixels of the longer side", type=int)
+    add("channels", "channels of pyramid and heads", type=int)
+    add("box_features", "width of the box head's linear layer", type=int)
+    add("proposals", "boxes per image that the RPN hands on", type=int)
+    add("box_samples", "of these, boxes per image that losses are computed for", type=int)
+    add("checkpoint_blocks", "recompute activations to save memory", action=argparse.BooleanOptionalAction)
+    add("scale_jitter", "lowest and highest factor of --size in training", type=float, nargs=2, metavar="FACTOR")
+    add("batch_size", "images per iteration", type=int)
+    add("iterations", "length of the run", type=int)
+    add("lr", "learning rate", type=float)
+    add("lr_decay", "factor of the rate per layer; None is 0.7 with --pretrained, otherwise 1", type=float)
+    add("weight_decay", "of AdamW", type=float)
+    add("warmup", "iterations over which the rate rises", type=int)
+    add("clip", "largest norm of the gradients, 0 for any", type=float)
+    add("amp", "compute in bfloat16", action=argparse.BooleanOptionalAction)
+    add("seed", "of weights, order and augmentation", type=int)
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The settings on the command line, in the types of ``Settings``."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "thresholds" in given:
+        given["thresholds"] = _thresholds(given["thresholds"])
+    if "scale_jitter" in given:
+        given["scale_jitter"] = tuple(given["scale_jitter"])
+    return given
+
+
+def _thresholds(words: Sequence[str]) -> tuple[float, ...]:
+    if list(words) == ["none"]:
+        return ()
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError:
+        raise ValueError(f"--thresholds {' '.join(words)}: expected numbers such as 5.5 4.0, or none") from None
+
+
+def make_trainer(args: argparse.Namespace, split: CocoSplit) -> Trainer:
+    """A trainer at the first iteration, or where ``--resume`` finds the last checkpoint."""
+    path = args.out / CHECKPOINT
+    if not path.exists():
+        return Trainer(Settings(**given_settings(args)), split, args.device)
+    if not args.resume:
+        raise ValueError(f"{path} exists; add --resume to continue that run, or choose another --out")
+    checkpoint = read_run(path)
+    trainer = Trainer(Settings(**checkpoint["settings"] | given_settings(args)), split, args.device, pretrained=False)
+    trainer.load(checkpoint, path)
+    logging.info("continuing from iteration %d of %s", trainer.iteration, path)
+    return trainer
+
+
+def load_model(args: argparse.Namespace, val: CocoSplit) -> tuple[torch.nn.Module, Settings]:
+    """The model of a checkpoint. Settings on the command line, such as thresholds, replace the trained ones."""
+    path = args.checkpoint or args.out / CHECKPOINT
+    checkpoint = read_run(path)
+    check_same_categories([*zip(val.category_ids, val.names, strict=True)], checkpoint["categories"], "the val data")
+    trained = Settings(**checkpoint["settings"])
+    settings = dataclasses.replace(trained, **given_settings(args))
+    # Positions have the size that they were trained in; images may have another.
+    model = build_model(dataclasses.replace(settings, size=trained.size), val.num_classes, pretrained=False)
+    load_weights(model, checkpoint["model"], path)
+    model.transform.min_size, model.transform.max_size = (settings.size,), settings.size
+    return model.to(args.device), settings
+
+
+def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argparse.Namespace) -> dict:
+    """Evaluate, and write the numbers to OUT/results.json."""
+    tokens = TokenCounter(model.backbone.net)
+    results = evaluate(model, val, amp=settings.amp, workers=args.workers)
+    results["tokens_kept"] = tokens.take()
+    args.out.mkdir(parents=True, exist_ok=True)
+    partial = args.out / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, args.out / "results.json")
+    return results
+
+
+def run(args: argparse.Namespace) -> dict | None:
+    """What the command line asks for; None where the training was stopped."""
+    val = load_split(args.data, "val")
+    if args.eval_only:
+        model, settings = load_model(args, val)
+        return score(model, val, settings, args)
+    split = load_split(args.data, "train")
+    trainer = make_trainer(args, split)
+    check_same_categories([*zip(val.category_ids, val.names, strict=True)], trainer.categories, "the val data")
+    options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
+    if not train(trainer, args.out, val=val, **options):
+        logging.info("stopped after iteration %d; add --resume to continue", trainer.iteration)
+        return None
+    return score(trainer.model, val, trainer.settings, args)
+
+
+def main(argv: Sequence[str] | None = None) -> dict | None:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        results = run(args)
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        sys.exit(f"train_det_torchvision: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    for kind in ("bbox", "segm") if results else ():
+        print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main() is None)  # a script must not take a run that was stopped for one that is done
