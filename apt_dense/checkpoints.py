@@ -23,8 +23,9 @@ StateDict = dict[str, Tensor]
 
 #: Parts of other models that a dense backbone has no use for.
 _NOT_BACKBONE = re.compile(r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|neck|decoder_\w+|decode_head)\.|mask_token|decoder_")
-#: Parameters that only APT has; a checkpoint from elsewhere lacks them and they start at a neutral value.
-_NEW = re.compile(r"coarse_embed\.")
+#: Parameters that start at a neutral value and that checkpoints may lack: those that only APT has, and relative
+#: positions, which a classification ViT does not bring to a detector.
+_NEW = re.compile(r"coarse_embed\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
 
 #: Names of MMSeg's VisionTransformer (mmseg/models/backbones/vit.py) and of SAM's MLP, where they differ from ours.
 _OTHER_NAMES = (
@@ -45,7 +46,7 @@ class LoadReport(NamedTuple):
 
     loaded: list[str]
     converted: list[str]  # loaded after a change of shape
-    new: list[str]  # parameters of APT alone, left as initialised
+    new: list[str]  # not in the checkpoint, and neutral as initialised
     missing: list[str]  # of the model, not in the checkpoint
     unused: list[str]  # of the checkpoint, with no counterpart by design (heads, later blocks, class token)
     unexpected: list[str]  # of the checkpoint, unknown
@@ -97,8 +98,8 @@ def _culprit(error: Exception) -> str:
 def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     """The backbone's state dict inside a checkpoint file's content.
 
-    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.`` or
-    ``image_encoder.`` where that exists, unless ``backbone`` is False.
+    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.``,
+    ``backbone.net.`` or ``image_encoder.`` where that exists, unless ``backbone`` is False.
 
     Raises:
         ValueError: if there is no dictionary of tensors inside.
@@ -111,7 +112,7 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     if not state:
         found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
-    for prefix in ("module.", "backbone.", "image_encoder.") if backbone else ("module.",):
+    for prefix in ("module.", "backbone.", "net.", "image_encoder.") if backbone else ("module.",):
         below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         state = below or state
     return state
@@ -193,7 +194,7 @@ def _is_unused(name: str, model: nn.Module) -> bool:
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return len(model.blocks) <= int(block[1]) <= model.last_block
-    return bool(_NOT_BACKBONE.match(name)) or bool(_NEW.match(name)) or name.startswith(("norm.", "cls_token"))
+    return bool(_NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
 
 
 def load_backbone(model: nn.Module, checkpoint: Mapping, strict: bool = True) -> LoadReport:
