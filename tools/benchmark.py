@@ -10,6 +10,7 @@ efficiency = (time ratio to the twin) / (FLOP ratio to the twin), FLOPs counted 
 
 import argparse
 import csv
+import ctypes
 import os
 import platform
 import re
@@ -78,6 +79,7 @@ def memory_of(variant: Variant, images: Tensor, step: str, dtype: torch.dtype) -
         before = torch.cuda.memory_allocated()
         step_of(variant, images, step, dtype)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed would hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = _resident("VmHWM")
     step_of(variant, images, step, dtype)
