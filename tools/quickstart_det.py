@@ -46,7 +46,7 @@ class DetectionPlan:
 PLAN = DetectionPlan(
     Settings(
         model="vit_demo", thresholds=(6.8, 6.0), size=224, channels=64, box_features=128, proposals=100,
-        box_samples=64, scale_jitter=(0.9, 1.1), batch_size=2, iterations=160, lr=1e-3, weight_decay=0.05, warmup=10,
+        box_samples=64, scale_jitter=(0.9, 1.1), batch_size=2, iterations=320, lr=1e-3, weight_decay=0.05, warmup=10,
     )
 )  # fmt: skip
 SHORT = DetectionPlan(replace(PLAN.settings, iterations=8), scored=4, shown=(0,))
