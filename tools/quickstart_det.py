@@ -25,7 +25,7 @@ from apt_dense.layout import count_tokens
 
 TWINS = ("uniform", "adaptive")
 GAP = 8  # pixels between pictures of the sheet
-SURE = 0.3  # lowest score of a box that is drawn
+SURE = 0.15  # lowest score of a box that is drawn: models that saw so little are never sure
 PALETTE: tuple[Colour, ...] = (
     (240, 150, 40), (190, 60, 50), (80, 170, 60), (130, 140, 160), (235, 230, 200), (150, 110, 200), (240, 210, 60),
     (250, 120, 150),
