@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from apt_dense import APTViT, backbone
+from apt_dense.checkpoints import load_backbone
 from apt_dense.timm_models import apt_arguments, create_timm_model
 
 TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
@@ -62,7 +63,8 @@ def test_arguments_of_a_mae() -> None:
 )
 def test_arguments_follow_the_model(name: str, options: dict, expected: dict) -> None:
     arguments = apt_arguments(tiny(name, **options))
-    assert {key: arguments[key] for key in expected} == pytest.approx(expected)
+    for key, value in expected.items():
+        assert arguments[key] == pytest.approx(value), key
 
 
 def test_every_weight_of_the_model_is_copied() -> None:
@@ -191,3 +193,24 @@ def test_unknown_tags_are_refused() -> None:
 def test_create_timm_model_has_no_head() -> None:
     model = create_timm_model("vit_tiny_patch16_224", False, (32, 48))
     assert model.patch_embed.grid_size == (2, 3) and isinstance(model.head, nn.Identity)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 144)])
+def test_the_trunk_of_sams_encoder_is_timms(size: tuple[int, int]) -> None:
+    """Windows that are cut short, relative positions, and both from SAM's own file."""
+    theirs = timm.create_model(
+        "samvit_base_patch16", img_size=96, patch_size=8, window_size=5, depth=3, embed_dim=48, num_heads=3,
+        global_attn_indexes=(1,), num_classes=0,
+    ).eval()  # fmt: skip
+    theirs.neck = torch.nn.Identity()
+    randomise(theirs)
+    images = noise(2, 3, *size)
+    expected = theirs.forward_features(images)
+    ours = APTViT.from_timm(theirs).eval()
+    torch.testing.assert_close(ours(images)[0], expected, atol=1e-4, rtol=0)
+
+    names = {f"image_encoder.{k.replace('mlp.fc', 'mlp.lin')}": v for k, v in theirs.state_dict().items()}
+    fresh = APTViT(**apt_arguments(theirs))
+    report = load_backbone(fresh, {**names, "mask_decoder.x": torch.zeros(1)})
+    assert not report.missing and not report.unexpected
+    torch.testing.assert_close(fresh.eval()(images)[0], expected, atol=1e-4, rtol=0)

@@ -21,6 +21,7 @@ from pathlib import Path
 try:
     import quickstart_det as det
     import quickstart_seg as seg
+    from make_demo_data import DemoDataError
     from stages import Record, write_text
 except ImportError as error:
     sys.exit(f'quickstart: {error}; install what it needs with  pip install -e ".[mmseg,demo]"')
@@ -92,8 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     start = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
-    tables = run(options.out, options.short, options.force, options.only)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tables = run(options.out, options.short, options.force, options.only)
+    except (DemoDataError, OSError) as error:
+        sys.exit(f"quickstart: {error}")
+    except KeyboardInterrupt:
+        sys.exit("quickstart: stopped; the same command continues with the stage it was in")
     text = "\n".join(as_markdown(title, rows) for title, rows in tables.items())
     write_text(options.out / "results.md", text)
     write_text(options.out / "results.csv", as_csv(tables))
