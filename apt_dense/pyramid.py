@@ -54,7 +54,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, feature_map: Tensor) -> list[Tensor]:
         """(B, in_channels, h, w) -> levels (B, out_channels, h * scale, w * scale), large to small."""
-        levels = [stage(feature_map) for stage in self.children()]
+        levels = [stage(feature_map) for name, stage in self.named_children() if name.startswith("simfp_")]
         if self.extra_level:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels

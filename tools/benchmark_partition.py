@@ -16,26 +16,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmark_photos import photos
 from torch import Tensor
 
 from apt_dense import APTViT
 from apt_dense.layout import count_tokens
-from apt_dense.scores import ENTROPY_BINS, PixelFormat, denormalise, grey_levels
+from apt_dense.scores import ENTROPY_BINS, denormalise, grey_levels
 
 THRESHOLDS = (5.5, 4.0)
-
-
-def photo(size: int) -> Tensor:
-    """A photo from scikit-image as normalised (1, 3, size, size)."""
-    from skimage import data, transform
-
-    picture = transform.resize(data.astronaut(), (size, size), preserve_range=True, anti_aliasing=True).round()
-    pixel_format = PixelFormat()
-    picture = (picture - np.array(pixel_format.mean)) / np.array(pixel_format.std)
-    return torch.from_numpy(picture).permute(2, 0, 1)[None].float()
 
 
 def one_hot_entropy(pixels: Tensor, patch_size: int) -> Tensor:
@@ -67,7 +57,7 @@ def build(thresholds: tuple[float, ...], size: int) -> APTViT:
 
 def timed(run: Callable[[APTViT, Tensor], None], thresholds: tuple[float, ...], size: int, rounds: int) -> list[float]:
     """Seconds of each round, after one that does not count."""
-    model, images = build(thresholds, size), photo(size)
+    model, images = build(thresholds, size), photos(size, 1)
     seconds = []
     with torch.inference_mode():
         for _ in range(rounds + 1):
@@ -79,7 +69,7 @@ def timed(run: Callable[[APTViT, Tensor], None], thresholds: tuple[float, ...], 
 
 def peak_growth(run: Callable[[APTViT, Tensor], None], size: int) -> float:
     """MiB by which the peak resident set of a fresh process grows during the call."""
-    model, images = build(THRESHOLDS, size), photo(size)
+    model, images = build(THRESHOLDS, size), photos(size, 1)
     with torch.inference_mode():
         run(model, images[..., :128, :128])  # allocators and thread pools
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is free but held would hide what the call takes
@@ -120,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory = [in_fresh_process(peak_growth, run, options.size) for run in (choose_patches, one_hot_scores)]
 
     model = build(THRESHOLDS, options.size)
-    kept = count_tokens(model.partition(photo(options.size)), len(THRESHOLDS) + 1).sum().item()
+    kept = count_tokens(model.partition(photos(options.size, 1)), len(THRESHOLDS) + 1).sum().item()
     cells = (options.size // model.patch_size) ** 2
     print(f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: {kept} of {cells} tokens ({kept / cells:.0%})")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -30,7 +29,7 @@ ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at str
 BOX_RESOLUTION, MASK_RESOLUTION = 7, 14  # cells that a box is pooled to
 
 
-class PyramidBackbone(nn.Module):
+class PyramidBackbone(SimpleFeaturePyramid):
     """An :class:`APTViT` and its simple feature pyramid, as torchvision's detectors want a backbone.
 
     Parameters are named ``net.*`` and ``simfp_2.*`` to ``simfp_5.*``, as in Detectron2's SimpleFeaturePyramid, so that
@@ -42,23 +41,15 @@ class PyramidBackbone(nn.Module):
     """
 
     def __init__(self, net: APTViT, out_channels: int = 256) -> None:
-        super().__init__()
-        self.net, self.out_channels = net, out_channels
-        pyramid = SimpleFeaturePyramid(net.embed_dim, out_channels, net.patch_size)
-        self.strides = tuple(pyramid.strides)
+        super().__init__(net.embed_dim, out_channels, net.patch_size)
+        self.net = net
+        self.strides = tuple(self.strides)
         self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)  # p2 has stride 2**2
-        self.stages = tuple(name for name, _ in pyramid.named_children())
-        # The stages stand beside ``net``, without a name between: that is what makes the parameters' names portable.
-        for name, stage in pyramid.named_children():
-            self.add_module(name, stage)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Normalised images (B, 3, H, W), H and W multiples of twice the patch size -> {"p2": (B, C, H/4, W/4), ...,
         "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the last level's size rounded up."""
-        feature_map = self.net(images)[-1]
-        maps = [self.get_submodule(name)(feature_map) for name in self.stages]
-        maps.append(F.max_pool2d(maps[-1], kernel_size=1, stride=2))
-        return OrderedDict(zip(self.levels, maps, strict=True))
+        return OrderedDict(zip(self.levels, super().forward(self.net(images)[-1]), strict=True))
 
 
 class OnlyPaddingIsZero(GeneralizedRCNNTransform):
