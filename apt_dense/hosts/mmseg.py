@@ -2,9 +2,11 @@
 
     custom_imports = dict(imports=["apt_dense.hosts.mmseg"])
 
-Registered in mmengine's root registries, so every OpenMMLab package finds it. Needs mmengine only.
+Registered in mmengine's root registries, so every OpenMMLab package finds it. The backbone needs mmengine only; with
+MMSegmentation installed, the segmentor and test-time augmentation of ``mmseg_slide`` are registered, too.
 """
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +22,10 @@ from apt_dense import backbone, checkpoints
 from apt_dense.hosts.mmseg_checkpoints import read_run
 from apt_dense.layout import TokenLayout
 from apt_dense.timm_models import apt_arguments, create_timm_model
+
+if importlib.util.find_spec("mmseg"):  # so that one import registers everything a model's config can name
+    from apt_dense.hosts import mmseg_slide  # noqa: F401
+
 
 @MODELS.register_module()
 class APTViT(backbone.APTViT, BaseModule):

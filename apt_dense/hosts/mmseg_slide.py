@@ -1,0 +1,191 @@
+"""Packed inference for MMSegmentation: crops, images and augmentations go through the network together.
+
+    model = dict(type="APTEncoderDecoder", test_cfg=dict(mode="slide", crop_size=..., stride=..., crops_per_forward=8))
+    tta_model = dict(type="APTSegTTAModel")
+
+MMSegmentation runs one forward per position of the sliding window and per augmentation. Here all crops of one size
+are cut into batches of at most ``crops_per_forward``, which gives the same logits from fewer, fuller forward passes,
+with any backbone.
+
+Shape letters: B images, K channels of the logits, H and W the image, h and w the crop.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, pairwise, product
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.registry import MODELS
+from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+CROPS_PER_FORWARD = 8
+
+
+class View(NamedTuple):
+    """A batch of images of one size, as the data set or one augmentation gives it."""
+
+    images: Tensor  # (B, 3, H, W), normalised
+    metas: Sequence[Mapping[str, Any]]  # MMSeg's, one per image
+    windows: list[tuple[slice, slice]]  # rows and columns of the crops, all of one size
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(h, w) in pixels, smaller than the window where the image is."""
+        rows, columns = self.windows[0]
+        return rows.stop - rows.start, columns.stop - columns.start
+
+
+class Crop(NamedTuple):
+    """A part of an image; its pixels are not copied."""
+
+    pixels: Tensor  # (3, h, w)
+    meta: Mapping[str, Any]
+
+
+@MODELS.register_module()
+class APTEncoderDecoder(EncoderDecoder):
+    """MMSeg's ``EncoderDecoder``, with the crops of all images of a batch in shared forward passes.
+
+    Takes the same arguments and checkpoints, and gives the same logits. The most memory that sliding takes is that of
+    a batch of ``crops_per_forward`` crops through backbone and head, plus the logits of whole images, (B, K, H, W).
+
+    Args:
+        test_cfg: as for ``EncoderDecoder``, and ``crops_per_forward``: crops in one forward, at least 1 (default 8).
+            In mode "whole" an image is one crop; only :meth:`predict_views` then puts several batches together.
+        *args, **options: as for ``EncoderDecoder``.
+
+    Raises:
+        ValueError: ``crops_per_forward`` is not a whole number from 1.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._crops_per_forward()  # an error before training, not at the first validation
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, K, H, W), averaged where crops overlap."""
+        view = self._view(inputs, batch_img_metas)
+        return self._add_up(view, self._crop_logits(crops_of(view)))
+
+    def predict_views(self, batches: Sequence[Mapping[str, Any]]) -> list[list[SegDataSample]]:
+        """Predict several preprocessed batches together: what ``predict`` gives for each one.
+
+        Args:
+            batches: each ``inputs`` (B, 3, H, W), normalised, and ``data_samples``, B of them. Sizes may differ between
+                batches; crops (in mode "whole": images) of the same size share forward passes.
+        """
+        views = [self._view(one["inputs"], [sample.metainfo for sample in one["data_samples"]]) for one in batches]
+        order = sorted(range(len(views)), key=lambda i: views[i].crop_size)
+        logits = self._crop_logits([crop for i in order for crop in crops_of(views[i])])
+        predictions = {
+            i: self.postprocess_result(self._add_up(views[i], logits), batches[i]["data_samples"]) for i in order
+        }
+        return [predictions[i] for i in range(len(views))]
+
+    def _view(self, images: Tensor, metas: Sequence[Mapping[str, Any]]) -> View:
+        size = tuple(images.shape[2:])
+        mode = self.test_cfg.get("mode", "whole")
+        if mode not in ("slide", "whole"):
+            raise ValueError(f'test_cfg.mode={mode!r}: expected "slide" or "whole"')
+        if mode == "whole":
+            return View(images, metas, crop_windows(size, size, size))
+        return View(images, metas, crop_windows(size, self.test_cfg["crop_size"], self.test_cfg["stride"]))
+
+    def _crop_logits(self, crops: Sequence[Crop]) -> Iterator[Tensor]:
+        """Yield the logits (K, h, w) of each crop in turn, and hold those of one forward at a time."""
+        limit = self._crops_per_forward()
+        for size, group in groupby(crops, key=lambda crop: crop.pixels.shape[1:]):
+            same_size = list(group)
+            for first in range(0, len(same_size), limit):
+                batch = same_size[first : first + limit]
+                # MMSeg's heads take img_shape for the size of a crop because it is a torch.Size.
+                metas = [dict(crop.meta, img_shape=size) for crop in batch]
+                yield from self.encode_decode(torch.stack([crop.pixels for crop in batch]), metas)
+
+    def _add_up(self, view: View, logits: Iterator[Tensor]) -> Tensor:
+        """Take the next logits for each crop of a view -> their mean at each pixel, (B, K, H, W)."""
+        count, (height, width) = len(view.images), view.images.shape[2:]
+        total = view.images.new_zeros(count, self.out_channels, height, width)
+        for image, (rows, columns) in product(range(count), view.windows):
+            total[image, :, rows, columns] += next(logits)
+        return total.div_(coverage((height, width), view.windows).to(total))
+
+    def _crops_per_forward(self) -> int:
+        count = (self.test_cfg or {}).get("crops_per_forward", CROPS_PER_FORWARD)
+        if type(count) is not int or count < 1:
+            raise ValueError(
+                f"test_cfg.crops_per_forward={count!r}: expected a whole number of crops from 1; fewer need less memory"
+            )
+        return count
+
+
+def crops_of(view: View) -> list[Crop]:
+    """The crops of each image in turn, in the order in which ``_add_up`` takes their logits."""
+    return [
+        Crop(image[:, rows, columns], meta)
+        for image, meta in zip(view.images, view.metas, strict=True)
+        for rows, columns in view.windows
+    ]
+
+
+def crop_windows(size: Sequence[int], crop_size: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Where MMSeg's sliding window stops, row by row; all arguments are (height, width) in pixels."""
+    rows, columns = (axis_windows(*axis) for axis in zip(size, crop_size, stride, strict=True))
+    return list(product(rows, columns))
+
+
+def axis_windows(length: int, crop: int, stride: int) -> list[slice]:
+    """Windows along one axis; the last is moved back inside: 10, 4, 3 -> 0:4, 3:7, 6:10; 9, 4, 3 -> 0:4, 3:7, 5:9.
+
+    Raises:
+        ValueError: ``crop`` or ``stride`` is below 1, or pixels lie between two windows.
+    """
+    if crop < 1 or stride < 1:
+        raise ValueError(f"test_cfg.crop_size={crop} and stride={stride} must be at least one pixel")
+    steps = max(-(-(length - crop) // stride), 0)
+    stops = [min(i * stride + crop, length) for i in range(steps + 1)]
+    windows = [slice(max(stop - crop, 0), stop) for stop in stops]
+    if any(after.start > before.stop for before, after in pairwise(windows)):
+        raise ValueError(f"test_cfg.stride={stride} leaves gaps between crops of {crop} pixels: set at most {crop}")
+    return windows
+
+
+def coverage(size: Sequence[int], windows: Sequence[tuple[slice, slice]]) -> Tensor:
+    """(H, W): in how many windows each pixel lies."""
+    count = torch.zeros(*size)
+    for rows, columns in windows:
+        count[rows, columns] += 1
+    return count
+
+
+@MODELS.register_module()
+class APTSegTTAModel(SegTTAModel):
+    """MMSeg's ``SegTTAModel``, with all augmentations of a batch in shared forward passes.
+
+    In mode "slide" crops of all scales and mirror images go together, in mode "whole" images of the same size; at most
+    ``test_cfg.crops_per_forward`` at once. Predictions are merged by ``SegTTAModel``.
+
+    Args:
+        module: an :class:`APTEncoderDecoder` or its config.
+        data_preprocessor: as for ``SegTTAModel``.
+    """
+
+    def __init__(self, module: nn.Module | dict, data_preprocessor: nn.Module | dict | None = None) -> None:
+        super().__init__(module, data_preprocessor)
+        if not isinstance(self.module, APTEncoderDecoder):
+            raise TypeError(
+                f"APTSegTTAModel needs a model of type APTEncoderDecoder, but got {type(self.module).__name__}: "
+                "set model.type to that, or tta_model.type to SegTTAModel"
+            )
+
+    def test_step(self, data: Mapping[str, Sequence]) -> list[SegDataSample]:
+        """Merged predictions, one per image, of ``inputs`` and ``data_samples`` as ``TestTimeAug`` collates them:
+        lists over augmentations of lists over images.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"expected a dict of inputs and data_samples, but got {type(data).__name__}")
+        augmented = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+        batches = [self.module.data_preprocessor(batch, False) for batch in augmented]
+        return self.merge_preds(list(zip(*self.module.predict_views(batches), strict=True)))
