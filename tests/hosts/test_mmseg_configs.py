@@ -17,6 +17,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from apt_dense.hosts.mmseg_run import load_config
+from apt_dense.hosts.mmseg_slide import APTEncoderDecoder, APTSegTTAModel
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 UNIFORM = [path for path in CONFIGS if "_uniform_" in path.name]
@@ -105,6 +106,15 @@ def test_prediction_has_the_size_of_the_image(path: Path) -> None:
         (sample,) = model(**data, mode="predict")
     assert sample.pred_sem_seg.data.shape == (1, 70, 101)
     assert sample.seg_logits.data.shape == (150, 70, 101)
+
+
+@every_config
+def test_crops_and_augmentations_share_forward_passes(path: Path) -> None:
+    cfg = load_config(str(path), shrink_options(path))
+    init_default_scope("mmseg")
+    model = MODELS.build({**cfg.tta_model, "module": cfg.model})
+    assert type(model) is APTSegTTAModel and type(model.module) is APTEncoderDecoder
+    assert cfg.model.test_cfg.crops_per_forward == 8
 
 
 @pytest.mark.parametrize("name", ["thresholds", "out_indices"])

@@ -153,6 +153,19 @@ def test_testing_with_augmentation(trained: Path, config: str, ade: Path, tmp_pa
     assert set(test_seg.main(argv)) == {"aAcc", "mIoU", "mAcc"}
 
 
+def test_packed_augmentation_predicts_what_mmsegs_own_does(
+    trained: Path, config: str, ade: Path, tmp_path: Path
+) -> None:
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), "--tta", "--out"]
+    test_seg.main([*argv, str(tmp_path / "packed")])
+    own = ["--cfg-options", "model.type=EncoderDecoder", "tta_model.type=SegTTAModel"]
+    test_seg.main([*argv, str(tmp_path / "own"), *own])
+    for name in ("0.png", "1.png"):
+        packed, expected = (np.asarray(Image.open(tmp_path / folder / name)) for folder in ("packed", "own"))
+        assert len(np.unique(packed)) > 1
+        assert np.mean(packed == expected) > 0.999, "rounding may decide between two equal logits"
+
+
 def test_checkpoint_of_another_model_is_refused(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path),
             "--cfg-options", "model.decode_head.channels=16"]  # fmt: skip

@@ -2,7 +2,7 @@
 default_scope = "mmseg"
 custom_imports = dict(
     imports=[
-        "apt_dense.hosts.mmseg",  # APTViT, layer-wise learning rate decay
+        "apt_dense.hosts.mmseg",  # APTViT, layer-wise learning rate decay, packed testing
         "apt_dense.hosts.mmseg_data",  # CheckLabels
         "apt_dense.hosts.mmseg_checkpoints",  # "apt_atomic"
         "apt_dense.hosts.mmseg_run",  # mixed precision on a CPU
@@ -22,4 +22,4 @@ log_processor = dict(by_epoch=False)
 log_level = "INFO"
 load_from = None
 resume = False
-tta_model = dict(type="SegTTAModel")
+tta_model = dict(type="APTSegTTAModel")  # SegTTAModel, with crops of all augmentations in shared forward passes
