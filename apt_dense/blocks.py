@@ -5,15 +5,10 @@ import torch
 from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
-from apt_dense.attention import AlignedBias, PaddingKey, RelativeBias, packed_attention, suits_aligned_bias
+from apt_dense.attention import packed_attention
+from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import TokenLayout
-from apt_dense.positions import (
-    bias_of_padding,
-    codes_of_keys,
-    cover_of_keys,
-    pooled_bias,
-    relative_bias_of_queries,
-)
+from apt_dense.positions import bias_of_padding, relative_bias_of_queries
 from apt_dense.scatter import gather_tokens, scatter_tokens
 
 
@@ -57,15 +52,8 @@ class Attention(nn.Module):
         if self.rel_pos_h is None:
             return None
         cells = layout.window_cells if self.windowed else layout.image_cells
-        queries = relative_bias_of_queries(
-            q, self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype), cells, layout
-        )
-        keys = cover_of_keys(cells, layout.scale_N, q.dtype)
-        if self.windowed or not suits_aligned_bias(q):
-            return RelativeBias(queries, keys)
-        scales = len(layout.by_scale)
-        pooled = pooled_bias(queries, cells.size, scales)
-        return RelativeBias(queries, keys, AlignedBias(pooled, codes_of_keys(cells, layout.scale_N, scales)))
+        queries = relative_bias_of_queries(q, self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype), cells, layout)
+        return RelativeBias(queries, cells)
 
     def _padding_key(self, q: Tensor, bias: RelativeBias | None, layout: TokenLayout) -> PaddingKey | None:
         """The key that Detectron2's padding of windows that are cut short amounts to."""

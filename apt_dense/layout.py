@@ -24,12 +24,18 @@ class Bucket(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Runs of rows that attend to each other. Lengths (2, 4, 3) have offsets [0, 2, 6, 9]."""
+    """Runs of rows that attend to each other. Lengths (2, 4, 3) have offsets [0, 2, 6, 9]; a segment may be empty."""
 
     offsets: Tensor  # (S + 1,) int32 on the device, the cu_seqlens of variable-length attention kernels
-    lengths: tuple[int, ...]  # the same on the host; a segment may be empty
-    buckets: tuple[Bucket, ...]  # all segments that are not empty
+    total: int  # rows in all, R
+    longest: int  # no segment has more rows
+    buckets: tuple[Bucket, ...]  # all segments whose outputs matter
     place_R: Tensor  # for each row, its place in the concatenated (n * L) places of all buckets
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all segments have the same length, so that the packed rows are a batch as they lie."""
+        return len(self.buckets) == 1 and self.buckets[0].valid is None and self.buckets[0].rows.numel() == self.total
 
 
 class Cells(NamedTuple):
@@ -38,6 +44,8 @@ class Cells(NamedTuple):
     size: tuple[int, int]  # rows and columns of cells of a whole segment
     y_N: Tensor  # row of each patch's top left cell
     x_N: Tensor  # and column
+    scale_N: Tensor
+    num_scales: int
     rows_N: Tensor | None  # rows and columns of the patch's segment that lie in the grid, where a window
     columns_N: Tensor | None  # may be cut short by its edge; None if every segment is whole
 
@@ -62,7 +70,7 @@ class TokenLayout(NamedTuple):
 
     @property
     def batch(self) -> int:
-        return len(self.images.lengths)
+        return len(self.row_Bhw)
 
 
 def build_layout(
@@ -108,8 +116,8 @@ def build_layout(
         row_Bhw=_cover(scale_map, row_N, image_N, y_N, x_N),
         images=images,
         windows=_segments([n for lengths in per_window for n in lengths], scale_map.device) if window_size else None,
-        image_cells=Cells((h, w), y_N, x_N, None, None),
-        window_cells=_window_cells((h, w), window_size, y_N, x_N) if window_size else None,
+        image_cells=Cells((h, w), y_N, x_N, scale_N, num_scales, None, None),
+        window_cells=window_cells((h, w), window_size, y_N, x_N, scale_N, num_scales) if window_size else None,
     )
 
 
@@ -203,7 +211,8 @@ def _segments(lengths: list[int], device: torch.device) -> Segments:
         buckets.append(_bucket(offsets, numbers, longest, device))
     shift = torch.repeat_interleave(starts - offsets[:-1], torch.tensor(lengths, dtype=torch.int64))
     place_R = torch.arange(sum(lengths)) + shift
-    return Segments(offsets.int().to(device), tuple(lengths), tuple(buckets), place_R.to(device))
+    longest = max(lengths, default=0)
+    return Segments(offsets.int().to(device), sum(lengths), longest, tuple(buckets), place_R.to(device))
 
 
 def _bucket_numbers(lengths: list[int]) -> list[tuple[Tensor, int]]:
@@ -224,14 +233,16 @@ def _bucket(offsets: Tensor, numbers: Tensor, longest: int, device: torch.device
     return Bucket(rows.to(device), None if bool(valid.all()) else valid.to(device))
 
 
-def _window_cells(grid: tuple[int, int], window_size: int, y_N: Tensor, x_N: Tensor) -> Cells:
+def window_cells(
+    grid: tuple[int, int], window_size: int, y_N: Tensor, x_N: Tensor, scale_N: Tensor, num_scales: int
+) -> Cells:
     """Patches inside their windows; the last windows of a grid that does not divide are cut short."""
     inside_y, inside_x = y_N % window_size, x_N % window_size
     if grid[0] % window_size == 0 and grid[1] % window_size == 0:
-        return Cells((window_size, window_size), inside_y, inside_x, None, None)
+        return Cells((window_size, window_size), inside_y, inside_x, scale_N, num_scales, None, None)
     rows_N = (grid[0] - y_N + inside_y).clamp(max=window_size)
     columns_N = (grid[1] - x_N + inside_x).clamp(max=window_size)
-    return Cells((window_size, window_size), inside_y, inside_x, rows_N, columns_N)
+    return Cells((window_size, window_size), inside_y, inside_x, scale_N, num_scales, rows_N, columns_N)
 
 
 def _sort_by_scale(

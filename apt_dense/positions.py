@@ -100,13 +100,16 @@ def relative_bias_of_queries(
         (N, H, rows + columns).
     """
     rows, columns = cells.size
-    along_y = _per_axis(q_NHD @ relative_table(rel_pos_h, rows).T, cells.y_N, layout)
-    along_x = _per_axis(q_NHD @ relative_table(rel_pos_w, columns).T, cells.x_N, layout)
+    along_y = _per_axis(q_NHD, relative_table(rel_pos_h, rows), cells.y_N, layout)
+    along_x = _per_axis(q_NHD, relative_table(rel_pos_w, columns), cells.x_N, layout)
     return torch.cat([along_y, along_x], dim=-1)
 
 
-def _per_axis(by_distance: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
-    """Values (N, H, 2 * size - 1) per distance -> (N, H, size) per key position, for patches that begin at first_N."""
+def _per_axis(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
+    """Biases (N, H, size) per key position of queries that begin at first_N, by a table (2 * size - 1, D) of distances."""
+    if layout.by_scale is None:
+        return _per_axis_of_all_scales(q_NHD, table, first_N, layout)
+    by_distance = q_NHD @ table.T
     size = (by_distance.shape[-1] + 1) // 2
     key = torch.arange(size, device=first_N.device)
     parts = []
@@ -121,43 +124,65 @@ def _per_axis(by_distance: Tensor, first_N: Tensor, layout: TokenLayout) -> Tens
     return torch.cat(parts).index_select(0, layout.source_R)
 
 
-def cover_of_keys(cells: Cells, scale_N: Tensor, dtype: torch.dtype) -> Tensor:
+def _per_axis_of_all_scales(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
+    """The same in fixed shapes: every query against the tables of all scales, of which it then takes its own."""
+    size, cells = (len(table) + 1) // 2, layout.image_cells
+    by_distance = q_NHD @ torch.cat(_runs(table.T, cells.num_scales), dim=-1)
+    start = first_N + _first_of_scale(cells, len(table)) + size - 1
+    distance = start[:, None] - torch.arange(size, device=first_N.device)
+    return by_distance.gather(-1, distance[:, None].expand(-1, by_distance.shape[1], -1))
+
+
+def cover_of_keys(cells: Cells, dtype: torch.dtype) -> Tensor:
     """The share of each patch that lies in each row and in each column of its segment: (N, rows + columns).
 
     One-hot for patches of scale 0; its product with :func:`relative_bias_of_queries` is the bias of attention, the
     mean over the cells of a key.
     """
     parts = []
+    span = (1 << cells.scale_N)[:, None]
     for size, first in zip(cells.size, (cells.y_N, cells.x_N), strict=True):
         place = torch.arange(size, device=first.device) - first[:, None]
-        span = (1 << scale_N)[:, None]
         parts.append(((place >= 0) & (place < span)).to(dtype) / span)
     return torch.cat(parts, dim=-1).to(dtype)
 
 
 def pooled_bias(bias: Tensor, size: tuple[int, int], num_scales: int) -> Tensor:
-    """Bias channels (..., rows + columns) with those of coarse keys beside them: the mean over each aligned block of
-    2**s rows or columns, for every scale. See :func:`codes_of_keys`."""
-    parts = []
-    for part in bias.split(list(size), dim=-1):
-        parts.append(part)
-        for _ in range(num_scales - 1):
-            pairs = part.shape[-1] // 2 * 2
-            part = (part[..., 0:pairs:2] + part[..., 1:pairs:2]) / 2
-            parts.append(part)
-    return torch.cat(parts, dim=-1)
+    """Bias channels (..., rows + columns) with those of coarse keys beside them: for every scale, the mean of each run
+    of 2**s rows or columns. See :func:`codes_of_keys`."""
+    return torch.cat([run for part in bias.split(list(size), dim=-1) for run in _runs(part, num_scales)], dim=-1)
 
 
-def codes_of_keys(cells: Cells, scale_N: Tensor, num_scales: int) -> Tensor:
-    """For each key the two channels (N, 2) of :func:`pooled_bias` that add up to its bias. For segments in which
-    patches lie aligned, such as the whole grid."""
-    codes, first = [], 0
-    for size, place in zip(cells.size, (cells.y_N, cells.x_N), strict=True):
-        counts = [size >> s for s in range(num_scales)]
-        starts = torch.tensor([first + sum(counts[:s]) for s in range(num_scales)], device=place.device)
-        codes.append(starts[scale_N] + (place >> scale_N))
-        first += sum(counts)
-    return torch.stack(codes, dim=1)
+def _runs(values: Tensor, num_scales: int) -> list[Tensor]:
+    """For each scale, the means (..., size - 2**s + 1) of the runs of 2**s along the last axis (..., size)."""
+    runs = [values]
+    for scale in range(1, num_scales):
+        step = 2 ** (scale - 1)
+        runs.append((runs[-1][..., :-step] + runs[-1][..., step:]) / 2)
+    return runs
+
+
+def codes_of_keys(cells: Cells) -> Tensor:
+    """For each key the two channels (N, 2) of :func:`pooled_bias` that add up to its bias."""
+    rows, columns = cells.size
+    of_rows = sum(_run_counts(rows, cells.num_scales))
+    return torch.stack(
+        [cells.y_N + _first_of_scale(cells, rows), cells.x_N + _first_of_scale(cells, columns) + of_rows], dim=1
+    )
+
+
+def _run_counts(size: int, num_scales: int) -> list[int]:
+    """How many runs :func:`_runs` makes of each scale."""
+    return [max(0, size - 2**scale + 1) for scale in range(num_scales)]
+
+
+def _first_of_scale(cells: Cells, size: int) -> Tensor:
+    """For each patch, where the runs of its scale begin when listed scale after scale: (N,)."""
+    # A sum of Python numbers, so that nothing is copied to the device.
+    first = torch.zeros_like(cells.scale_N)
+    for scale, count in enumerate(_run_counts(size, cells.num_scales)[:-1], start=1):
+        first = first + (cells.scale_N >= scale) * count
+    return first
 
 
 def bias_of_padding(bias_NHK: Tensor | None, cells: Cells) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from references import layout_of, noise
 from torch import Tensor
 
 from apt_dense import attention
-from apt_dense.attention import AlignedBias, PaddingKey, RelativeBias, packed_attention
-from apt_dense.layout import Segments
+from apt_dense.attention import BACKENDS, packed_attention
+from apt_dense.kernels import bucketed, varlen
+from apt_dense.kernels.terms import PaddingKey, RelativeBias
+from apt_dense.layout import Bucket, Cells, Segments
 from apt_dense.positions import MASKED
 
 HEADS, DIM = 2, 4
@@ -77,76 +81,168 @@ def test_layout_of_another_batch_is_refused(lengths: tuple[int, ...]) -> None:
         packed_attention(*qkv(5), segments(*lengths))
 
 
-# ---- a bias and a key for padding
+@pytest.mark.parametrize("lengths", [(4, 4), (2, 7, 0, 3)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_same(lengths: tuple[int, ...], backend: str) -> None:
+    q, k, v = qkv(sum(lengths))
+    expected = naive_attention(q, k, v, lengths)
+    out = attend(backend, q, k, v, segments(*lengths))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
-LENGTHS = [(3, 3), (1, 5, 0, 2), (40, 33, 34, 64, 39)]  # the last share buckets that are filled up
+
+# ---- relative positions and a key for padding
+
+LENGTHS = [(3, 3), (1, 5, 0, 2), (40, 33, 34, 64, 39), (70, 130, 20)]  # the last two are filled up, or cross blocks
+GRID = (7, 5)
 
 
-def factored(rows: int, lengths: tuple[int, ...]) -> tuple[RelativeBias, PaddingKey]:
-    """A random bias, and a padding key that the first segment has no use for."""
-    bias = RelativeBias(noise(rows, HEADS, 3, seed=4), noise(rows, 3, seed=5))
+def terms(rows: int, lengths: tuple[int, ...]) -> tuple[RelativeBias, PaddingKey]:
+    """Relative positions of random patches of three scales, aligned to nothing, and a padding key that the first
+    segment has no use for."""
+    generator = torch.Generator().manual_seed(11)
+    scale = torch.randint(3, (rows,), generator=generator)
+    y, x = ((torch.rand(rows, generator=generator) * (size - 2**scale + 1)).long() for size in GRID)
+    bias = RelativeBias(noise(rows, HEADS, sum(GRID), seed=4), Cells(GRID, y, x, scale, 3, None, None))
     logit = noise(rows, HEADS, seed=6)
     logit[: lengths[0]] = MASKED
     return bias, PaddingKey(logit, noise(HEADS, DIM, seed=7), noise(HEADS, DIM, seed=8))
+
+
+def bias_matrix(bias: RelativeBias, head: int, rows: range) -> Tensor:
+    """Logits of all pairs: the mean over a key's cells of the query's value for their row and for their column."""
+    _, y, x, scale = (t.tolist() if isinstance(t, Tensor) else t for t in bias.cells[:4])
+    cover = torch.zeros(len(rows), sum(GRID))
+    for place, k in enumerate(rows):
+        for i in range(2 ** scale[k]):
+            cover[place, y[k] + i] = cover[place, GRID[0] + x[k] + i] = 1 / 2 ** scale[k]
+    return bias.queries_RHK[rows.start : rows.stop, head] @ cover.T
 
 
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], bias: RelativeBias | None, padding: PaddingKey | None
 ) -> Tensor:
     """One segment and head after the other, with the whole matrix of logits; a padding key is one more column."""
-    out = torch.zeros_like(v)
-    for start, length in zip([sum(lengths[:i]) for i in range(len(lengths))], lengths, strict=True):
-        part = slice(start, start + length)
+    out, start = [torch.zeros(0, HEADS, DIM)], 0
+    for length in lengths:
+        part, heads = slice(start, start + length), []
         for head in range(HEADS):
-            keys, values = k[part, head], v[part, head]
-            extra = torch.zeros(length, length)
+            keys, values, extra = k[part, head], v[part, head], torch.zeros(length, length)
             if bias is not None:
-                extra = bias.queries_RHK[part, head] @ bias.keys_RK[part].T
+                extra = bias_matrix(bias, head, range(start, start + length))
             if padding is not None:
                 keys, values = torch.cat([keys, padding.k_HD[head][None]]), torch.cat([values, padding.v_HD[head][None]])
                 extra = torch.cat([extra, padding.logit_RH[part, head, None]], 1)
-            out[part, head] = (q[part, head] @ keys.T / math.sqrt(DIM) + extra).softmax(-1) @ values
-    return out
+            heads.append((q[part, head] @ keys.T / math.sqrt(DIM) + extra).softmax(-1) @ values)
+        out.append(torch.stack(heads, 1))
+        start += length
+    return torch.cat(out)
+
+
+def naive_varlen(
+    q: Tensor, k: Tensor, v: Tensor, offsets_q: Tensor, offsets_k: Tensor, longest_q: int, longest_k: int, scale: float
+) -> Tensor:
+    """What a variable-length kernel computes, and what it asks of its arguments."""
+    assert q.shape[1:] == k.shape[1:] == v.shape[1:]
+    assert offsets_q.dtype == offsets_k.dtype == torch.int32
+    assert len(q) == offsets_q[-1] and len(k) == len(v) == offsets_k[-1]
+    assert longest_q >= offsets_q.diff().max() and longest_k >= offsets_k.diff().max()
+    out = [q[:0]]
+    for a, b, c, d in zip(offsets_q, offsets_q[1:], offsets_k, offsets_k[1:], strict=False):
+        weights = (torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale).softmax(-1)
+        out.append(torch.einsum("hqk,khd->qhd", weights, v[c:d]))
+    return torch.cat(out)
+
+
+def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor:
+    """``packed_attention`` by a backend; the CUDA kernel of "varlen" is stood in for, all around it is real."""
+    if backend == "varlen":
+        bias, padding = (*others[1:], None, None)[:2]
+        return varlen.run(naive_varlen, q, k, v, others[0], bias, padding)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return packed_attention(q, k, v, *others, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_bias_and_padding_key(lengths: tuple[int, ...], use: tuple[bool, bool], backend: str) -> None:
+    q, k, v = qkv(sum(lengths))
+    bias, padding = (part if used else None for part, used in zip(terms(sum(lengths), lengths), use, strict=True))
+    expected = plain_attention(q, k, v, lengths, bias, padding)
+    with torch.no_grad():
+        out = attend(backend, q, k, v, segments(*lengths), bias, padding)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("entries", [1, 100, 2**21])
-@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_bias_and_padding_key(
-    lengths: tuple[int, ...], use: tuple[bool, bool], entries: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slice_of_queries", [1, 3, 128])
+@pytest.mark.parametrize("backend", ["mask", "rows"])
+def test_parts_of_any_size_give_the_same(
+    backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(bucketed, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(bucketed, "_QUERIES", slice_of_queries)
+    lengths = (9, 4, 10, 9)
     q, k, v = qkv(sum(lengths))
-    bias, padding = (part if used else None for part, used in zip(factored(sum(lengths), lengths), use, strict=True))
-    expected = plain_attention(q, k, v, lengths, bias, padding)
-    with torch.no_grad():
-        torch.testing.assert_close(packed_attention(q, k, v, segments(*lengths), bias, padding), expected)
-    q.requires_grad_()
-    torch.testing.assert_close(packed_attention(q, k, v, segments(*lengths), bias, padding), expected)
+    bias, _ = terms(sum(lengths), lengths)
+    expected = plain_attention(q, k, v, lengths, bias, None)
+    torch.testing.assert_close(attend(backend, q, k, v, segments(*lengths), bias), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "varlen"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: str) -> None:
     rows = sum(lengths)
-    bias, padding = factored(rows, lengths)
-    leaves = [t.detach().requires_grad_() for t in (*qkv(rows), *bias[:2], *padding)]
+    bias, padding = terms(rows, lengths)
+    leaves = [t.detach().requires_grad_() for t in (*qkv(rows), bias.queries_RHK, *padding)]
     weights = noise(rows, HEADS, DIM, seed=9)
 
-    def gradients(attend: Callable[..., Tensor], of: object) -> tuple[Tensor, ...]:
-        out = attend(*leaves[:3], of, RelativeBias(*leaves[3:5]), PaddingKey(*leaves[5:]))
+    def gradients(function: Callable[..., Tensor], of: object) -> tuple[Tensor, ...]:
+        out = function(*leaves[:3], of, RelativeBias(leaves[3], bias.cells), PaddingKey(*leaves[4:]))
         return torch.autograd.grad((out * weights).sum(), leaves)
 
-    pairs = zip(gradients(packed_attention, segments(*lengths)), gradients(plain_attention, lengths), strict=True)
-    for ours, expected in pairs:
-        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    ours = gradients(partial(attend, backend), segments(*lengths))
+    for own, expected in zip(ours, gradients(plain_attention, lengths), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("slice_of_queries", [1, 3, 128])
-def test_an_aligned_bias_gives_the_same_as_its_factors(slice_of_queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_QUERIES", slice_of_queries)
-    q, k, v = qkv(9)
-    queries, codes = noise(9, HEADS, 6), torch.tensor([[i % 3, 3 + i % 2] for i in range(9)])
-    keys = torch.zeros(9, 6).scatter_(1, codes, 1.0)
-    expected = packed_attention(q, k, v, segments(2, 4, 3), RelativeBias(queries, keys))
-    aligned = RelativeBias(queries, keys, AlignedBias(queries, codes))
-    torch.testing.assert_close(packed_attention(q, k, v, segments(2, 4, 3), aligned), expected, atol=1e-6, rtol=1e-5)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["varlen", "flex", "sdpa"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
+    rows, kind = sum(lengths), torch.bfloat16
+    bias, padding = terms(rows, lengths)
+    q, k, v = (t.cuda().to(kind).requires_grad_() for t in qkv(rows))
+    cells = Cells(*(t.cuda() if isinstance(t, Tensor) else t for t in bias.cells))
+    on_gpu = RelativeBias(bias.queries_RHK.cuda().to(kind), cells), PaddingKey(*(t.cuda().to(kind) for t in padding))
+    bucket = segments(*lengths)
+    buckets = tuple(Bucket(b.rows.cuda(), b.valid if b.valid is None else b.valid.cuda()) for b in bucket.buckets)
+    bucket = bucket._replace(offsets=bucket.offsets.cuda(), place_R=bucket.place_R.cuda(), buckets=buckets)
+    out = packed_attention(q, k, v, bucket, *on_gpu, backend=backend)
+    out.float().square().sum().backward()
+    plain = [t.detach().float().cpu().requires_grad_() for t in (q, k, v)]
+    expected = plain_attention(*plain, lengths, bias, padding)
+    expected.square().sum().backward()
+    torch.testing.assert_close(out.float().cpu(), expected, atol=5e-2, rtol=5e-2)
+    for own, reference in zip((q, k, v), plain, strict=True):
+        torch.testing.assert_close(own.grad.float().cpu(), reference.grad, atol=1e-1, rtol=1e-1)
+
+
+@pytest.mark.parametrize(
+    "backend, message",
+    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("rows", "has no backward")],
+)
+def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(4))
+    with pytest.raises(ValueError, match=message):
+        packed_attention(q, k, v, segments(4), backend=backend)
+
+
+def test_auto_avoids_what_has_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
+    bias, _ = terms(6, (6,))
+    q, k, v = qkv(6)
+    assert attention._suitable(q, k, segments(6), bias, None) == "rows"
+    assert attention._suitable(q, k, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q.requires_grad_(), k, segments(6), bias, None) == "sdpa"

@@ -63,18 +63,18 @@ def test_segments_are_the_windows_and_the_images(case: tuple[Tensor, int, int]) 
     scale_map, num_scales, window_size = case
     layout = build_layout(scale_map, num_scales, window_size)
     per_window = [[len(window) for window in image] for image in tokens_by_window(scale_map, window_size)]
-    assert layout.images.lengths == tuple(sum(lengths) for lengths in per_window)
-    assert_offsets(layout.images)
+    assert_segments(layout.images, [sum(lengths) for lengths in per_window])
     if window_size:
-        assert layout.windows.lengths == tuple(n for lengths in per_window for n in lengths)
-        assert_offsets(layout.windows)
+        assert_segments(layout.windows, [n for lengths in per_window for n in lengths])
     else:
         assert layout.windows is None
 
 
-def assert_offsets(segments: Segments) -> None:
-    expected = [sum(segments.lengths[:i]) for i in range(len(segments.lengths) + 1)]
+def assert_segments(segments: Segments, lengths: list[int]) -> None:
+    expected = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     assert segments.offsets.tolist() == expected and segments.offsets.dtype == torch.int32
+    assert (segments.total, segments.longest) == (sum(lengths), max(lengths))
+    assert segments.is_even == (len({n for n in lengths if n}) == 1)
 
 
 @given(scale_maps(), st.integers(0, 2))

@@ -146,7 +146,7 @@ def test_relative_bias_is_the_mean_over_pairs_of_cells(window_size: int) -> None
     windows = [(token.image, token.y // modulus, token.x // modulus) for token in tokens]
     q, rel_pos = noise(len(tokens), HEADS, DIM), tables(cells.size)
     queries = relative_bias_of_queries(q, *rel_pos, cells, layout)
-    keys = cover_of_keys(cells, layout.scale_N, torch.float32)
+    keys = cover_of_keys(cells, torch.float32)
     assert {token.scale for token in tokens} == {0, 1, 2}
     bias = torch.einsum("qhk,nk->qnh", queries, keys)
     for i, query in enumerate(places):
@@ -189,11 +189,15 @@ def test_relative_tables_are_interpolated_to_other_sizes() -> None:
 
 @pytest.mark.parametrize("grid", [(8, 8), (5, 7), (4, 13), (1, 3)])
 @pytest.mark.parametrize("num_scales", [1, 3])
-def test_two_channels_of_the_pooled_bias_are_the_bias_of_a_key(grid: tuple[int, int], num_scales: int) -> None:
-    scale_map = random_scale_map(random.Random(3), 2, *grid, num_scales)
-    layout = build_layout(scale_map, num_scales)
-    bias = noise(len(layout.image_N), 2, sum(grid))
-    cover = cover_of_keys(layout.image_cells, layout.scale_N, torch.float32)
-    codes = codes_of_keys(layout.image_cells, layout.scale_N, num_scales)
-    pooled = pooled_bias(bias, grid, num_scales)
+@pytest.mark.parametrize("window_size", [0, 5])
+def test_two_channels_of_the_pooled_bias_are_the_bias_of_a_key(
+    grid: tuple[int, int], num_scales: int, window_size: int
+) -> None:
+    scale_map = random_scale_map(random.Random(3), 2, *grid, num_scales, window_size)
+    layout = build_layout(scale_map, num_scales, window_size)
+    cells = layout.window_cells if window_size else layout.image_cells
+    bias = noise(len(layout.image_N), 2, sum(cells.size))
+    cover = cover_of_keys(cells, torch.float32)
+    codes = codes_of_keys(cells)
+    pooled = pooled_bias(bias, cells.size, num_scales)
     torch.testing.assert_close(pooled[..., codes].sum(-1), bias @ cover.T)
