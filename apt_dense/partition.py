@@ -89,7 +89,7 @@ def uncut_blocks(
     )
     inside = rows_in[:, :, None] & columns_in[:, None, :]
     outside = rows_out[:, :, None] | columns_out[:, None, :]
-    return (inside | outside) & _within_windows(grid, scale, window_size, region.device)
+    return (inside | outside) & within_windows(grid, scale, window_size, region.device)
 
 
 def _uncut_intervals(extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def _uncut_intervals(extent: Tensor, count: int, size: int) -> tuple[Tensor, Ten
     return start + size <= extent[:, None], start >= extent[:, None]
 
 
-def _within_windows(grid: tuple[int, int], scale: int, window_size: int, device: torch.device) -> Tensor:
+def within_windows(grid: tuple[int, int], scale: int, window_size: int, device: torch.device) -> Tensor:
     """Which patches (grid rows >> scale, grid columns >> scale) of a scale lie in a single window."""
     rows, columns = (torch.arange(cells >> scale, device=device) << scale for cells in grid)
     if not window_size:
