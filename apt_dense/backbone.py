@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apt_dense.blocks import Block
+from apt_dense.budget import check_token_budget, partition_by_budget, require, tokens_per_image
 from apt_dense.checkpoints import load_backbone
+from apt_dense.compiling import outside_graphs
+from apt_dense.fixed_layout import build_fixed_layout
 from apt_dense.layout import TokenLayout, build_layout, check_finite
 from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
 from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
@@ -48,6 +51,9 @@ class APTViT(nn.Module):
         out_indices: blocks whose outputs are returned, ascending, counted from 0; negative ones from the end.
             None for the last.
         thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.
+        token_budget: tokens per image, as a fraction (float) or a count (int); None for as many as thresholds say.
+            With a budget only the ratios of the thresholds matter: they order merges of different scales. Shapes then
+            depend on the size of the images alone (``torch.compile(fullgraph=True)``, CUDA graphs).
         scorer: "entropy" (bits, the paper's), "laplacian", "upsampling_error" or a callable (scores.Scorer).
         drop_padding: make no tokens of the host's padding (exact zeros at the right and bottom) and return zeros there.
         pixel_mean, pixel_std, channel_order: such that images * std + mean is the 8-bit image.
@@ -55,6 +61,7 @@ class APTViT(nn.Module):
             (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).
         pos_antialias: resample positions to another input size with antialiasing (timm) or without (MMSeg, Detectron2).
         checkpoint_blocks: recompute activations of the blocks in the backward pass instead of keeping them.
+        attention_backend: "auto", or one of ``attention.BACKENDS``.
 
     Raises:
         ValueError, TypeError: for arguments out of range, naming value and remedy.
@@ -86,6 +93,7 @@ class APTViT(nn.Module):
         norm_intermediates: bool = False,
         out_indices: int | Sequence[int] | None = None,
         thresholds: Sequence[float] = (),
+        token_budget: float | int | None = None,
         scorer: str | Scorer = "entropy",
         drop_padding: bool = False,
         pixel_mean: Sequence[float] = PixelFormat().mean,
@@ -94,6 +102,7 @@ class APTViT(nn.Module):
         partial_patches: str = "pad",
         pos_antialias: bool = True,
         checkpoint_blocks: bool = False,
+        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.img_size = _pair(img_size)
@@ -104,6 +113,9 @@ class APTViT(nn.Module):
         self.num_prefix = int(class_token)
         _check_prefix(self.num_prefix, self.window_size, use_rel_pos, residual_block_indexes)
         self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
+        self.token_budget = check_token_budget(
+            token_budget, self.thresholds, patch_size, self.img_size, self.window_size
+        )
         self.scorer = resolve_scorer(scorer)
         self.pixel_format = _check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
         self.partial_patches = _one_of("partial_patches", partial_patches, "pad", "crop")
@@ -130,6 +142,7 @@ class APTViT(nn.Module):
                 windowed=i in windowed,
                 rel_pos_size=((window_size, window_size) if i in windowed else grid) if use_rel_pos else None,
                 conv_residual=i in residual,
+                attention_backend=attention_backend,
             )
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1])
         )  # fmt: skip
@@ -191,15 +204,26 @@ class APTViT(nn.Module):
             ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels.
             TypeError: for images that are not floating point.
         """
-        images = self._whole_patches(images)
-        layout = self.layout(images, self._partition(images))
-        x = self._embed(images, layout)
+        outputs, layout = self.forward_tokens(images)
+        return tuple(scatter_tokens(rows, layout) for rows in outputs)
+
+    def forward_tokens(self, images: Tensor) -> tuple[tuple[Tensor, ...], TokenLayout]:
+        """As :meth:`forward`, before the scatter: packed rows (R, embed_dim) per entry of ``out_indices``, and where
+        they belong. For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``)."""
+        tokens = outside_graphs(self._tokens) if self.token_budget is None else self._tokens
+        x, layout = tokens(images)
         outputs = []
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout)
             if index in self.out_indices:
-                outputs.append(scatter_tokens(self._normalise(x, index), layout))
-        return tuple(outputs)
+                outputs.append(self._normalise(x, index))
+        return tuple(outputs), layout
+
+    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
+        """Embedded rows (R, C) and their layout."""
+        images = self._whole_patches(images)
+        layout = self.layout(images, self._partition(images))
+        return self._embed(images, layout), layout
 
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:
@@ -212,7 +236,20 @@ class APTViT(nn.Module):
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
         finite = _are_finite(images)
+        if self.token_budget is not None:
+            return self._fixed_layout(scale_map, finite)
         return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
+
+    def _fixed_layout(self, scale_map: Tensor, finite: Tensor) -> TokenLayout:
+        require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
+        tokens = self._tokens_per_image(scale_map.shape[1:])
+        return build_fixed_layout(
+            scale_map, len(self.thresholds) + 1, tokens, self.window_size, self.num_prefix, self.drop_padding
+        )
+
+    def _tokens_per_image(self, grid: Sequence[int]) -> int:
+        exact = not self.drop_padding
+        return tokens_per_image(self.token_budget, tuple(grid), len(self.thresholds), self.window_size, exact)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""
@@ -241,6 +278,11 @@ class APTViT(nn.Module):
         scales = range(1, len(self.thresholds) + 1)
         scores = score_maps(images, self.patch_size, scales, self.scorer, self.pixel_format)
         region = filled_region(images)
+        if self.token_budget is not None:
+            return partition_by_budget(
+                scores, self.thresholds, region, grid, self.patch_size, self.window_size,
+                self._tokens_per_image(grid), self.drop_padding,
+            )  # fmt: skip
         scale_map = partition_by_thresholds(
             scores, self.thresholds, region, grid, self.patch_size, self.window_size
         )

@@ -5,7 +5,8 @@ import torch
 from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
-from apt_dense.attention import packed_attention
+from apt_dense.attention import check_backend, packed_attention
+from apt_dense.compiling import outside_graphs
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import TokenLayout
 from apt_dense.positions import bias_of_padding, relative_bias_of_queries
@@ -18,6 +19,7 @@ class Attention(nn.Module):
     Args:
         windowed: attend inside windows; the layout must have them.
         rel_pos_size: rows and columns of cells that decomposed relative positions are trained for; None for none.
+        backend: of ``attention.packed_attention``.
     """
 
     def __init__(
@@ -27,11 +29,12 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         windowed: bool = False,
         rel_pos_size: tuple[int, int] | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"embed_dim={dim} is no multiple of num_heads={num_heads}")
-        self.num_heads, self.windowed = num_heads, windowed
+        self.num_heads, self.windowed, self.backend = num_heads, windowed, check_backend(backend)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.rel_pos_h = self.rel_pos_w = None
@@ -43,10 +46,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Rows (R, C) -> (R, C)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        attend = self._attend if layout.is_fixed else outside_graphs(self._attend)
+        return self.proj(attend(q, k, v, layout).flatten(1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
         segments = layout.windows if self.windowed else layout.images
         bias = self._relative_bias(q, layout)
-        x = packed_attention(q, k, v, segments, bias, self._padding_key(q, bias, layout))
-        return self.proj(x.flatten(1))
+        return packed_attention(q, k, v, segments, bias, self._padding_key(q, bias, layout), self.backend)
 
     def _relative_bias(self, q: Tensor, layout: TokenLayout) -> RelativeBias | None:
         if self.rel_pos_h is None:
@@ -126,10 +132,11 @@ class Block(nn.Module):
         windowed: bool = False,
         rel_pos_size: tuple[int, int] | None = None,
         conv_residual: bool = False,
+        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, windowed, rel_pos_size)
+        self.attn = Attention(dim, num_heads, qkv_bias, windowed, rel_pos_size, attention_backend)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)

@@ -1,5 +1,7 @@
 """Layout: scale map -> the packed order of all tokens of a batch, computed once and passed to everything after.
 
+For the same in shapes that do not depend on the images' content, see fixed_layout.py.
+
 The **packed sequence** (R, C) holds the rows of all images one after the other, without padding and without a batch
 axis: for each image its prefix rows (class token), then its patches. Patches are ordered by (image, window, place in
 the window), row by row, so that windowed and global attention work on the same rows with different offsets.
@@ -8,6 +10,7 @@ Shape letters: B images, h x w cells of the base grid, N patches, R = N + B * nu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -50,7 +53,8 @@ class Cells(NamedTuple):
     columns_N: Tensor | None  # may be cut short by its edge; None if every segment is whole
 
 
-class TokenLayout(NamedTuple):
+@dataclass(frozen=True, eq=False)  # no tuple: torch.compile would guard the shape of every tensor in it
+class TokenLayout:
     """Where every patch comes from and which packed row it went to. All index tensors are int64."""
 
     grid: tuple[int, int]  # h, w
@@ -59,14 +63,15 @@ class TokenLayout(NamedTuple):
     scale_N: Tensor
     y_N: Tensor  # base-grid row of its top left cell
     x_N: Tensor  # and column
-    by_scale: tuple[Tensor, ...]  # for each scale, the patches of that scale, ascending
-    source_R: Tensor  # for each row, its place in [patches of scale 0, of scale 1, ..., prefix of image 0, of 1, ...]
+    by_scale: tuple[Tensor, ...] | None  # for each scale, the patches of that scale, ascending; None in fixed shapes
+    source_R: Tensor | None  # each row's place in [patches of scale 0, of scale 1, ..., prefix of image 0, of 1, ...]
     image_R: Tensor  # image of each row
     row_Bhw: Tensor  # (B, h, w) row that covers each cell, -1 where none does
     images: Segments  # one per image, prefix included
     windows: Segments | None  # one per window, images in order; None without windows
     image_cells: Cells
     window_cells: Cells | None
+    is_fixed: bool = False  # whether its shapes depend on nothing but those of the images (fixed_layout.py)
 
     @property
     def batch(self) -> int:
@@ -92,8 +97,8 @@ def build_layout(
         raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
     batch, h, w = scale_map.shape
     scale_map = scale_map.long()
-    order_P, window_sizes = _window_major_order(h, w, window_size, scale_map.device)
-    anchors = _anchors(scale_map)
+    order_P, window_sizes = window_major_order(h, w, window_size, scale_map.device)
+    anchors = anchors_of(scale_map)
     anchors_BP = anchors.flatten(1)[:, order_P]
     per_window, per_scale = _count(scale_map, anchors, anchors_BP, window_sizes, num_scales, finite)
 
@@ -123,11 +128,11 @@ def build_layout(
 
 def count_tokens(scale_map: Tensor, num_scales: int) -> Tensor:
     """Patches of each scale (B, num_scales) int64 in scale maps (B, h, w)."""
-    anchors = _anchors(scale_map.long())
+    anchors = anchors_of(scale_map.long())
     return torch.stack([(anchors & (scale_map == s)).sum((1, 2)) for s in range(num_scales)], dim=1)
 
 
-def _anchors(scale_map: Tensor) -> Tensor:
+def anchors_of(scale_map: Tensor) -> Tensor:
     """The top left cell of every patch: (B, h, w) bool."""
     _, h, w = scale_map.shape
     y = torch.arange(h, device=scale_map.device)[:, None]
@@ -136,13 +141,22 @@ def _anchors(scale_map: Tensor) -> Tensor:
     return (scale_map > DROPPED) & ((y & within) == 0) & ((x & within) == 0)
 
 
-def _window_major_order(h: int, w: int, window_size: int, device: torch.device) -> tuple[Tensor, list[int]]:
+def window_major_order(h: int, w: int, window_size: int, device: torch.device) -> tuple[Tensor, list[int]]:
     """Cells (h * w,) window by window, and the number of cells of each window."""
-    cells = torch.arange(h * w, device=device).view(h, w)
     if not window_size:
-        return cells.flatten(), [h * w]
-    windows = [cell.flatten() for row in cells.split(window_size, 0) for cell in row.split(window_size, 1)]
-    return torch.cat(windows), [len(window) for window in windows]
+        return torch.arange(h * w, device=device), [h * w]
+    order = window_of_cells(h, w, window_size, device).argsort(stable=True)
+    rows, columns = (
+        [min(window_size, size - first) for first in range(0, size, window_size)] for size in (h, w)
+    )
+    return order, [row * column for row in rows for column in columns]
+
+
+def window_of_cells(h: int, w: int, window_size: int, device: torch.device) -> Tensor:
+    """The number (h * w,) of the window that each cell lies in, windows row by row."""
+    windows_per_row = -(-w // window_size)
+    of_row, of_column = (torch.arange(size, device=device) // window_size for size in (h, w))
+    return (of_row[:, None] * windows_per_row + of_column).flatten()
 
 
 def _count(
@@ -154,7 +168,7 @@ def _count(
     chosen = torch.where(anchors, scale_map, DROPPED)
     per_scale = torch.stack([(chosen == s).sum() for s in range(num_scales)])
     covered = (scale_map > DROPPED).sum()
-    stray = ((_of_corner(scale_map, scale_map) != scale_map) | (scale_map >= num_scales)).sum()
+    stray = ((of_corner(scale_map, scale_map) != scale_map) | (scale_map >= num_scales)).sum()
     finite = per_scale.new_ones(len(scale_map)) if finite is None else finite.long()
     # The one wait for the device of a forward pass.
     host = torch.cat([per_window.flatten(), per_scale, covered[None], stray[None], finite]).tolist()
@@ -263,10 +277,10 @@ def _cover(scale_map: Tensor, row_N: Tensor, image_N: Tensor, y_N: Tensor, x_N: 
     """The row that covers each cell (B, h, w), -1 for dropped cells."""
     at_anchor = torch.full_like(scale_map, DROPPED)
     at_anchor[image_N, y_N, x_N] = row_N
-    return _of_corner(at_anchor, scale_map)
+    return of_corner(at_anchor, scale_map)
 
 
-def _of_corner(values: Tensor, scale_map: Tensor) -> Tensor:
+def of_corner(values: Tensor, scale_map: Tensor) -> Tensor:
     """For each cell, the value (B, h, w) at the top left cell of the patch that its scale says it lies in."""
     batch, h, w = scale_map.shape
     corner = -(1 << scale_map.clamp(min=0))  # as a bit mask: clears the place inside the patch

@@ -43,13 +43,17 @@ class CoarseEmbed(nn.Module):
 
     def forward(self, parts: Tensor) -> Tensor:
         """Embedded parts (N, 2**s, 2**s, C) of N patches of scale s -> corrections (N, C)."""
+        while parts.shape[1] > 1:
+            parts = self.halve(parts)
+        return self.zero(parts.flatten(1))
+
+    def halve(self, parts: Tensor) -> Tensor:
+        """ConvDown once: (N, h, w, C) -> (N, h // 2, w // 2, C)."""
         # A stride-2 convolution of disjoint 2 x 2 blocks is one matrix product.
         weight = self.down.weight.permute(0, 2, 3, 1).flatten(1)
-        while parts.shape[1] > 1:
-            n, side, _, channels = parts.shape
-            blocks = parts.reshape(n, side // 2, 2, side // 2, 2, channels).transpose(2, 3)
-            parts = F.linear(blocks.reshape(n, side // 2, side // 2, 4 * channels), weight, self.down.bias)
-        return self.zero(parts.flatten(1))
+        n, h, w, channels = parts.shape
+        blocks = parts[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, channels).transpose(2, 3)
+        return F.linear(blocks.reshape(n, h // 2, w // 2, 4 * channels), weight, self.down.bias)
 
 
 def embed_patches(
@@ -71,6 +75,8 @@ def embed_patches(
         antialias: how ``positions`` are resampled to the base grid.
     """
     cells = patch_embed(images)
+    if layout.is_fixed:
+        return _embed_in_fixed_shapes(images, cells, layout, patch_embed, coarse_embed, positions, prefix, antialias)
     parts = []
     for scale, chosen in enumerate(layout.by_scale):
         image, y, x = layout.image_N[chosen], layout.y_N[chosen], layout.x_N[chosen]
@@ -86,6 +92,33 @@ def embed_patches(
         parts.append(prefix.repeat(layout.batch, 1))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
     return rows.index_select(0, layout.source_R)
+
+
+def _embed_in_fixed_shapes(
+    images: Tensor, cells: Tensor, layout: TokenLayout, patch_embed: PatchEmbed, coarse_embed: CoarseEmbed | None,
+    positions: Tensor | None, prefix: Tensor | None, antialias: bool,
+) -> Tensor:  # fmt: skip
+    """The same rows: embed all patches of every scale, of which each token then takes its own. For a third more
+    embedding, no shape depends on what was chosen."""
+    tables, first, index = [], 0, torch.zeros_like(layout.scale_N)
+    corrections = cells
+    for scale in range(layout.image_cells.num_scales):
+        h, w = (n >> scale for n in layout.grid)
+        table = cells
+        if scale > 0:
+            corrections = coarse_embed.halve(corrections)
+            table = _shrunk(images, scale, patch_embed) + coarse_embed.zero(corrections)
+        if positions is not None:
+            table = table + positions_of_scale(positions, layout.grid, scale, antialias)
+        tables.append(table.flatten(0, 2))
+        place = (layout.image_N * h + (layout.y_N >> scale)) * w + (layout.x_N >> scale)
+        index = torch.where(layout.scale_N == scale, place + first, index)
+        first += len(tables[-1])
+    rows = torch.cat(tables).index_select(0, index)
+    if not layout.num_prefix:
+        return rows
+    rows = rows.unflatten(0, (layout.batch, -1))
+    return torch.cat([prefix.to(rows.dtype).expand(len(rows), -1, -1), rows], 1).flatten(0, 1)
 
 
 def _take(flat: Tensor, image: Tensor, y: Tensor, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -115,13 +148,30 @@ def _shrunk_patches(
 ) -> Tensor:
     """E of the patches at (image, y, x), shrunk by 2**scale (bilinear): (N, C)."""
     size = patch_embed.patch_size
-    rows, columns = (n // (size << scale) * (size << scale) for n in images.shape[-2:])
-    if rows == 0 or columns == 0:
+    small = _shrunk_image(images, scale, size)
+    if small.numel() == 0:
         patches = images.new_zeros(0, images.shape[1], size, size)
     else:
-        # The samples of a patch lie inside it, so shrinking the image shrinks each patch on its own.
-        small = F.interpolate(images[..., :rows, :columns], scale_factor=0.5**scale, mode="bilinear")
         tiles = small.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, p, p)
         patches = tiles[image, :, y >> scale, x >> scale]
     weight = patch_embed.proj.weight.flatten(1)
     return F.linear(patches.flatten(1).to(weight.dtype), weight, patch_embed.proj.bias)
+
+
+def _shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:
+    """E of all complete patches of a scale, shrunk: (B, h >> scale, w >> scale, C)."""
+    small = _shrunk_image(images, scale, patch_embed.patch_size)
+    if small.numel() == 0:
+        h, w = (n // patch_embed.patch_size for n in small.shape[-2:])
+        return images.new_zeros(len(images), h, w, patch_embed.proj.out_channels)
+    return patch_embed(small)
+
+
+def _shrunk_image(images: Tensor, scale: int, patch_size: int) -> Tensor:
+    """Complete patches of a scale, shrunk by 2**scale. Samples of a patch lie inside it, so that shrinking the image
+    shrinks each patch on its own."""
+    size = patch_size << scale
+    rows, columns = (n // size * size for n in images.shape[-2:])
+    if rows == 0 or columns == 0:
+        return images.new_zeros(*images.shape[:2], rows >> scale, columns >> scale)
+    return F.interpolate(images[..., :rows, :columns], scale_factor=0.5**scale, mode="bilinear")

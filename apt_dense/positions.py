@@ -107,7 +107,7 @@ def relative_bias_of_queries(
 
 def _per_axis(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
     """Biases (N, H, size) per key position of queries that begin at first_N, by a table (2 * size - 1, D) of distances."""
-    if layout.by_scale is None:
+    if layout.is_fixed:
         return _per_axis_of_all_scales(q_NHD, table, first_N, layout)
     by_distance = q_NHD @ table.T
     size = (by_distance.shape[-1] + 1) // 2

@@ -24,7 +24,7 @@ def gather_tokens(feature_map: Tensor, layout: TokenLayout) -> Tensor:
     """
     index = layout.row_Bhw.flatten()
     cells = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
-    total = len(layout.source_R)
+    total = len(layout.image_R)
     index = torch.where(index < 0, total, index)
     sums = cells.new_zeros(total + 1, cells.shape[1]).index_add_(0, index, cells)[:total]
     counts = cells.new_zeros(total + 1).index_add_(0, index, torch.ones_like(index, dtype=cells.dtype))[:total]

@@ -40,9 +40,10 @@ def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
     where such an error would move a pixel to the next bin. Images that a host resized in floating point are rounded as
     if it had resized the 8-bit image: their fractions alone would raise the entropy of a grey photo by a bit.
     """
-    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in pixel_format[:2])
-    pixels = (images.float() * std + mean).round().clamp(0, 255)
-    return pixels if pixel_format.channel_order == "RGB" else pixels.flip(1)
+    # Channel by channel: a tensor of means would have to be copied to the device, which CUDA graphs do not record.
+    channels = [images[:, i].float() * pixel_format.std[i] + pixel_format.mean[i] for i in range(3)]
+    ordered = channels if pixel_format.channel_order == "RGB" else channels[::-1]
+    return torch.stack(ordered, 1).round_().clamp_(0, 255)
 
 
 def grey_levels(pixels: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def _histograms(bins: Tensor, size: int) -> Tensor:
     h, w = bins.shape[0] // size, bins.shape[1] // size
     block = torch.arange(h * w, device=bins.device).view(h, 1, w, 1) * ENTROPY_BINS
     slots = (bins[: h * size, : w * size].view(h, size, w, size) + block).flatten()
-    if bins.is_cuda:  # bincount waits for the device to learn the largest slot
+    if bins.is_cuda or torch.compiler.is_compiling():  # bincount waits for the device to learn the largest slot
         counts = torch.zeros(h * w * ENTROPY_BINS, dtype=torch.int32, device=bins.device)
         counts.scatter_add_(0, slots, torch.ones_like(slots, dtype=torch.int32))
     else:
