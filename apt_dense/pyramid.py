@@ -1,11 +1,19 @@
-"""The simple feature pyramid of ViTDet: one feature map of stride 16 -> maps of stride 4, 8, 16, 32 and 64."""
+"""The simple feature pyramid of ViTDet: one feature map of stride 16 -> maps of stride 4, 8, 16, 32 and 64.
+
+Its layers up to the first 3 x 3 convolution treat every cell alone, and the cells of a coarse token are alike. So these
+layers can run on tokens, which are fewer, and be scattered afterwards (:func:`late_scatter`).
+"""
 
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+
+from apt_dense.layout import TokenLayout
+from apt_dense.scatter import scatter_tiles, scatter_tokens
 
 
 class ConvNorm(nn.Conv2d):
@@ -54,7 +62,17 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, feature_map: Tensor) -> list[Tensor]:
         """(B, in_channels, h, w) -> levels (B, out_channels, h * scale, w * scale), large to small."""
-        levels = [stage(feature_map) for name, stage in self.named_children() if name.startswith("simfp_")]
+        return self._with_extra_level([stage(feature_map) for stage in self._stages()])
+
+    def from_tokens(self, rows: Tensor, layout: TokenLayout) -> list[Tensor]:
+        """Packed rows (R, in_channels) -> the levels that :meth:`forward` gives for their feature map, to rounding:
+        what acts on each cell alone is done once per token and scattered afterwards."""
+        return self._with_extra_level([late_scatter(stage, rows, layout) for stage in self._stages()])
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [stage for name, stage in self.named_children() if name.startswith("simfp_")]
+
+    def _with_extra_level(self, levels: list[Tensor]) -> list[Tensor]:
         if self.extra_level:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels
@@ -77,3 +95,72 @@ def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
     if scale == 0.5:
         return [nn.MaxPool2d(kernel_size=2, stride=2)], channels
     raise ValueError(f"scale factor {scale} is not supported; expected 4, 2, 1 or 0.5")
+
+
+def runs_as_written(module: nn.Module) -> bool:
+    """Whether nothing is hooked to a module's forward (FSDP, feature extractors), so that a part of it may be called
+    instead."""
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Tensor:
+    """What ``stage(scatter_tokens(rows, layout))`` gives, with the leading pointwise layers applied to tokens.
+
+    Args:
+        stage: layers of this pyramid or of Detectron2's (norm "LN"); others run on the feature map, in the same order.
+        rows: (R, C) packed tokens.
+
+    Returns:
+        (B, C', h * scale, w * scale).
+    """
+    layers = list(stage)
+    count = next((i for i, layer in enumerate(layers) if not _is_pointwise(layer)), len(layers))
+    if count == 0:
+        feature_map = scatter_tokens(rows, layout)
+    else:
+        # One more row stands for dropped cells, which the dense order fills with zeros before these layers.
+        tiles = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[:, None, None]
+        for layer in layers[:count]:
+            tiles = _on_tiles(layer, tiles)
+        feature_map = scatter_tiles(tiles, layout)
+    for layer in layers[count:]:
+        feature_map = layer(feature_map)
+    return feature_map
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer maps each cell to a tile of cells without looking at others, and we know how."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.kernel_size == layer.stride and layer.padding == layer.output_padding == (0, 0) and layer.groups == 1
+    if isinstance(layer, nn.Conv2d):
+        norm, is_plain = getattr(layer, "norm", None), getattr(layer, "activation", None) is None
+        return layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1 and is_plain and _is_norm(norm)
+    return isinstance(layer, nn.GELU) or (layer is not None and _is_norm(layer))
+
+
+def _is_norm(norm: nn.Module | None) -> bool:
+    """A LayerNorm over channels, timm's or Detectron2's, or none. (Batch norms need the statistics of the map.)"""
+    is_detectron2 = type(norm).__name__ == "LayerNorm" and not isinstance(norm, nn.LayerNorm)
+    return norm is None or isinstance(norm, LayerNorm2d) or is_detectron2
+
+
+def _on_tiles(layer: nn.Module, tiles: Tensor) -> Tensor:
+    """Apply a pointwise layer to tiles (R, th, tw, C), channels last."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _enlarge(layer, tiles)
+    if isinstance(layer, nn.Conv2d):
+        tiles = F.linear(tiles, layer.weight.flatten(1), layer.bias)
+        return tiles if getattr(layer, "norm", None) is None else _on_tiles(layer.norm, tiles)
+    if isinstance(layer, nn.GELU):
+        return layer(tiles)
+    return F.layer_norm(tiles, layer.weight.shape, layer.weight, layer.bias, layer.eps)
+
+
+def _enlarge(layer: nn.ConvTranspose2d, tiles: Tensor) -> Tensor:
+    """A transposed convolution whose kernels do not overlap is a linear layer with kh * kw outputs per cell."""
+    kh, kw = layer.kernel_size
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (kh * kw * out, in)
+    bias = None if layer.bias is None else layer.bias.repeat(kh * kw)
+    n, th, tw, _ = tiles.shape
+    out = F.linear(tiles, weight, bias).view(n, th, tw, kh, kw, -1)
+    return out.transpose(2, 3).reshape(n, th * kh, tw * kw, -1)

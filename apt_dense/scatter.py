@@ -17,6 +17,16 @@ def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
     return cells.view(*index.shape, -1).permute(0, 3, 1, 2).contiguous()
 
 
+def scatter_tiles(tiles: Tensor, layout: TokenLayout) -> Tensor:
+    """Tiles (R + 1, th, tw, C) of packed rows -> (B, C, h * th, w * tw), channels last in memory: each cell becomes the
+    tile of the token that covers it. The last tile stands for dropped cells."""
+    batch, h, w = layout.row_Bhw.shape
+    _, th, tw, channels = tiles.shape
+    index = torch.where(layout.row_Bhw < 0, len(tiles) - 1, layout.row_Bhw)
+    cells = tiles.flatten(1).index_select(0, index.flatten()).view(batch, h, w, th, tw, channels)
+    return cells.transpose(2, 3).reshape(batch, h * th, w * tw, channels).permute(0, 3, 1, 2)
+
+
 def gather_tokens(feature_map: Tensor, layout: TokenLayout) -> Tensor:
     """Feature map (B, C, h, w) -> rows (R, C): each token takes the mean of the cells it covers, prefix rows are zero.
 

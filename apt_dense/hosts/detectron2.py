@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from apt_dense import backbone
 from apt_dense.layout import TokenLayout
+from apt_dense.pyramid import late_scatter, runs_as_written
+from apt_dense.scatter import scatter_tokens
 
 
 class APTViT(backbone.APTViT, Backbone):
@@ -155,7 +157,9 @@ def _randomise_relative_positions(model: nn.Module) -> None:
 
 
 class SimpleFeaturePyramid(PlainFeaturePyramid):
-    """Detectron2's SimpleFeaturePyramid, whose wish that sizes are divisible is heard.
+    """Detectron2's SimpleFeaturePyramid on tokens, whose wish that sizes are divisible is heard.
+
+    With an :class:`APTViT` as its ``net``, what acts on single cells runs once per token (``pyramid.late_scatter``).
 
     Upstream spells the key ``size_divisiblity``, which ImageList does not read: without ``square_pad``, sizes that do
     not divide by the coarsest stride then lose their last rows and columns. Both spellings are given here.
@@ -165,6 +169,21 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
     def size_divisibility(self) -> int:
         """Pixels that heights and widths are padded to a multiple of."""
         return self._size_divisibility
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, C, H, W) -> {"p2": (B, C, H / 4, W / 4), ...}, the same values as upstream's."""
+        if not isinstance(self.net, APTViT) or not runs_as_written(self.net):
+            return super().forward(x)
+        (rows,), layout = self.net.forward_tokens(x)
+        results = [late_scatter(stage, rows, layout) for stage in self.stages]
+        if self.top_block is not None:
+            results.extend(self.top_block(self._input_of_top_block(results, rows, layout)))
+        return dict(zip(self._out_features, results, strict=True))
+
+    def _input_of_top_block(self, results: list[Tensor], rows: Tensor, layout: TokenLayout) -> Tensor:
+        if self.top_block.in_feature in self._out_features:
+            return results[self._out_features.index(self.top_block.in_feature)]
+        return scatter_tokens(rows, layout)  # the backbone's own output
 
     @property
     def padding_constraints(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from apt_dense.backbone import APTViT
-from apt_dense.pyramid import SimpleFeaturePyramid
+from apt_dense.pyramid import SimpleFeaturePyramid, runs_as_written
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at stride 4 to 512 at stride 64
@@ -49,7 +49,12 @@ class PyramidBackbone(SimpleFeaturePyramid):
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Normalised images (B, 3, H, W), H and W multiples of twice the patch size -> {"p2": (B, C, H/4, W/4), ...,
         "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the last level's size rounded up."""
-        return OrderedDict(zip(self.levels, super().forward(self.net(images)[-1]), strict=True))
+        if runs_as_written(self.net):
+            outputs, layout = self.net.forward_tokens(images)
+            levels = self.from_tokens(outputs[-1], layout)
+        else:
+            levels = super().forward(self.net(images)[-1])
+        return OrderedDict(zip(self.levels, levels, strict=True))
 
 
 class OnlyPaddingIsZero(GeneralizedRCNNTransform):

@@ -110,6 +110,26 @@ def test_pyramid_has_the_same_names_and_values() -> None:
     assert all((found[level] - expected[level]).abs().max() <= 1e-4 for level in found)
 
 
+@pytest.mark.parametrize("norm", ["LN", "BN"])
+def test_pyramid_on_tokens_has_upstream_s_values(norm: str) -> None:
+    """Its pointwise layers run on mixed patches, with padding dropped; upstream's run on the scattered map."""
+    images = noise(2, 3, 128, 96)
+    images[:, :, :70, :] = 0.3
+    images[1, :, 100:] = 0
+    net = randomise(APTViT(**WINDOWED, thresholds=(5.5, 4.0), drop_padding=True)).eval()
+    assert {-1, 0} < set(net.partition(images).unique().tolist())
+    arguments = (net, "last_feat", 16, (4.0, 2.0, 1.0, 0.5), LastLevelMaxPool(), norm, 0)
+    plain, adapted = PlainFeaturePyramid(*arguments), randomise(SimpleFeaturePyramid(*arguments)).eval()
+    plain.eval().load_state_dict(adapted.state_dict(), strict=True)
+    with torch.no_grad():
+        expected, found = plain(images), adapted(images)
+        net.register_forward_hook(lambda *_: None)
+        hooked = adapted(images)
+    for level in expected:
+        torch.testing.assert_close(found[level], expected[level], atol=1e-5, rtol=1e-5)
+        assert torch.equal(hooked[level], expected[level])
+
+
 def test_thresholds_make_fewer_tokens_and_the_same_shapes() -> None:
     flat = torch.zeros(1, 3, 128, 128) + 0.5
     model = APTViT(**WINDOWED, thresholds=(5.5, 4.0)).eval()

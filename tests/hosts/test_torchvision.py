@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
+from references import noise, randomise
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
@@ -145,6 +146,19 @@ def detector_batch(model: MaskRCNN, images: list[Tensor]) -> tuple:
     """The batch without resizing."""
     model.transform._skip_resize = True
     return model.train().transform(images)
+
+
+def test_levels_are_those_of_the_feature_map() -> None:
+    """The pyramid's pointwise layers run on tokens, unless a hook waits for the backbone's own output."""
+    backbone = PyramidBackbone(randomise(vit(thresholds=(5.5, 4.0))), 8).eval()
+    images = noise(2, 3, 64, 96)
+    images[:, :, :40, :40] = 0.3
+    assert len(backbone.net.partition(images).unique()) > 1
+    with torch.no_grad():
+        levels = backbone(images)
+        backbone.net.register_forward_hook(lambda *_: None)
+        for name, expected in backbone(images).items():
+            torch.testing.assert_close(levels[name], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_interpolated_pixels_that_hit_the_mean_are_no_padding() -> None:
