@@ -41,12 +41,11 @@ def rows(
     not apply (no relative positions, or a padding key)."""
     if bias is None or padding is not None:
         return mask(q, k, v, segments, bias, padding)
-    pooled = pooled_bias(bias.queries_RHK, bias.cells.size, bias.cells.num_scales)
-    codes = codes_of_keys(bias.cells)
-    parts = []
+    codes, parts = codes_of_keys(bias.cells), []
+    pool = partial(pooled_bias, size=bias.cells.size, num_scales=bias.cells.num_scales)
     for bucket in segments.buckets:
-        taken = (_take(t, bucket.rows) for t in (q, k, v, pooled, codes))
-        parts.append(_one_head_at_a_time(*taken, bucket.valid).flatten(0, 1))
+        taken = (_take(t, bucket, segments) for t in (q, k, v, bias.queries_RHK, codes))
+        parts.append(_one_head_at_a_time(*taken, bucket.valid, pool).flatten(0, 1))
     return _unpacked(parts, v, segments)
 
 
@@ -54,12 +53,10 @@ def _by_bucket(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None,
     attend: Callable[..., Tensor],
 ) -> Tensor:  # fmt: skip
-    if bias is None and padding is None and segments.is_even:
-        shape = segments.buckets[0].rows.shape
-        return _plain(*(t.unflatten(0, shape) for t in (q, k, v))).flatten(0, 1)
-    channels = bias_channels(q, bias, padding)
-    extra = None if padding is None else padding
-    parts = [_in_bucket(q, k, v, bucket, channels, extra, attend).flatten(0, 1) for bucket in segments.buckets]
+    channels, parts = bias_channels(q, bias, padding), []
+    for bucket in segments.buckets:
+        taken = (_take(t, bucket, segments) for t in (q, k, v, channels.queries_RHK, channels.keys_RK))
+        parts.append(_in_bucket(*taken, bucket.valid, channels, padding, attend).flatten(0, 1))
     return _unpacked(parts, v, segments)
 
 
@@ -77,21 +74,23 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _in_bucket(
-    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, channels: Channels, padding: PaddingKey | None,
-    attend: Callable[..., Tensor],
+    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, valid: Tensor | None, channels: Channels,
+    padding: PaddingKey | None, attend: Callable[..., Tensor],
 ) -> Tensor:  # fmt: skip
     """The outputs (n, L, H, D) of a bucket; those of padded places mean nothing."""
-    q, k, v, queries, keys = (_take(t, bucket.rows) for t in (q, k, v, channels.queries_RHK, channels.keys_RK))
-    if bucket.valid is None and queries.shape[-1] == 0:
+    if valid is None and queries.shape[-1] == 0:
         return _plain(q, k, v)
     if padding is not None:
         k, v = (_append(t, extra) for t, extra in ((k, padding.k_HD), (v, padding.v_HD)))
         keys = _append(keys, channels.padding_K)
-    return attend(q, k, v, queries, keys, bucket.valid)
+    return attend(q, k, v, queries, keys, valid)
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+def _take(rows: Tensor, bucket: Bucket, segments: Segments) -> Tensor:
+    """Packed rows (R, ...) -> those of a bucket (n, L, ...)."""
+    if segments.is_even:
+        return rows.unflatten(0, bucket.rows.shape)  # as they lie, without a copy
+    return rows.index_select(0, bucket.rows.flatten()).unflatten(0, bucket.rows.shape)
 
 
 def _append(values: Tensor, last: Tensor) -> Tensor:
@@ -137,9 +136,10 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, val
 
 
 def _one_head_at_a_time(
-    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, codes: Tensor, valid: Tensor | None
-) -> Tensor:
-    """q, k, v (n, L, H, D), queries (n, L, H, K') and codes (n, L, 2): see ``positions.pooled_bias``.
+    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, codes: Tensor, valid: Tensor | None,
+    pool: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """q, k, v (n, L, H, D), queries (n, L, H, K), which ``pool`` makes K', and codes (n, L, 2) of those.
 
     The scores of a slice of queries are first filled with their bias, which embedding_bag adds up row by row at the
     speed of memory, and then accumulate the product of keys and queries. At 2400 tokens this took 1.35 times as long as
@@ -150,7 +150,7 @@ def _one_head_at_a_time(
         invalid = None if valid is None else ~valid[image, :, None]
         for head in range(q.shape[2]):
             attend = partial(_slice_of_queries, k[image, :, head] * q.shape[-1] ** -0.5, v[image, :, head], codes[image])
-            table = queries[image, :, head].T.contiguous()
+            table = pool(queries[image, :, head]).T.contiguous()
             for start in range(0, q.shape[1], _QUERIES):
                 part = slice(start, start + _QUERIES)
                 out[image, part, head] = attend(q[image, part, head], table[:, part], invalid)
