@@ -9,6 +9,16 @@ from timm.layers import calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apt_dense.arguments import (
+    check_block_indexes,
+    check_final_norm,
+    check_images,
+    check_pixel_format,
+    check_prefix,
+    one_of,
+    pair,
+    resolve_out_indices,
+)
 from apt_dense.blocks import Block
 from apt_dense.budget import check_token_budget, partition_by_budget, require, tokens_per_image
 from apt_dense.checkpoints import load_backbone
@@ -105,35 +115,34 @@ class APTViT(nn.Module):
         attention_backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.img_size = _pair(img_size)
+        self.img_size = pair(img_size)
         self.patch_size, self.in_chans, self.embed_dim, self.last_block = patch_size, in_chans, embed_dim, depth - 1
-        self.out_indices = _resolve_out_indices(out_indices, depth)
-        windowed = _check_block_indexes("window_block_indexes", window_block_indexes, depth) if window_size else ()
+        self.out_indices = resolve_out_indices(out_indices, depth)
+        windowed = check_block_indexes("window_block_indexes", window_block_indexes, depth) if window_size else ()
         self.window_size = window_size if windowed else 0
-        self.num_prefix = int(class_token)
-        _check_prefix(self.num_prefix, self.window_size, use_rel_pos, residual_block_indexes)
+        self.num_prefix = check_prefix(class_token, 0, self.window_size, use_rel_pos, residual_block_indexes)
         self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
         self.token_budget = check_token_budget(
             token_budget, self.thresholds, patch_size, self.img_size, self.window_size
         )
         self.scorer = resolve_scorer(scorer)
-        self.pixel_format = _check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
-        self.partial_patches = _one_of("partial_patches", partial_patches, "pad", "crop")
+        self.pixel_format = check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
+        self.partial_patches = one_of("partial_patches", partial_patches, "pad", "crop")
         self.drop_padding, self.checkpoint_blocks, self.pos_antialias = drop_padding, checkpoint_blocks, pos_antialias
         self.norm_intermediates = norm_intermediates
-        _check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
+        check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
 
         if min(self.img_size) < patch_size:
             raise ValueError(f"img_size={self.img_size} is less than one patch of patch_size={patch_size} pixels")
         grid = tuple(size // patch_size for size in self.img_size)
-        self.pos_grid = tuple(size // patch_size for size in _pair(pretrain_img_size or img_size))
+        self.pos_grid = tuple(size // patch_size for size in pair(pretrain_img_size or img_size))
         self.num_prefix_positions = int((class_token and not no_embed_class) or pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
         self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         positions = self.num_prefix_positions + self.pos_grid[0] * self.pos_grid[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if use_abs_pos else None
-        residual = _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
+        residual = check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim, num_heads, mlp_ratio, qkv_bias,
@@ -257,7 +266,7 @@ class APTViT(nn.Module):
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Check the images and pad or crop them to whole patches."""
-        _check_images(images, self.in_chans)
+        check_images(images, self.in_chans)
         height, width = images.shape[-2:]
         if self.partial_patches == "pad":
             return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
@@ -313,76 +322,7 @@ class APTViT(nn.Module):
         return self.norm(x)
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> tuple[int, ...]:
-    bad = [i for i in indexes if not 0 <= i < depth]
-    if bad:
-        raise ValueError(f"{name}={tuple(indexes)} names blocks {bad}; there are blocks 0 to {depth - 1}")
-    return tuple(indexes)
-
-
-def _check_prefix(num_prefix: int, window_size: int, use_rel_pos: bool, residual_blocks: Sequence[int]) -> None:
-    """A class token has no place in the image, so nothing that needs one can be meant to hold for it."""
-    if num_prefix and (window_size or use_rel_pos or len(residual_blocks)):
-        raise ValueError(
-            f"class_token=True together with window_size={window_size}, use_rel_pos={use_rel_pos} or "
-            f"residual_block_indexes={tuple(residual_blocks)} is not defined; set class_token=False as ViTDet and SAM do"
-        )
-
-
-def _check_final_norm(
-    final_norm: bool, norm_intermediates: bool, out_indices: tuple[int, ...], last_block: int
-) -> None:
-    if norm_intermediates and not final_norm:
-        raise ValueError("norm_intermediates=True applies the final norm to all outputs; set final_norm=True too")
-    if final_norm and not norm_intermediates and last_block not in out_indices:
-        raise ValueError(
-            f"final_norm normalises block {last_block}, which out_indices={out_indices} leaves out; its weights "
-            f"would never get a gradient. Add it, or set final_norm=False or norm_intermediates=True"
-        )
-
-
 def _are_finite(images: Tensor) -> Tensor:
     """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
     # A sum is finite if all of its terms are, and needs no mask of the size of the images.
     return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
-
-
-def _check_images(images: Tensor, in_chans: int) -> None:
-    if images.ndim != 4 or images.shape[1] != in_chans:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {in_chans}, H, W)")
-    if not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}; expected normalised floating point pixels (pixel_mean, pixel_std)")
-    if images.numel() == 0:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image of one pixel")
-
-
-def _resolve_out_indices(out_indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    out_indices = -1 if out_indices is None else out_indices
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    indices = tuple(i + depth if i < 0 else i for i in given)
-    if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
-        raise ValueError(f"out_indices={given} must be ascending block numbers from 0 to {depth - 1}, at least one")
-    return indices
-
-
-def _check_pixel_format(
-    mean: Sequence[float], std: Sequence[float], channel_order: str, in_chans: int, thresholds: tuple[float, ...]
-) -> PixelFormat:
-    if thresholds and in_chans != 3:
-        raise ValueError(f"in_chans={in_chans} with thresholds={thresholds}: scores are made of RGB images only")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must be three numbers each, std positive")
-    _one_of("channel_order", channel_order, "RGB", "BGR")
-    if max(mean) <= 1 and max(std) <= 1:
-        raise ValueError(f"pixel_mean={mean} and pixel_std={std} look like values for [0, 1]; give grey levels (x 255)")
-    return PixelFormat(tuple(map(float, mean)), tuple(map(float, std)), channel_order)
-
-
-def _one_of(name: str, value: str, *choices: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {choices}")
-    return value
