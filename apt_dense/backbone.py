@@ -1,6 +1,6 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from apt_dense.budget import check_token_budget, partition_by_budget, require, t
 from apt_dense.checkpoints import load_backbone
 from apt_dense.compiling import outside_graphs
 from apt_dense.fixed_layout import build_fixed_layout
+from apt_dense.layers import BlockOptions, make_norm
 from apt_dense.layout import TokenLayout, build_layout, check_finite
 from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
 from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
+from apt_dense.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
 from apt_dense.scatter import scatter_tokens
 from apt_dense.scores import PixelFormat, Scorer, resolve_scorer, score_maps
 from apt_dense.timm_models import apt_arguments, create_timm_model
@@ -54,8 +56,23 @@ class APTViT(nn.Module):
         pretrain_img_size: pixels that ``pos_embed`` is trained for, if other than ``img_size``.
         pretrain_use_cls_token: without a class token, that ``pos_embed`` has a place for one all the same.
         class_token: whether a class token runs along (it is not part of the output).
-        no_embed_class: with a class token, that it has no position embedding (DeiT-3's way).
-        norm_eps: epsilon of all LayerNorms.
+        reg_tokens: number of register tokens that run along behind the class token (DINOv2 reg4 and DINOv3: 4).
+        no_embed_class: that class and register tokens have no position embedding (DeiT-3, DINOv2 reg4).
+        rotary: rotary positions, a :class:`apt_dense.rotary.Rotary` or a dictionary of its fields. Patches are rotated
+            by the position of their centre, class and register tokens not at all.
+        pre_norm: a norm before the first block (CLIP).
+        qkv_fused: one projection ``attn.qkv``, or three, ``attn.{q,k,v}_proj`` (EVA-02).
+        k_bias: with ``qkv_bias``, that keys have one too; False (EVA, DINOv3) leaves ``attn.{q,v}_bias``.
+        qk_norm: normalise the queries and keys of each head.
+        proj_bias: whether ``attn.proj`` and the MLP have biases.
+        init_values: start of LayerScale's factors (``ls{1,2}.gamma``); None for no LayerScale.
+        scale_attn_norm, scale_mlp_norm: a norm before the last linear layer of attention and MLP (EVA-02, BEiT-3).
+        mlp_layer: "mlp", "swiglu" (two first layers, EVA-02) or "swiglu_packed" (one of double width, DINOv2 giant).
+            ``mlp_ratio`` is the width of what the last layer takes.
+        act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP) or "silu"; None for what the MLP is
+            known for: "gelu", in SwiGLUs "silu".
+        norm_layer: "layernorm" or "rmsnorm".
+        norm_eps: epsilon of all norms.
         final_norm: normalise the output of the last block (which ``out_indices`` must then include).
         norm_intermediates: with ``final_norm``, apply that norm to every output, as timm's ``norm=True``.
         out_indices: blocks whose outputs are returned, ascending, counted from 0; negative ones from the end.
@@ -97,7 +114,20 @@ class APTViT(nn.Module):
         pretrain_img_size: int | tuple[int, int] | None = None,
         pretrain_use_cls_token: bool = False,
         class_token: bool = False,
+        reg_tokens: int = 0,
         no_embed_class: bool = False,
+        rotary: Rotary | Mapping[str, Any] | None = None,
+        pre_norm: bool = False,
+        qkv_fused: bool = True,
+        k_bias: bool = True,
+        qk_norm: bool = False,
+        proj_bias: bool = True,
+        init_values: float | None = None,
+        scale_attn_norm: bool = False,
+        scale_mlp_norm: bool = False,
+        mlp_layer: str = "mlp",
+        act_layer: str | None = None,
+        norm_layer: str = "layernorm",
         norm_eps: float = 1e-6,
         final_norm: bool = False,
         norm_intermediates: bool = False,
@@ -120,7 +150,14 @@ class APTViT(nn.Module):
         self.out_indices = resolve_out_indices(out_indices, depth)
         windowed = check_block_indexes("window_block_indexes", window_block_indexes, depth) if window_size else ()
         self.window_size = window_size if windowed else 0
-        self.num_prefix = check_prefix(class_token, 0, self.window_size, use_rel_pos, residual_block_indexes)
+        self.num_prefix = check_prefix(class_token, reg_tokens, self.window_size, use_rel_pos, residual_block_indexes)
+        self.block_options = BlockOptions(
+            num_heads, mlp_ratio, qkv_bias, k_bias, qkv_fused, qk_norm, proj_bias, init_values, scale_attn_norm,
+            scale_mlp_norm, mlp_layer, act_layer, norm_layer, norm_eps, attention_backend,
+        )  # fmt: skip
+        key_at_padding = qk_norm or (qkv_bias and k_bias)
+        self.head_dim = embed_dim // num_heads
+        self.rotary = check_rotary(rotary, self.head_dim, self.window_size > 0, key_at_padding, use_rel_pos)
         self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
         self.token_budget = check_token_budget(
             token_budget, self.thresholds, patch_size, self.img_size, self.window_size
@@ -136,34 +173,38 @@ class APTViT(nn.Module):
             raise ValueError(f"img_size={self.img_size} is less than one patch of patch_size={patch_size} pixels")
         grid = tuple(size // patch_size for size in self.img_size)
         self.pos_grid = tuple(size // patch_size for size in pair(pretrain_img_size or img_size))
-        self.num_prefix_positions = int((class_token and not no_embed_class) or pretrain_use_cls_token)
+        self.no_embed_class = no_embed_class
+        self.num_prefix_positions = (0 if no_embed_class else self.num_prefix) or int(pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
         self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
         positions = self.num_prefix_positions + self.pos_grid[0] * self.pos_grid[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if use_abs_pos else None
         residual = check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         self.blocks = nn.ModuleList(
             Block(
-                embed_dim, num_heads, mlp_ratio, qkv_bias,
+                embed_dim,
+                self.block_options,
                 drop_path=rate,
-                norm_eps=norm_eps,
                 windowed=i in windowed,
                 rel_pos_size=((window_size, window_size) if i in windowed else grid) if use_rel_pos else None,
                 conv_residual=i in residual,
-                attention_backend=attention_backend,
             )
             for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1])
-        )  # fmt: skip
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else None
+        )
+        norm = make_norm(self.block_options)
+        self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
+        self.norm = norm(embed_dim) if final_norm else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise as timm's ViT does: truncated normal weights of 0.02, zero biases."""
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -220,19 +261,21 @@ class APTViT(nn.Module):
         """As :meth:`forward`, before the scatter: packed rows (R, embed_dim) per entry of ``out_indices``, and where
         they belong. For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``)."""
         tokens = outside_graphs(self._tokens) if self.token_budget is None else self._tokens
-        x, layout = tokens(images)
+        x, layout, rotary = tokens(images)
+        x = self.norm_pre(x)
         outputs = []
         for index, block in enumerate(self.blocks):
-            x = self._run(block, x, layout)
+            x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
                 outputs.append(self._normalise(x, index))
         return tuple(outputs), layout
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout]:
-        """Embedded rows (R, C) and their layout."""
+    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
+        """Embedded rows (R, C), their layout and how they are rotated."""
         images = self._whole_patches(images)
         layout = self.layout(images, self._partition(images))
-        return self._embed(images, layout), layout
+        rotary = None if self.rotary is None else rotary_tables(self.rotary, self.head_dim, layout)
+        return self._embed(images, layout), layout, rotary
 
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:
@@ -262,7 +305,7 @@ class APTViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""
-        return {"pos_embed", "cls_token"}
+        return {name for name in ("pos_embed", "cls_token", "reg_token") if getattr(self, name) is not None}
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Check the images and pad or crop them to whole patches."""
@@ -299,21 +342,26 @@ class APTViT(nn.Module):
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
         """Images of whole patches -> rows (R, C)."""
-        prefix = positions = None
+        positions = of_prefix = None
         if self.pos_embed is not None:
-            positions = self.pos_embed[0, self.num_prefix_positions :].unflatten(0, self.pos_grid)
-        if self.cls_token is not None:
-            prefix = self.cls_token[0]
-            if positions is not None and self.num_prefix_positions:
-                prefix = prefix + self.pos_embed[0, :1]
+            of_prefix, positions = self.pos_embed[0].tensor_split([self.num_prefix_positions])
+            positions = positions.unflatten(0, self.pos_grid)
+        prefix = self._prefix_rows(of_prefix)
         return embed_patches(
             images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias
         )
 
-    def _run(self, block: Block, x: Tensor, layout: TokenLayout) -> Tensor:
+    def _prefix_rows(self, positions: Tensor | None) -> Tensor | None:
+        """Class and register tokens (num_prefix, C), with their positions if they have any."""
+        tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
+        if not tokens:
+            return None
+        return torch.cat(tokens) if self.no_embed_class or positions is None else torch.cat(tokens) + positions
+
+    def _run(self, block: Block, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, x, layout, use_reentrant=False)
-        return block(x, layout)
+            return checkpoint(block, x, layout, rotary, use_reentrant=False)
+        return block(x, layout, rotary)
 
     def _normalise(self, x: Tensor, index: int) -> Tensor:
         """The final norm, where this block's output gets it."""

@@ -1,15 +1,18 @@
-"""Pre-norm transformer blocks on packed rows (R, C); parameters are named as in timm's ``vision_transformer.Block``
-and Detectron2's ViT."""
+"""Pre-norm transformer blocks on packed rows (R, C); parameters are named as in timm's ``vision_transformer.Block`` and
+``EvaAttention`` and in Detectron2's ViT."""
 
 import torch
-from timm.layers import LayerNorm2d, Mlp
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from apt_dense.attention import check_backend, packed_attention
 from apt_dense.compiling import outside_graphs
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
+from apt_dense.layers import BlockOptions, make_layer_scale, make_mlp, make_norm
 from apt_dense.layout import TokenLayout
 from apt_dense.positions import bias_of_padding, relative_bias_of_queries
+from apt_dense.rotary import RotaryTables
 from apt_dense.scatter import gather_tokens, scatter_tokens
 
 
@@ -19,40 +22,63 @@ class Attention(nn.Module):
     Args:
         windowed: attend inside windows; the layout must have them.
         rel_pos_size: rows and columns of cells that decomposed relative positions are trained for; None for none.
-        backend: of ``attention.packed_attention``.
     """
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        windowed: bool = False,
-        rel_pos_size: tuple[int, int] | None = None,
-        backend: str = "auto",
+        self, dim: int, options: BlockOptions, windowed: bool = False, rel_pos_size: tuple[int, int] | None = None
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"embed_dim={dim} is no multiple of num_heads={num_heads}")
-        self.num_heads, self.windowed, self.backend = num_heads, windowed, check_backend(backend)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        if dim % options.num_heads:
+            raise ValueError(f"embed_dim={dim} is no multiple of num_heads={options.num_heads}")
+        self.num_heads, self.windowed = options.num_heads, windowed
+        self.backend = check_backend(options.attention_backend)
+        head_dim, norm = dim // options.num_heads, make_norm(options)
+        self._add_projections(dim, options.qkv_fused, options.qkv_bias, options.k_bias)
+        self.q_norm = norm(head_dim) if options.qk_norm else nn.Identity()
+        self.k_norm = norm(head_dim) if options.qk_norm else nn.Identity()
+        self.norm = norm(dim) if options.scale_attn_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=options.proj_bias)
         self.rel_pos_h = self.rel_pos_w = None
         if rel_pos_size is not None:
             self.rel_pos_h, self.rel_pos_w = (
-                nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads)) for size in rel_pos_size
+                nn.Parameter(torch.zeros(2 * size - 1, head_dim)) for size in rel_pos_size
             )
 
-    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
-        """Rows (R, C) -> (R, C)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        attend = self._attend if layout.is_fixed else outside_graphs(self._attend)
-        return self.proj(attend(q, k, v, layout).flatten(1))
+    def _add_projections(self, dim: int, fused: bool, qkv_bias: bool, k_bias: bool) -> None:
+        """``qkv``, with ``q_bias`` and ``v_bias`` of their own where keys have none, or ``q_proj, k_proj, v_proj``."""
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
+        biases = fused and qkv_bias and not k_bias
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) if biases else None for _ in range(2))
+        if not fused:
+            self.q_proj = nn.Linear(dim, dim, bias=qkv_bias)
+            self.k_proj = nn.Linear(dim, dim, bias=qkv_bias and k_bias)
+            self.v_proj = nn.Linear(dim, dim, bias=qkv_bias)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
+        """Rows (R, C) -> (R, C)."""
+        q, k, v = self._project(x)
+        attend = self._attend if layout.is_fixed else outside_graphs(self._attend)
+        return self.proj(self.norm(attend(q, k, v, layout, rotary).flatten(1)))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
         segments = layout.windows if self.windowed else layout.images
         bias = self._relative_bias(q, layout)
-        return packed_attention(q, k, v, segments, bias, self._padding_key(q, bias, layout), self.backend)
+        padding = self._padding_key(q, bias, layout)
+        if rotary is not None:
+            q, k = rotary.rotate(q, self.windowed), rotary.rotate(k, self.windowed)
+        return packed_attention(q, k, v, segments, bias, padding, self.backend)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (R, C) -> queries, keys and values (R, H, D) before any rotation."""
+        if self.qkv is None:
+            rows = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        elif self.q_bias is None:
+            rows = self.qkv(x).chunk(3, dim=-1)
+        else:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            rows = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        q, k, v = (row.unflatten(-1, (self.num_heads, -1)) for row in rows)
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
     def _relative_bias(self, q: Tensor, layout: TokenLayout) -> RelativeBias | None:
         if self.rel_pos_h is None:
@@ -62,15 +88,12 @@ class Attention(nn.Module):
         return RelativeBias(queries, cells)
 
     def _padding_key(self, q: Tensor, bias: RelativeBias | None, layout: TokenLayout) -> PaddingKey | None:
-        """The key that Detectron2's padding of windows that are cut short amounts to."""
+        """The key that Detectron2's padding of windows that are cut short amounts to: that of a row of zeros."""
         if not self.windowed or layout.window_cells.rows_N is None:
             return None
         logit = bias_of_padding(bias and bias.queries_RHK, layout.window_cells)
-        if self.qkv.bias is None:
-            zero = q.new_zeros(q.shape[1:])
-            return PaddingKey(logit, zero, zero)
-        _, k, v = self.qkv.bias.to(q.dtype).unflatten(0, (3, *q.shape[1:])).unbind(0)
-        return PaddingKey(logit, k, v)
+        _, k, v = self._project(q.new_zeros(1, self.proj.in_features))
+        return PaddingKey(logit, k[0], v[0])
 
 
 class DropPath(nn.Module):
@@ -119,31 +142,31 @@ class ConvResidual(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), then perhaps a convolutional residual."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), each branch perhaps scaled per channel, then perhaps a
+    convolutional residual."""
 
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        options: BlockOptions,
         drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
         windowed: bool = False,
         rel_pos_size: tuple[int, int] | None = None,
         conv_residual: bool = False,
-        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, windowed, rel_pos_size, attention_backend)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        norm = make_norm(options)
+        self.norm1 = norm(dim)
+        self.attn = Attention(dim, options, windowed, rel_pos_size)
+        self.ls1 = make_layer_scale(dim, options)
+        self.norm2 = norm(dim)
+        self.mlp = make_mlp(dim, options)
+        self.ls2 = make_layer_scale(dim, options)
         self.drop_path = DropPath(drop_path)
         self.residual = ConvResidual(dim) if conv_residual else None
 
-    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
         """Rows (R, C) -> (R, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x), layout), layout)
-        x = x + self.drop_path(self.mlp(self.norm2(x)), layout)
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, rotary)), layout)
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
         return x if self.residual is None else self.residual(x, layout)
