@@ -1,4 +1,4 @@
-"""Checks of the arguments and inputs of the backbone: each raises an error that names the value and what is expected."""
+"""Checks of the backbone's arguments and inputs: each raises an error that names the value and what is expected."""
 
 from collections.abc import Sequence
 

@@ -174,7 +174,8 @@ class APTViT(nn.Module):
         grid = tuple(size // patch_size for size in self.img_size)
         self.pos_grid = tuple(size // patch_size for size in pair(pretrain_img_size or img_size))
         self.no_embed_class = no_embed_class
-        self.num_prefix_positions = (0 if no_embed_class else self.num_prefix) or int(pretrain_use_cls_token)
+        prefix_positions = 0 if no_embed_class else self.num_prefix
+        self.num_prefix_positions = prefix_positions if self.num_prefix else int(pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
         self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None

@@ -1,7 +1,8 @@
 """Checkpoints: state dicts of other ViTs -> ours. Pure functions on dictionaries of tensors.
 
-Understood so far: our own, timm's ViTs (also inside MAE and DeiT files), MMSeg's VisionTransformer, Detectron2's ViT
-and SAM's image encoder, each also as part of a whole model.
+Understood so far: our own, timm's ViTs and EVAs (also inside MAE and DeiT files), MMSeg's VisionTransformer,
+Detectron2's ViT, SAM's image encoder, and the files that DINOv2, DINOv3 and EVA-02 come in, each also as part of a
+whole model.
 """
 
 import argparse
@@ -17,29 +18,16 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from apt_dense.positions import relative_table
-
-StateDict = dict[str, Tensor]
-
-#: Parts of other models that a dense backbone has no use for.
-_NOT_BACKBONE = re.compile(r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|neck|decoder_\w+|decode_head)\.|mask_token|decoder_")
-#: Parameters that start at a neutral value and that checkpoints may lack: those that only APT has, and relative
-#: positions, which a classification ViT does not bring to a detector.
-_NEW = re.compile(r"coarse_embed\.|blocks\.\d+\.attn\.rel_pos_[hw]$")
-
-#: Names of MMSeg's VisionTransformer (mmseg/models/backbones/vit.py) and of SAM's MLP, where they differ from ours.
-_OTHER_NAMES = (
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"^layers\.(\d+)\.ln1\.", r"blocks.\1.norm1."),
-    (r"^layers\.(\d+)\.ln2\.", r"blocks.\1.norm2."),
-    (r"^layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)$", r"blocks.\1.attn.qkv.\2"),
-    (r"^layers\.(\d+)\.attn\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
-    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
-    (r"^ln1\.", "norm."),
-    (r"^blocks\.(\d+)\.mlp\.lin([12])\.", r"blocks.\1.mlp.fc\2."),
+from apt_dense.checkpoint_names import (
+    NEW,
+    NOT_BACKBONE,
+    StateDict,
+    fold_class_position,
+    is_table,
+    rename,
+    without_key_biases,
 )
-
+from apt_dense.positions import relative_table
 
 class LoadReport(NamedTuple):
     """What became of each name, source names where there is one."""
@@ -118,23 +106,17 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     return state
 
 
-def rename(name: str) -> str:
-    """Our name of a weight of MMSeg's or SAM's ViT; other names stay as they are."""
-    for pattern, ours in _OTHER_NAMES:
-        name = re.sub(pattern, ours, name)
-    return name
-
-
 def resize_positions(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
     """A position embedding (1, P + n, C) of a square grid -> (1, num_prefix + grid rows * columns, C).
 
     Bicubic and antialiased, by timm. A class position (P = 1) that is not wanted is left out.
 
     Raises:
-        ValueError: if n is no square, or a class position is wanted and there is none.
+        ValueError: if n is no square, or positions of class and register tokens are wanted and there are none.
     """
     length = pos_embed.shape[1]
-    has_prefix = next((p for p in (0, 1) if math.isqrt(length - p) ** 2 == length - p), None)
+    counts = (0, 1) if num_prefix < 2 else (num_prefix,)
+    has_prefix = next((p for p in counts if length > p and math.isqrt(length - p) ** 2 == length - p), None)
     if has_prefix is None or has_prefix < num_prefix:
         raise ValueError(
             f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: expected a square grid of positions after "
@@ -155,15 +137,14 @@ def fit_state(state: StateDict, model: nn.Module) -> tuple[StateDict, LoadReport
         ValueError: for a weight whose shape does not fit and cannot be converted.
     """
     target = model.state_dict()
+    given = {id(value) for value in state.values()}
     fitted, converted, unused, unexpected = {}, [], [], []
-    for name, value in state.items():
-        name = rename(name)
+    for name, value in _prepare(state, target, model).items():
         if name not in target:
-            (unused if _is_unused(name, model) else unexpected).append(name)
+            (unused if _is_unused(name, model) or is_table(name, value) else unexpected).append(name)
             continue
-        fitting = _fit_shape(name, value, target[name].shape, model)
-        if fitting is not value:
-            value = fitting
+        value = _fit_shape(name, value, target[name].shape, model)
+        if id(value) not in given:
             converted.append(name)
         if value.shape != target[name].shape:
             raise ValueError(
@@ -172,9 +153,17 @@ def fit_state(state: StateDict, model: nn.Module) -> tuple[StateDict, LoadReport
             )
         fitted[name] = value
     absent = [name for name in target if name not in fitted]
-    new = [name for name in absent if _NEW.match(name)]
-    missing = [name for name in absent if not _NEW.match(name)]
+    new = [name for name in absent if NEW.match(name)]
+    missing = [name for name in absent if not NEW.match(name)]
     return fitted, LoadReport(list(fitted), converted, new, missing, unused, unexpected)
+
+
+def _prepare(state: StateDict, target: StateDict, model: nn.Module) -> StateDict:
+    """A state dict with our names, and with what the model keeps in another place moved there."""
+    state = without_key_biases({rename(name, target): value for name, value in state.items()}, target)
+    if model.cls_token is None or not model.no_embed_class or "pos_embed" not in target:
+        return state
+    return fold_class_position(state, target["pos_embed"].shape)
 
 
 def _fit_shape(name: str, value: Tensor, shape: torch.Size, model: nn.Module) -> Tensor:
@@ -194,7 +183,7 @@ def _is_unused(name: str, model: nn.Module) -> bool:
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return len(model.blocks) <= int(block[1]) <= model.last_block
-    return bool(_NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
+    return bool(NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
 
 
 def load_backbone(model: nn.Module, checkpoint: Mapping, strict: bool = True) -> LoadReport:

@@ -28,7 +28,7 @@ class Rotary(NamedTuple):
 
     rope_type: str = "cat"  # "cat" counts cells (EVA-02, PE); "dinov3" places cell centres in [-1, 1] along each axis
     temperature: float = 10000.0  # of the frequencies temperature**(-4 i / D)
-    ref_feat_shape: tuple[int, int] | None = None  # "cat": the grid is scaled to these rows and columns; None: it is not
+    ref_feat_shape: tuple[int, int] | None = None  # "cat": rows and columns that the grid is scaled to; None: it is not
     grid_offset: float = 0.0  # added to each cell's position
     grid_indexing: str = "ij"  # rows take the first half of the frequencies; "xy": columns do
     rotate_half: bool = False  # channel i is rotated with i + D / 2, else with its neighbour

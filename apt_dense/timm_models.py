@@ -1,14 +1,30 @@
-"""timm's plain ViTs and SAM's image encoder: which ``APTViT`` arguments rebuild a model, and a refusal of everything
-that has none."""
+"""timm's plain ViTs, EVAs and SAM's image encoder: which ``APTViT`` arguments rebuild a model, and a refusal of
+everything that has none."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import timm
-from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
-from timm.models import vision_transformer, vision_transformer_sam
+from timm.layers import PatchEmbed
+from timm.models import eva, vision_transformer, vision_transformer_sam
 from torch import nn
+
+from apt_dense.layers import BlockOptions
+from apt_dense.timm_blocks import (
+    block_arguments,
+    is_identity,
+    norms_of_block,
+    rotary_arguments,
+    unsupported_in_block,
+    unsupported_in_rotary,
+    unsupported_norms,
+)
+
+_ARCHITECTURES = vision_transformer.VisionTransformer, eva.Eva, vision_transformer_sam.VisionTransformerSAM
+#: What ``apt_arguments`` leaves out where a model has nothing else.
+_USUAL = {**BlockOptions._field_defaults, "reg_tokens": 0, "pre_norm": False, "rotary": None, "use_abs_pos": True}
+_ALWAYS = "mlp_ratio", "qkv_bias", "norm_eps"
 
 
 def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
@@ -34,15 +50,16 @@ def apt_arguments(model: nn.Module) -> dict[str, Any]:
     features = list(_unsupported(model))
     if features:
         raise ValueError(
-            f"APTViT does not support {', '.join(features)} of timm's {_name(model)}. Supported are plain pre-norm "
-            f"ViTs with learned absolute positions (AugReg, DeiT without distillation, MAE) and SAM's image encoder"
+            f"APTViT does not support {', '.join(features)} of timm's {_name(model)}. Supported are pre-norm ViTs of "
+            f"timm's VisionTransformer and Eva (AugReg, DeiT without distillation, DeiT-3, MAE, CLIP, SigLIP, DINOv2, "
+            f"EVA-02, DINOv3, PE) and SAM's image encoder"
         )
-    own = _sam_arguments if isinstance(model, vision_transformer_sam.VisionTransformerSAM) else _vit_arguments
-    return {**_common_arguments(model), **own(model)}
+    sam = isinstance(model, vision_transformer_sam.VisionTransformerSAM)
+    arguments = {**_common_arguments(model), **(_sam_arguments(model) if sam else _token_arguments(model))}
+    return {k: v for k, v in arguments.items() if k in _ALWAYS or k not in _USUAL or v != _USUAL[k]}
 
 
 def _common_arguments(model: nn.Module) -> dict[str, Any]:
-    block = model.blocks[0]
     config = getattr(model, "pretrained_cfg", None) or {}
     pixels = {f"pixel_{k}": tuple(255 * v for v in config[k]) for k in ("mean", "std") if k in config}
     return {
@@ -51,20 +68,23 @@ def _common_arguments(model: nn.Module) -> dict[str, Any]:
         "in_chans": model.patch_embed.proj.in_channels,
         "embed_dim": model.embed_dim,
         "depth": len(model.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
-        "qkv_bias": block.attn.qkv.bias is not None,
+        **block_arguments(model.blocks[0]),
         "patch_bias": model.patch_embed.proj.bias is not None,
-        "norm_eps": block.norm1.eps,
+        "use_abs_pos": model.pos_embed is not None,
+        "pre_norm": not is_identity(model.norm_pre),
         **pixels,
     }
 
 
-def _vit_arguments(model: nn.Module) -> dict[str, Any]:
+def _token_arguments(model: nn.Module) -> dict[str, Any]:
+    """What ViT and EVA have and SAM's encoder has not: prefix tokens, a final norm, rotary positions."""
+    rotate_half = getattr(model.blocks[0].attn, "rotate_half", False)
     return {
-        "class_token": model.has_class_token,
+        "class_token": model.cls_token is not None,
+        "reg_tokens": 0 if model.reg_token is None else model.reg_token.shape[1],
         "no_embed_class": model.no_embed_class,
-        "final_norm": isinstance(model.norm, nn.LayerNorm),
+        "rotary": rotary_arguments(getattr(model, "rope", None), rotate_half),
+        "final_norm": not is_identity(model.norm),
     }
 
 
@@ -84,53 +104,32 @@ def _name(model: nn.Module) -> str:
 
 def _unsupported(model: nn.Module) -> Iterator[str]:
     """Names of the features of a timm model that ``APTViT`` cannot reproduce."""
-    if type(model) not in (vision_transformer.VisionTransformer, vision_transformer_sam.VisionTransformerSAM):
+    if type(model) not in _ARCHITECTURES:
         yield f"the architecture {type(model).__name__}"
         return
-    if type(model.patch_embed) is not PatchEmbed or not _is_identity(model.patch_embed.norm):
+    if type(model.patch_embed) is not PatchEmbed or not is_identity(model.patch_embed.norm):
         yield "its patch embedding"
     elif model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
         yield f"patches of {model.patch_embed.patch_size} pixels, which are not square"
-    if getattr(model, "reg_token", None) is not None:
-        yield "register tokens"
-    if model.pos_embed is None:
-        yield "the lack of absolute positions"
     if getattr(model, "rope_global", None) is not None:
-        yield "rotary positions"
-    if not _is_identity(model.norm_pre):
-        yield "pre-norm (norm_pre)"
-    norm = getattr(model, "norm", None)
-    if not isinstance(norm, (nn.LayerNorm, nn.Identity, type(None))):
-        yield f"the final norm {norm}"
-    yield from dict.fromkeys(feature for block in model.blocks for feature in _unsupported_in_block(block))
+        yield "rotary positions of SAM's encoder"
+    yield from unsupported_in_rotary(getattr(model, "rope", None))
+    in_blocks = dict.fromkeys(feature for block in model.blocks for feature in unsupported_in_block(block))
+    yield from in_blocks or _unsupported_norms(model) or _differences(model.blocks)
 
 
-def _unsupported_in_block(block: nn.Module) -> Iterator[str]:
-    if type(block) not in (vision_transformer.Block, vision_transformer_sam.Block):
-        yield f"blocks of type {type(block).__name__}"
-        return
-    attn, mlp = block.attn, block.mlp
-    if type(attn) not in (Attention, vision_transformer_sam.Attention):
-        yield f"attention of type {type(attn).__name__}"
-        return
-    if type(mlp) is not Mlp:
-        yield f"an MLP of type {type(mlp).__name__}"
-    elif type(mlp.act) is not nn.GELU or mlp.act.approximate != "none" or not _is_identity(mlp.norm):
-        yield f"an MLP with {type(mlp.act).__name__} and {type(mlp.norm).__name__}"
-    if not _is_identity(block.ls1) or not _is_identity(block.ls2):
-        yield "LayerScale"
-    if not _is_identity(attn.q_norm) or not _is_identity(attn.k_norm):
-        yield "qk-norm"
-    if not _is_identity(getattr(attn, "norm", None)):
-        yield "a norm inside attention"
-    if getattr(attn, "gate", None) is not None:
-        yield "gated attention"
-    if attn.num_heads * attn.head_dim != attn.qkv.in_features or attn.proj.bias is None:
-        yield "its attention widths or biases"
-    for norm in (block.norm1, block.norm2):
-        if type(norm) not in (nn.LayerNorm, LayerNorm) or norm.eps != block.norm1.eps:
-            yield f"the block norm {norm}"
+def _unsupported_norms(model: nn.Module) -> dict[str, None]:
+    """Norms of an unknown kind or unlike the others, each once."""
+    norms = [norm for block in model.blocks for norm in norms_of_block(block)]
+    norms += [model.norm_pre, getattr(model, "norm", None)]
+    return dict.fromkeys(unsupported_norms(norms, model.blocks[0].norm1))
 
 
-def _is_identity(module: nn.Module | None) -> bool:
-    return module is None or isinstance(module, nn.Identity)
+def _differences(blocks: Iterable[nn.Module]) -> Iterator[str]:
+    """What tells blocks from each other that are each supported."""
+    arguments = [block_arguments(block) for block in blocks]
+    for each in arguments:
+        each["LayerScale"] = each.pop("init_values") is not None
+    names = [name for name in arguments[0] if any(each[name] != arguments[0][name] for each in arguments)]
+    if names:
+        yield f"blocks that differ in {', '.join(names)}"

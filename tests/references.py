@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout import TokenLayout, build_layout
+from apt_dense.rotary import Rotary
 from apt_dense.scores import PixelFormat
 
 HALF = PixelFormat((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
@@ -26,6 +29,11 @@ class Token(NamedTuple):
         """Image, row and column of all cells it covers."""
         side = range(2**self.scale)
         return [(self.image, self.y + dy, self.x + dx) for dy in side for dx in side]
+
+    def centre(self) -> tuple[float, float]:
+        """The mean of the rows and of the columns it covers."""
+        cells = self.cells()
+        return sum(y for _, y, _ in cells) / len(cells), sum(x for _, _, x in cells) / len(cells)
 
 
 def normalise(pixels: Tensor, pixel_format: PixelFormat = PixelFormat()) -> Tensor:
@@ -156,3 +164,28 @@ def _cubic(x: float) -> float:
     if x < 1:
         return 1.5 * x**3 - 2.5 * x**2 + 1
     return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def naive_rotary(rotary: Rotary, channels: int, y: float, x: float, size: tuple[int, int]) -> Tensor:
+    """Sines and cosines (2 * channels,) for row y and column x of a grid of that size, cell i being at i."""
+    angles = []
+    axes = [(y, size[0], 0), (x, size[1], 1)]
+    for place, cells, axis in axes if rotary.grid_indexing == "ij" else reversed(axes):
+        place = place + rotary.grid_offset
+        if rotary.rope_type == "dinov3":
+            place = 2 * math.pi * ((place + 0.5) / cells * 2 - 1)
+        elif rotary.ref_feat_shape is not None:
+            place = place / cells * rotary.ref_feat_shape[axis]
+        angles += [place / rotary.temperature ** (4 * i / channels) for i in range(channels // 4)]
+    half = channels // 2
+    each = [angles[c % half if rotary.rotate_half else c // 2] for c in range(channels)]
+    return torch.tensor([math.sin(angle) for angle in each] + [math.cos(angle) for angle in each])
+
+
+def in_padded_windows(attention: nn.Module, grid: Tensor, size: int, **options: Any) -> Tensor:
+    """Attention of timm's, inside windows of a grid (h, w, C) filled up with zeros: (h, w, C)."""
+    h, w, _ = grid.shape
+    padded = F.pad(grid, (0, 0, 0, -w % size, 0, -h % size))
+    windows = padded.unfold(0, size, size).unfold(1, size, size).permute(0, 1, 3, 4, 2)
+    out = attention(windows.flatten(2, 3).flatten(0, 1), **options).view(windows.shape)
+    return out.transpose(1, 2).reshape(padded.shape)[:h, :w]

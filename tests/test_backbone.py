@@ -570,6 +570,14 @@ def test_images_that_are_not_normalised_are_refused(dtype: torch.dtype) -> None:
         ({"final_norm": True, "out_indices": 0}, ValueError, "final_norm normalises block 1"),
         ({"norm_intermediates": True}, ValueError, "set final_norm=True"),
         ({"img_size": 2, "thresholds": ()}, ValueError, "img_size"),
+        ({"reg_tokens": -1}, ValueError, "reg_tokens=-1 must be 0 or more"),
+        ({"reg_tokens": 2, "use_rel_pos": True}, ValueError, "reg_tokens=2 together with .*use_rel_pos=True"),
+        ({"reg_tokens": 2, **WINDOWED}, ValueError, "reg_tokens=2 together with window_size=5"),
+        ({"mlp_layer": "moe"}, ValueError, "mlp_layer='moe' must be one of"),
+        ({"act_layer": "relu"}, ValueError, "act_layer='relu' must be one of"),
+        ({"norm_layer": "batchnorm"}, ValueError, "norm_layer='batchnorm' must be one of"),
+        ({"rotary": {"rope_type": "mixed"}}, ValueError, "rotary.rope_type='mixed' must be one of"),
+        ({"rotary": {}, "embed_dim": 12}, ValueError, "head channels in fours"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, error: type[Exception], message: str) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import timm.models.vision_transformer as timm_vit
 import torch
-import torch.nn.functional as F
-from references import layout_of, noise, randomise
+from references import in_padded_windows, layout_of, noise, randomise
 from timm.layers import Attention as TimmAttention
 from timm.layers import GELUTanh, QuickGELU, RmsNorm, RotaryEmbeddingCat, SwiGLU, SwiGLUPacked
 from timm.models.eva import EvaAttention, EvaBlock
@@ -34,6 +33,7 @@ def test_block_is_timms_with_the_same_names(qkv_bias: bool, mlp_ratio: float) ->
     torch.testing.assert_close(ours(x.flatten(0, 1), layout_of(7, 7, 7)), timms(x).flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
+PACKED, SPLIT = ({"mlp_layer": layer, "act_layer": nn.SiLU} for layer in (SwiGLUPacked, SwiGLU))
 #: Options of timm's Block beside ours.
 VIT_FEATURES = [
     ({"init_values": 0.3}, {"init_values": 0.3}),
@@ -42,10 +42,12 @@ VIT_FEATURES = [
     ({"proj_bias": False}, {"proj_bias": False}),
     ({"act_layer": QuickGELU}, {"act_layer": "quick_gelu"}),
     ({"act_layer": GELUTanh}, {"act_layer": "gelu_tanh"}),
-    ({"norm_layer": partial(RmsNorm, eps=1e-3), "qk_norm": True}, {"norm_layer": "rmsnorm", "norm_eps": 1e-3, "qk_norm": True}),
-    ({"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 5}, {"mlp_layer": "swiglu_packed", "mlp_ratio": 2.5}),
-    ({"mlp_layer": SwiGLU, "act_layer": nn.SiLU, "scale_mlp_norm": True}, {"mlp_layer": "swiglu", "scale_mlp_norm": True}),
-    ({"mlp_layer": SwiGLU, "act_layer": nn.GELU}, {"mlp_layer": "swiglu", "act_layer": "gelu"}),
+    ({"norm_layer": partial(RmsNorm, eps=0.1)}, {"norm_layer": "rmsnorm", "norm_eps": 0.1}),
+    ({"norm_layer": RmsNorm, "qk_norm": True}, {"norm_layer": "rmsnorm", "norm_eps": 1e-6, "qk_norm": True}),
+    ({**PACKED, "mlp_ratio": 5}, {"mlp_layer": "swiglu_packed", "mlp_ratio": 2.5}),
+    (SPLIT, {"mlp_layer": "swiglu"}),
+    ({**SPLIT, "scale_mlp_norm": True}, {"mlp_layer": "swiglu", "scale_mlp_norm": True}),
+    ({**SPLIT, "act_layer": nn.GELU}, {"mlp_layer": "swiglu", "act_layer": "gelu"}),
 ]
 
 
@@ -82,15 +84,6 @@ def test_features_of_evas_blocks(theirs: dict[str, Any], ours: dict[str, Any]) -
     torch.testing.assert_close(block(x.flatten(0, 1), layout_of(7, 7, 7)), timms(x).flatten(0, 1), atol=2e-5, rtol=1e-5)
 
 
-def in_padded_windows(attention: nn.Module, grid: Tensor, size: int, **options: Any) -> Tensor:
-    """Attention of timm's, inside windows of a grid (h, w, C) filled up with zeros: (h, w, C)."""
-    h, w, _ = grid.shape
-    padded = F.pad(grid, (0, 0, 0, -w % size, 0, -h % size))
-    windows = padded.unfold(0, size, size).unfold(1, size, size).permute(0, 1, 3, 4, 2)
-    out = attention(windows.flatten(2, 3).flatten(0, 1), **options).view(windows.shape)
-    return out.transpose(1, 2).reshape(padded.shape)[:h, :w]
-
-
 def our_windows(attention: Attention, grid: Tensor, size: int, rotary: Rotary | None = None) -> Tensor:
     layout = build_layout(torch.zeros(1, *grid.shape[:2], dtype=torch.int8), 1, size)
     tables = None if rotary is None else rotary_tables(rotary, WIDTH // HEADS, layout)
@@ -113,7 +106,7 @@ def test_padding_of_windows_with_normalised_keys(options: dict[str, bool]) -> No
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_windows_with_rotary_positions_as_in_eva02s_detectors(fused: bool) -> None:
-    """Positions begin anew in each window, scaled to the grid of pre-training; padded cells have no key, but a value."""
+    """Positions begin anew in each window, scaled to the grid of pre-training; padded cells have a value but no key."""
     timms = randomise(EvaAttention(WIDTH, HEADS, qkv_fused=fused, num_prefix_tokens=0, scale_norm=False), 0.5)
     ours = Attention(WIDTH, BlockOptions(HEADS, qkv_fused=fused, k_bias=False), windowed=True)
     ours.load_state_dict(timms.state_dict())

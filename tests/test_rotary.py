@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
 import torch
-from references import Token, noise, random_scale_map, tokens_by_window, tokens_of
+from references import naive_rotary, noise, random_scale_map, tokens_by_window, tokens_of
 from timm.layers import RotaryEmbeddingCat
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
-from torch import Tensor
 
 from apt_dense.layout import build_layout
 from apt_dense.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
@@ -26,32 +24,6 @@ FORMS = [
 ]
 
 
-def naive_angles(rotary: Rotary, y: float, x: float, size: tuple[int, int]) -> list[float]:
-    """The D / 2 angles at row y and column x, cell i being at i."""
-    along = []
-    for place, cells, axis in ((y, size[0], 0), (x, size[1], 1)):
-        place = place + rotary.grid_offset
-        if rotary.rope_type == "dinov3":
-            place = 2 * math.pi * ((place + 0.5) / cells * 2 - 1)
-        elif rotary.ref_feat_shape is not None:
-            place = place / cells * rotary.ref_feat_shape[axis]
-        along.append([place / rotary.temperature ** (4 * i / D) for i in range(D // 4)])
-    return along[0] + along[1] if rotary.grid_indexing == "ij" else along[1] + along[0]
-
-
-def naive_row(rotary: Rotary, y: float, x: float, size: tuple[int, int]) -> Tensor:
-    """Sines and cosines of one token, channel by channel."""
-    angles = naive_angles(rotary, y, x, size)
-    order = [c % (D // 2) for c in range(D)] if rotary.rotate_half else [c // 2 for c in range(D)]
-    return torch.tensor([math.sin(angles[c]) for c in order] + [math.cos(angles[c]) for c in order])
-
-
-def centre(token: Token) -> tuple[float, float]:
-    """The mean of the rows and of the columns that a token covers."""
-    cells = token.cells()
-    return sum(y for _, y, _ in cells) / len(cells), sum(x for _, _, x in cells) / len(cells)
-
-
 @pytest.mark.parametrize("num_prefix", [0, 5])
 @pytest.mark.parametrize("rotary", FORMS, ids=str)
 def test_tokens_of_all_scales_are_rotated_by_their_centres(rotary: Rotary, num_prefix: int) -> None:
@@ -61,7 +33,7 @@ def test_tokens_of_all_scales_are_rotated_by_their_centres(rotary: Rotary, num_p
     rows = []
     for image in range(3):
         rows += [torch.tensor([0.0] * D + [1.0] * D)] * num_prefix
-        rows += [naive_row(rotary, *centre(token), (8, 11)) for token in tokens if token.image == image]
+        rows += [naive_rotary(rotary, D, *token.centre(), (8, 11)) for token in tokens if token.image == image]
     tables = rotary_tables(rotary, D, build_layout(scale_map, 3, num_prefix=num_prefix))
     torch.testing.assert_close(tables.images, torch.stack(rows), atol=2e-5, rtol=0)
     assert tables.windows is None and tables.rotate_half == rotary.rotate_half
@@ -73,8 +45,8 @@ def test_positions_begin_anew_in_each_window(rotary: Rotary) -> None:
     scale_map = random_scale_map(random.Random(1), 2, 6, 11, num_scales=2, window_size=4)
     rows = []
     for token in (t for image in tokens_by_window(scale_map, 4) for window in image for t in window):
-        y, x = centre(token)
-        rows.append(naive_row(rotary, y - token.y // 4 * 4, x - token.x // 4 * 4, (4, 4)))
+        y, x = token.centre()
+        rows.append(naive_rotary(rotary, D, y - token.y // 4 * 4, x - token.x // 4 * 4, (4, 4)))
     tables = rotary_tables(rotary, D, build_layout(scale_map, 2, window_size=4))
     torch.testing.assert_close(tables.windows, torch.stack(rows), atol=2e-5, rtol=0)
 

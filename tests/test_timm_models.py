@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
 from references import noise, randomise
-from timm.layers import RmsNorm
+from timm.layers import GatedMlp, GluMlp, LayerScale, RmsNorm, SimpleNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from apt_dense import APTViT, backbone
 from apt_dense.checkpoints import load_backbone
+from apt_dense.rotary import Rotary
 from apt_dense.timm_models import apt_arguments, create_timm_model
 
 TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
@@ -57,6 +59,29 @@ def test_arguments_of_a_mae() -> None:
         ("vit_tiny_patch16_224", {"qkv_bias": False}, {"qkv_bias": False}),
         ("vit_tiny_patch16_224", {"mlp_ratio": 1.5}, {"mlp_ratio": 1.5}),
         ("vit_tiny_patch16_224", {"in_chans": 1}, {"in_chans": 1}),
+        ("vit_tiny_patch16_224", {"pos_embed": "none"}, {"use_abs_pos": False}),
+        ("vit_tiny_patch16_224", {"norm_layer": RmsNorm}, {"norm_layer": "rmsnorm", "norm_eps": 1e-6}),
+        ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh"}, {"act_layer": "gelu_tanh"}),
+        ("vit_tiny_patch16_224", {"act_layer": nn.GELU}, {}),
+        ("deit3_small_patch16_224", {}, {"no_embed_class": True, "init_values": 1e-6}),
+        ("vit_base_patch16_clip_quickgelu_224", {}, {
+            "pre_norm": True, "act_layer": "quick_gelu", "patch_bias": False,
+        }),
+        ("vit_base_patch16_siglip_224", {}, {"class_token": False, "final_norm": True}),
+        ("vit_giant_patch14_reg4_dinov2", {"mlp_ratio": 5}, {
+            "mlp_layer": "swiglu_packed", "mlp_ratio": 2.5, "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5,
+        }),
+        ("eva02_base_patch16_clip_224", {}, {
+            "mlp_layer": "swiglu", "scale_mlp_norm": True, "scale_attn_norm": True, "qkv_fused": False, "k_bias": False,
+            "rotary": Rotary(ref_feat_shape=(16, 16)),
+        }),
+        ("vit_small_patch16_dinov3", {}, {
+            "qkv_bias": False, "reg_tokens": 4, "use_abs_pos": False, "init_values": 1e-5,
+            "rotary": Rotary("dinov3", 100.0, rotate_half=True),
+        }),
+        ("vit_pe_core_tiny_patch16_384", {}, {
+            "pre_norm": True, "rotary": Rotary(ref_feat_shape=(24, 24), grid_offset=1.0, grid_indexing="xy"),
+        }),
         ("vit_small_patch32_224", {}, {"patch_size": 32}),
         ("vit_tiny_patch16_224", {"norm_layer": functools.partial(nn.LayerNorm, eps=1e-3)}, {"norm_eps": 1e-3}),
     ],
@@ -64,7 +89,9 @@ def test_arguments_of_a_mae() -> None:
 def test_arguments_follow_the_model(name: str, options: dict, expected: dict) -> None:
     arguments = apt_arguments(tiny(name, **options))
     for key, value in expected.items():
-        assert arguments[key] == pytest.approx(value), key
+        assert arguments[key] == (pytest.approx(value) if key.startswith("pixel") else value), key
+    unusual = set(arguments) - set(apt_arguments(tiny()))
+    assert unusual <= set(expected) | {"norm_layer"}
 
 
 def test_every_weight_of_the_model_is_copied() -> None:
@@ -93,34 +120,28 @@ def test_a_vit_built_without_create_model() -> None:
 # ---- refusals
 
 UNSUPPORTED = {
-    "deit3_small_patch16_224": ({}, "LayerScale"),
-    "vit_small_patch14_dinov2": ({}, "LayerScale"),
-    "vit_small_patch14_reg4_dinov2": ({}, "register tokens, LayerScale"),
-    "vit_base_patch16_clip_224": ({}, r"pre-norm \(norm_pre\)"),
-    "vit_base_patch16_clip_quickgelu_224": ({}, "QuickGELU"),
-    "vit_giant_patch14_dinov2": ({}, "an MLP of type GluMlp"),
     "deit_tiny_distilled_patch16_224": ({}, "the architecture VisionTransformerDistilled"),
     "beit_base_patch16_224": ({}, "the architecture Beit"),
-    "eva02_tiny_patch14_224": ({}, "the architecture Eva"),
-    "vit_small_patch16_18x2_224": ({}, "blocks of type ParallelThingsBlock"),
-    "vit_small_r26_s32_224": ({}, "its patch embedding"),
     "vit_relpos_small_patch16_224": ({}, "the architecture VisionTransformerRelPos"),
     "resnet18": (None, "the architecture ResNet"),
+    "vit_small_r26_s32_224": ({}, "its patch embedding"),
+    "aimv2_large_patch14_224": ({}, "its patch embedding"),
+    "vit_small_patch16_18x2_224": ({}, "blocks of type ParallelThingsBlock"),
+    "eva02_enormous_patch14_clip_224": ({}, "blocks of type EvaBlockPostNorm"),
+    "vit_dwee_patch16_reg1_gap_256": ({}, "attention of type DiffAttention"),
+    "vit_small_patch16_rope_mixed_224": ({}, "rotary positions of type RotaryEmbeddingMixed"),
+    "eva02_tiny_patch14_224": ({"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)}, "rotary positions of type RotaryEmbeddingMRope"),
+    "vit_base_patch16_sapiens2": ({"num_kv_heads": 1}, r"grouped-query attention \(1 heads of keys for 2 of q"),
 }
 
 UNSUPPORTED_OPTIONS = [
-    ({"qk_norm": True}, "qk-norm"),
-    ({"init_values": 1e-5}, "LayerScale"),
-    ({"reg_tokens": 2}, "register tokens"),
-    ({"pre_norm": True}, "pre-norm"),
-    ({"scale_attn_norm": True}, "a norm inside attention"),
-    ({"scale_mlp_norm": True}, "an MLP with GELU and LayerNorm"),
-    ({"pos_embed": "none"}, "the lack of absolute positions"),
     ({"patch_size": (16, 8)}, r"patches of \(16, 8\) pixels"),
-    ({"act_layer": "gelu_tanh"}, "an MLP with GELUTanh"),
     ({"act_layer": nn.ReLU}, "an MLP with ReLU"),
-    ({"proj_bias": False}, "its attention widths or biases"),
-    ({"norm_layer": RmsNorm}, "norm RmsNorm"),
+    ({"mlp_layer": GluMlp}, "an MLP of type GluMlp"),
+    ({"mlp_layer": GatedMlp}, "an MLP of type GatedMlp"),
+    ({"norm_layer": SimpleNorm}, r"the norm SimpleNorm\(\)"),
+    ({"norm_layer": functools.partial(nn.LayerNorm, bias=False)}, r"the norm LayerNorm\(.*bias=False\)"),
+    ({"norm_layer": functools.partial(nn.LayerNorm, elementwise_affine=False)}, r"the norm LayerNorm\("),
     ({"embed_norm_layer": nn.LayerNorm}, "its patch embedding"),
 ]
 
@@ -151,17 +172,66 @@ def test_options_without_a_counterpart_are_refused(options: dict, feature: str) 
         APTViT.from_timm(tiny(**options))
 
 
-@pytest.mark.usefixtures("no_loading")
-def test_a_feature_of_a_single_block_is_found() -> None:
-    model = tiny(depth=3)
+def gated(model: nn.Module) -> str:
+    model.blocks[1].attn.gate = nn.Linear(32, 32)
+    return "gated attention of"
+
+
+def without_a_bias(model: nn.Module) -> str:
+    model.blocks[2].mlp.fc1.bias = None
+    return "biases in some of the linear layers"
+
+
+def scaled_in_one_branch(model: nn.Module) -> str:
+    model.blocks[0].ls2 = LayerScale(32)
+    return "LayerScale of one branch alone"
+
+
+def scaled_in_one_block(model: nn.Module) -> str:
     model.blocks[1] = tiny(init_values=0.1).blocks[0]
-    with pytest.raises(ValueError, match="LayerScale"):
+    return "blocks that differ in LayerScale of"
+
+
+def narrower_in_one_block(model: nn.Module) -> str:
+    model.blocks[1] = tiny(mlp_ratio=2, qk_norm=True).blocks[0]
+    return "blocks that differ in mlp_ratio, qk_norm of"
+
+
+def with_a_norm_of_queries(model: nn.Module) -> str:
+    model.blocks[2].attn.q_norm = nn.LayerNorm(16)
+    return "a norm of queries or keys alone"
+
+
+def with_another_epsilon(model: nn.Module) -> str:
+    model.norm.eps = 0.5
+    return r"the norm LayerNorm\(.*eps=0.5.* beside LayerNorm\("
+
+
+def with_another_norm(model: nn.Module) -> str:
+    model.blocks[2].norm2 = RmsNorm(32)
+    return r"the norm RmsNorm\(\) beside LayerNorm\("
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    "change",
+    [gated, without_a_bias, scaled_in_one_branch, scaled_in_one_block, narrower_in_one_block, with_a_norm_of_queries,
+     with_another_epsilon, with_another_norm],
+)  # fmt: skip
+def test_a_feature_of_a_single_layer_is_found(change: Callable[[nn.Module], str]) -> None:
+    model = tiny(depth=3)
+    feature = change(model)
+    with pytest.raises(ValueError, match=f"does not support {feature}"):
         APTViT.from_timm(model)
 
 
 def test_all_features_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match=r"register tokens, pre-norm \(norm_pre\), LayerScale, qk-norm of timm's"):
-        apt_arguments(tiny(reg_tokens=1, pre_norm=True, init_values=0.1, qk_norm=True))
+    model = tiny(patch_size=(16, 8), act_layer=nn.ReLU)
+    rotary = tiny("vit_small_patch16_dinov3", rope_type="mixed", rope_rotate_half=False, attn_only_layer_scale=True)
+    with pytest.raises(ValueError, match=r"patches of \(16, 8\) pixels, .* not square, an MLP with ReLU of timm's"):
+        apt_arguments(model)
+    with pytest.raises(ValueError, match="type RotaryEmbeddingMixed, LayerScale of one branch alone of timm's"):
+        apt_arguments(rotary)
 
 
 def test_other_modules_are_refused() -> None:

@@ -38,8 +38,9 @@ class APTViT(backbone.APTViT, Backbone):
         img_size: pixels that the relative positions of global attention are trained for. Leave it as in the
             checkpoint: they are interpolated to the size of each input, and Detectron2 leaves out weights of another
             shape with nothing but a warning.
-        norm_layer: ``nn.LayerNorm`` (epsilon 1e-5) or ``partial(nn.LayerNorm, eps=...)``.
-        act_layer: ``nn.GELU``.
+        norm_layer: ``nn.LayerNorm`` (epsilon 1e-5), ``partial(nn.LayerNorm, eps=...)``, or a name that
+            :class:`apt_dense.APTViT` knows, with ``norm_eps`` beside it.
+        act_layer: ``nn.GELU`` or such a name.
         rel_pos_zero_init: start relative positions at zero, else at a truncated normal of 0.02.
         use_act_checkpoint: recompute activations of the blocks in the backward pass (with torch, without fairscale).
         out_feature: name of the feature map in the output.
@@ -63,8 +64,8 @@ class APTViT(backbone.APTViT, Backbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_path_rate: float = 0.0,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
+        norm_layer: Callable[[int], nn.Module] | str = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] | str | None = nn.GELU,
         use_abs_pos: bool = True,
         use_rel_pos: bool = False,
         rel_pos_zero_init: bool = True,
@@ -77,9 +78,9 @@ class APTViT(backbone.APTViT, Backbone):
         out_feature: str = "last_feat",
         **options: Any,
     ) -> None:
-        if act_layer is not nn.GELU:
+        if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
             raise ValueError(f"act_layer={act_layer} is not supported; the blocks are built with nn.GELU")
-        settings = {"norm_eps": _norm_eps(norm_layer), "partial_patches": "crop", "pos_antialias": False, **options}
+        settings = {"partial_patches": "crop", "pos_antialias": False, **_norm_arguments(norm_layer), **options}
         super().__init__(
             img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias,
             drop_path_rate=drop_path_rate,
@@ -91,6 +92,7 @@ class APTViT(backbone.APTViT, Backbone):
             pretrain_img_size=pretrain_img_size,
             pretrain_use_cls_token=pretrain_use_cls_token,
             checkpoint_blocks=use_act_checkpoint,
+            act_layer=None if act_layer is nn.GELU else act_layer,
             **settings,
         )  # fmt: skip
         if len(self.out_indices) != 1:
@@ -128,8 +130,10 @@ class APTViT(backbone.APTViT, Backbone):
         return layout
 
 
-def _norm_eps(norm_layer: Callable[[int], nn.Module]) -> float:
-    """The epsilon of the LayerNorm that Detectron2's ``norm_layer`` stands for."""
+def _norm_arguments(norm_layer: Callable[[int], nn.Module] | str) -> dict[str, Any]:
+    """What Detectron2's ``norm_layer`` stands for: the epsilon of LayerNorm."""
+    if isinstance(norm_layer, str):
+        return {"norm_layer": norm_layer}
     norm, settings = norm_layer, {}
     if isinstance(norm_layer, partial) and not norm_layer.args:
         norm, settings = norm_layer.func, norm_layer.keywords
@@ -137,7 +141,7 @@ def _norm_eps(norm_layer: Callable[[int], nn.Module]) -> float:
         raise ValueError(
             f"norm_layer={norm_layer} is not supported; expected nn.LayerNorm or partial(nn.LayerNorm, eps=...)"
         )
-    return settings.get("eps", 1e-5)
+    return {"norm_eps": settings.get("eps", 1e-5)}
 
 
 def _check_padding_shows(model: backbone.APTViT) -> None:
@@ -205,7 +209,7 @@ def get_apt_lr_decay_rate(name: str, lr_decay_rate: float = 1.0, num_layers: int
 
 def _layer_of(name: str, num_layers: int) -> int:
     """0 for the embedding, i + 1 for block i, num_layers + 1 for all others."""
-    if name.startswith("backbone") and re.search(r"\.(pos_embed|patch_embed|cls_token)", name):
+    if name.startswith("backbone") and re.search(r"\.(pos_embed|patch_embed|cls_token|reg_token|norm_pre)", name):
         return 0
     block = re.search(r"^backbone.*\.blocks\.(\d+)\.(?!residual\.)", name)
     if block is None:

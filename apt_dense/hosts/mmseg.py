@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from apt_dense import backbone, checkpoints
 from apt_dense.hosts.mmseg_checkpoints import read_run
+from apt_dense.layers import usual_activation
 from apt_dense.layout import TokenLayout
 from apt_dense.timm_models import apt_arguments, create_timm_model
 
 if importlib.util.find_spec("mmseg"):  # so that one import registers everything a model's config can name
     from apt_dense.hosts import mmseg_slide  # noqa: F401
+
+#: Parameters of the embedding that are no weights of a layer.
+_NOT_DECAYED = "pos_embed", "cls_token", "reg_token"
 
 
 @MODELS.register_module()
@@ -99,12 +103,15 @@ class APTViT(backbone.APTViT, BaseModule):
 
     def _check_same(self, arguments: Mapping[str, Any], address: str) -> None:
         """Compare what the shapes of the weights do not show."""
-        block = self.blocks[0]
-        own = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
-        own |= {"class_token": self.cls_token is not None}
+        own = {name: getattr(self.block_options, name) for name in ("num_heads", "norm_eps", "act_layer")}
+        own |= {"class_token": self.cls_token is not None, "rotary": self.rotary}
+        usual = {"class_token": False, "rotary": None, "act_layer": None}
+        if own["act_layer"] == usual_activation(self.block_options.mlp_layer):
+            own["act_layer"] = None
         for name, value in own.items():
-            if arguments.get(name, False) != value:
-                raise ValueError(f"{address} has {name}={arguments.get(name, False)}, this backbone {name}={value}")
+            theirs = arguments.get(name, usual.get(name))
+            if theirs != value:
+                raise ValueError(f"{address} has {name}={theirs}, this backbone {name}={value}")
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)
@@ -127,7 +134,7 @@ class APTViT(backbone.APTViT, BaseModule):
             return
         for module in (self.patch_embed, *self.blocks[: self.frozen_stages]):
             module.eval().requires_grad_(False)
-        for parameter in (self.pos_embed, self.cls_token):
+        for parameter in (self.pos_embed, self.cls_token, self.reg_token, *self.norm_pre.parameters()):
             if parameter is not None:
                 parameter.requires_grad_(False)
 
@@ -145,8 +152,8 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
 
     ``paramwise_cfg=dict(decay_rate=0.9)``: the embedding gets decay_rate**(depth + 1) of the rate, block i
     decay_rate**(depth - i), everything else the full rate: heads, the final norm, and the parameters that only APT
-    has, since no checkpoint brings them. Biases, norms, positions and class token are not decayed. ``num_layers``
-    (default: the backbone's blocks) replaces depth. MMSeg's own constructor knows BEiT and MAE only.
+    has, since no checkpoint brings them. Biases, norms, positions, class and register tokens are not decayed.
+    ``num_layers`` (default: the backbone's blocks) replaces depth. MMSeg's own constructor knows BEiT and MAE only.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
@@ -156,7 +163,7 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            layer, decays = layer_of(name, depth), parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token"))
+            layer, decays = layer_of(name, depth), parameter.ndim > 1 and not name.endswith(_NOT_DECAYED)
             scale = decay_rate ** (depth + 1 - layer)
             group = groups.setdefault((layer, decays), {
                 "params": [], "lr": scale * self.base_lr, "lr_scale": scale, "param_names": [],
@@ -170,7 +177,7 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
 
 def layer_of(name: str, depth: int) -> int:
     """The layer of a parameter of a segmentor: 0 for the embedding, i + 1 for block i, depth + 1 for all others."""
-    if name.startswith(("backbone.patch_embed.", "backbone.pos_embed", "backbone.cls_token")):
+    if name.startswith(("backbone.patch_embed.", "backbone.norm_pre.", *(f"backbone.{n}" for n in _NOT_DECAYED))):
         return 0
     if name.startswith("backbone.blocks."):
         return int(name.split(".")[2]) + 1

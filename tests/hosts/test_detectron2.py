@@ -148,6 +148,24 @@ def test_weights_of_timm_models_keep_timm_s_values() -> None:
     assert (found - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_clip_quickgelu_224", "vit_small_patch16_dinov3"])
+def test_other_families_of_timm(name: str) -> None:
+    """Their activations and norms are names, where Detectron2's ``ViT`` takes classes."""
+    timm = pytest.importorskip("timm")
+    options = dict(num_classes=0, depth=2, embed_dim=48, num_heads=3, img_size=64, dynamic_img_size=True)
+    vit = randomise(timm.create_model(name, **options))
+    images = noise(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = vit.forward_features(images)[:, vit.num_prefix_tokens :].mT
+        found = APTViT.from_timm(vit).eval()(images)["last_feat"]
+    assert (found.flatten(2) - expected).abs().max() <= 1e-4
+
+
+def test_rms_norms_by_name() -> None:
+    model = APTViT(**{**TINY, "norm_layer": "rmsnorm"}, norm_eps=1e-3)
+    assert type(model.blocks[0].norm1).__name__ == "RmsNorm" and model.blocks[0].norm1.eps == 1e-3
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +216,8 @@ def test_learning_rates_decay_as_detectron2_s_and_new_parameters_get_the_full_ra
     coarse = [name for name in names if ".coarse_embed." in name]
     assert len(coarse) == 4 and all(ours[name] == 1.0 for name in coarse)
     assert ours["backbone.net.pos_embed"] == pytest.approx(0.7**3)
+    for name in ("reg_token", "norm_pre.weight"):
+        assert get_apt_lr_decay_rate(f"backbone.net.{name}", 0.7, 2) == pytest.approx(0.7**3)
     assert ours["backbone.net.blocks.1.attn.qkv.weight"] == pytest.approx(0.7)
     with pytest.raises(ValueError, match="blocks.1.* beyond num_layers=1"):
         get_apt_lr_decay_rate("backbone.net.blocks.1.norm1.weight", 0.7, 1)

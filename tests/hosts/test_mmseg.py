@@ -174,6 +174,8 @@ def test_mmsegs_own_argument_names_are_refused() -> None:
 @pytest.mark.parametrize(("frozen_stages", "frozen"), [(-1, set()), (0, {"patch_embed", "pos_embed", "cls_token"})])
 def test_frozen_embedding(frozen_stages: int, frozen: set[str]) -> None:
     assert frozen_names(backbone(frozen_stages=frozen_stages, class_token=True)) == frozen
+    embedding = backbone(frozen_stages=frozen_stages, class_token=True, reg_tokens=2, pre_norm=True)
+    assert frozen_names(embedding) == frozen | ({"reg_token", "norm_pre"} if frozen else set())
 
 
 @pytest.mark.parametrize("frozen_stages", [1, 2])
@@ -354,7 +356,8 @@ def test_weights_of_timm_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "named"), [({"num_heads": 4}, "num_heads"), ({"act_layer": "gelu_tanh"}, "GELU"), ({"init_values": 0.1}, "ls1|LayerScale")]
+    ("theirs", "named"),
+    [({"num_heads": 4}, "num_heads=4"), ({"act_layer": "gelu_tanh"}, "act_layer=gelu_tanh"), ({"init_values": 0.1}, "ls1")],
 )
 def test_models_of_timm_that_differ_are_refused(theirs: dict, named: str, small_timm: dict[str, Any]) -> None:
     """Also where all shapes fit, so that only the model tells."""
@@ -541,6 +544,8 @@ def test_a_missing_decay_rate_is_named() -> None:
     [
         ("backbone.pos_embed", 0),
         ("backbone.cls_token", 0),
+        ("backbone.reg_token", 0),
+        ("backbone.norm_pre.weight", 0),
         ("backbone.patch_embed.proj.bias", 0),
         ("backbone.blocks.0.norm1.weight", 1),
         ("backbone.blocks.11.norm1.weight", 12),
