@@ -4,11 +4,14 @@ max_iters = 160000
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # No weight decay where zero is not a neutral value: positions, the class token, norm layers.
+    # No weight decay where zero is not a neutral value: positions, class and register tokens, norm layers,
+    # LayerScale.
     paramwise_cfg=dict(
         custom_keys={
             "pos_embed": dict(decay_mult=0.0),
             "cls_token": dict(decay_mult=0.0),
+            "reg_token": dict(decay_mult=0.0),
+            "gamma": dict(decay_mult=0.0),
             "norm": dict(decay_mult=0.0),
         }
     ),
