@@ -17,6 +17,13 @@ def one_of(name: str, value: str, *choices: str) -> str:
     return value
 
 
+def grid_of(name: str, size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of whole patches in images of that size."""
+    if min(size) < patch_size:
+        raise ValueError(f"{name}={size} is less than one patch of patch_size={patch_size} pixels")
+    return size[0] // patch_size, size[1] // patch_size
+
+
 def check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> tuple[int, ...]:
     bad = [i for i in indexes if not 0 <= i < depth]
     if bad:

@@ -1,5 +1,6 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from apt_dense.arguments import (
     check_images,
     check_pixel_format,
     check_prefix,
+    grid_of,
     one_of,
     pair,
     resolve_out_indices,
@@ -152,8 +154,11 @@ class APTViT(nn.Module):
         self.window_size = window_size if windowed else 0
         self.num_prefix = check_prefix(class_token, reg_tokens, self.window_size, use_rel_pos, residual_block_indexes)
         self.block_options = BlockOptions(
-            num_heads, mlp_ratio, qkv_bias, k_bias, qkv_fused, qk_norm, proj_bias, init_values, scale_attn_norm,
-            scale_mlp_norm, mlp_layer, act_layer, norm_layer, norm_eps, attention_backend,
+            num_heads, mlp_ratio, qkv_bias,
+            k_bias=k_bias, qkv_fused=qkv_fused, qk_norm=qk_norm, proj_bias=proj_bias, init_values=init_values,
+            scale_attn_norm=scale_attn_norm, scale_mlp_norm=scale_mlp_norm,
+            mlp_layer=mlp_layer, act_layer=act_layer, norm_layer=norm_layer, norm_eps=norm_eps,
+            attention_backend=attention_backend,
         )  # fmt: skip
         key_at_padding = qk_norm or (qkv_bias and k_bias)
         self.head_dim = embed_dim // num_heads
@@ -169,19 +174,18 @@ class APTViT(nn.Module):
         self.norm_intermediates = norm_intermediates
         check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
 
-        if min(self.img_size) < patch_size:
-            raise ValueError(f"img_size={self.img_size} is less than one patch of patch_size={patch_size} pixels")
-        grid = tuple(size // patch_size for size in self.img_size)
-        self.pos_grid = tuple(size // patch_size for size in pair(pretrain_img_size or img_size))
+        grid = grid_of("img_size", self.img_size, patch_size)
+        self.pos_grid = grid_of("pretrain_img_size", pair(pretrain_img_size or img_size), patch_size)
         self.no_embed_class = no_embed_class
         prefix_positions = 0 if no_embed_class else self.num_prefix
         self.num_prefix_positions = prefix_positions if self.num_prefix else int(pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
         self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
-        positions = self.num_prefix_positions + self.pos_grid[0] * self.pos_grid[1]
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if use_abs_pos else None
+        positions = self.num_prefix_positions + math.prod(self.pos_grid)
+        self.cls_token, self.reg_token, self.pos_embed = (
+            nn.Parameter(torch.zeros(1, rows, embed_dim)) if rows else None
+            for rows in (int(class_token), reg_tokens, positions if use_abs_pos else 0)
+        )
         residual = check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         self.blocks = nn.ModuleList(
             Block(
@@ -220,10 +224,11 @@ class APTViT(nn.Module):
         img_size: int | tuple[int, int] | None = None,
         **options: Any,
     ) -> "APTViT":
-        """An adaptive ViT with the architecture and the weights of one of timm's.
+        """An adaptive ViT with the architecture and the weights of one of timm's: AugReg, DeiT, DeiT-3, MAE, CLIP,
+        SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE and their like, without pooling heads, and SAM's encoder.
 
         Args:
-            model: a timm name such as "vit_base_patch16_224.mae", or a timm ViT.
+            model: a timm name such as "vit_base_patch16_224.mae", or a timm ``VisionTransformer`` or ``Eva``.
             pretrained: load timm's pretrained weights.
             img_size: as for ``timm.create_model``: timm resamples the positions. None keeps the model's own.
             **options: any argument of :class:`APTViT`; by default the last block's output is returned, normalised if

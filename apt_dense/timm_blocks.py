@@ -87,7 +87,7 @@ def unsupported_in_block(block: nn.Module) -> Iterator[str]:
         yield "gated attention"
     if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads:
         yield f"grouped-query attention ({attn.num_kv_heads} heads of keys for {attn.num_heads} of queries)"
-    if not attn.num_heads * attn.head_dim == attn.proj.in_features == attn.proj.out_features:
+    if attn.proj.in_features != attn.proj.out_features:
         yield "attention of another width than its tokens"
     if is_identity(attn.q_norm) != is_identity(attn.k_norm):
         yield "a norm of queries or keys alone"

@@ -275,6 +275,18 @@ def test_autocast(family: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.float(), ours(image)[0], atol=0.15, rtol=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.inference_mode()
+def test_models_of_other_types(dtype: torch.dtype) -> None:
+    for family in ("dinov3", "eva02 base", "qk-norm", "rms norm"):
+        ours = adaptive(timm_model(family), (5.0, 5.0))
+        image = half_flat(5 * ours.patch_size, 11 * ours.patch_size)
+        (expected,) = ours(image)
+        (out,) = ours.to(dtype)(image.to(dtype))
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), expected, atol=0.2 if dtype == torch.bfloat16 else 1e-4, rtol=0.1)
+
+
 # ---- windows
 
 
