@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.scores import PixelFormat
@@ -58,13 +60,34 @@ def check_final_norm(final_norm: bool, norm_intermediates: bool, out_indices: tu
         )
 
 
-def check_images(images: Tensor, in_chans: int) -> None:
+def check_images(images: Tensor, in_chans: int) -> Tensor:
+    """The images themselves."""
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {in_chans}, H, W)")
     if not images.is_floating_point():
         raise TypeError(f"images are {images.dtype}; expected normalised floating point pixels (pixel_mean, pixel_std)")
     if images.numel() == 0:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image of one pixel")
+    return images
+
+
+def whole_patches(images: Tensor, patch_size: int, partial_patches: str) -> Tensor:
+    """Images (B, C, H, W), padded or cropped at the right and bottom to whole patches."""
+    height, width = images.shape[-2:]
+    if partial_patches == "pad":
+        return F.pad(images, (0, -width % patch_size, 0, -height % patch_size))
+    if min(height, width) < patch_size:
+        raise ValueError(
+            f"images of {height} x {width} pixels hold no whole patch of {patch_size} pixels; "
+            f"pad them, or set partial_patches='pad'"
+        )
+    return images[..., : height - height % patch_size, : width - width % patch_size]
+
+
+def are_finite(images: Tensor) -> Tensor:
+    """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
+    # A sum is finite if all of its terms are, and needs no mask of the size of the images.
+    return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
 
 
 def resolve_out_indices(out_indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apt_dense.arguments import (
+    are_finite,
     check_block_indexes,
     check_final_norm,
     check_images,
@@ -20,13 +20,14 @@ from apt_dense.arguments import (
     one_of,
     pair,
     resolve_out_indices,
+    whole_patches,
 )
 from apt_dense.blocks import Block
 from apt_dense.budget import check_token_budget, partition_by_budget, require, tokens_per_image
 from apt_dense.checkpoints import load_backbone
 from apt_dense.compiling import outside_graphs
 from apt_dense.fixed_layout import build_fixed_layout
-from apt_dense.layers import BlockOptions, make_norm
+from apt_dense.layers import BlockOptions, init_linear_layers, make_norm
 from apt_dense.layout import TokenLayout, build_layout, check_finite
 from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
 from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
@@ -57,28 +58,22 @@ class APTViT(nn.Module):
         use_abs_pos: whether there is an absolute position embedding.
         pretrain_img_size: pixels that ``pos_embed`` is trained for, if other than ``img_size``.
         pretrain_use_cls_token: without a class token, that ``pos_embed`` has a place for one all the same.
-        class_token: whether a class token runs along (it is not part of the output).
-        reg_tokens: number of register tokens that run along behind the class token (DINOv2 reg4 and DINOv3: 4).
+        class_token, reg_tokens: whether a class token and how many registers run along (they are not in the output).
         no_embed_class: that class and register tokens have no position embedding (DeiT-3, DINOv2 reg4).
-        rotary: rotary positions, a :class:`apt_dense.rotary.Rotary` or a dictionary of its fields. Patches are rotated
-            by the position of their centre, class and register tokens not at all.
-        pre_norm: a norm before the first block (CLIP).
-        qkv_fused: one projection ``attn.qkv``, or three, ``attn.{q,k,v}_proj`` (EVA-02).
-        k_bias: with ``qkv_bias``, that keys have one too; False (EVA, DINOv3) leaves ``attn.{q,v}_bias``.
-        qk_norm: normalise the queries and keys of each head.
-        proj_bias: whether ``attn.proj`` and the MLP have biases.
+        rotary: rotary positions: an :class:`apt_dense.rotary.Rotary`, or a dictionary of its fields; None for none.
+        qkv_fused: one projection, ``attn.qkv``, or three, ``attn.{q,k,v}_proj`` (EVA-02).
+        k_bias, proj_bias: whether keys, with ``qkv_bias``, and whether ``attn.proj`` and the MLP have biases. EVA's
+            and DINOv3's keys have none.
+        pre_norm, qk_norm: a norm before the first block (CLIP), and norms of the queries and keys of each head.
         init_values: start of LayerScale's factors (``ls{1,2}.gamma``); None for no LayerScale.
         scale_attn_norm, scale_mlp_norm: a norm before the last linear layer of attention and MLP (EVA-02, BEiT-3).
         mlp_layer: "mlp", "swiglu" (two first layers, EVA-02) or "swiglu_packed" (one of double width, DINOv2 giant).
             ``mlp_ratio`` is the width of what the last layer takes.
-        act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP) or "silu"; None for what the MLP is
-            known for: "gelu", in SwiGLUs "silu".
-        norm_layer: "layernorm" or "rmsnorm".
-        norm_eps: epsilon of all norms.
+        act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP), "silu" (None: in SwiGLUs; else "gelu").
+        norm_layer, norm_eps: "layernorm" or "rmsnorm", and the epsilon of all norms.
         final_norm: normalise the output of the last block (which ``out_indices`` must then include).
         norm_intermediates: with ``final_norm``, apply that norm to every output, as timm's ``norm=True``.
-        out_indices: blocks whose outputs are returned, ascending, counted from 0; negative ones from the end.
-            None for the last.
+        out_indices: blocks whose outputs are returned, ascending, from 0, or from -1 at the end; None for the last.
         thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.
         token_budget: tokens per image, as a fraction (float) or a count (int); None for as many as thresholds say.
             With a budget only the ratios of the thresholds matter: they order merges of different scales. Shapes then
@@ -160,9 +155,7 @@ class APTViT(nn.Module):
             mlp_layer=mlp_layer, act_layer=act_layer, norm_layer=norm_layer, norm_eps=norm_eps,
             attention_backend=attention_backend,
         )  # fmt: skip
-        key_at_padding = qk_norm or (qkv_bias and k_bias)
-        self.head_dim = embed_dim // num_heads
-        self.rotary = check_rotary(rotary, self.head_dim, self.window_size > 0, key_at_padding, use_rel_pos)
+        self.rotary = check_rotary(rotary, embed_dim, self.block_options, self.window_size > 0, use_rel_pos)
         self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
         self.token_budget = check_token_budget(
             token_budget, self.thresholds, patch_size, self.img_size, self.window_size
@@ -171,12 +164,10 @@ class APTViT(nn.Module):
         self.pixel_format = check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
         self.partial_patches = one_of("partial_patches", partial_patches, "pad", "crop")
         self.drop_padding, self.checkpoint_blocks, self.pos_antialias = drop_padding, checkpoint_blocks, pos_antialias
-        self.norm_intermediates = norm_intermediates
+        self.norm_intermediates, self.no_embed_class = norm_intermediates, no_embed_class
         check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
-
         grid = grid_of("img_size", self.img_size, patch_size)
         self.pos_grid = grid_of("pretrain_img_size", pair(pretrain_img_size or img_size), patch_size)
-        self.no_embed_class = no_embed_class
         prefix_positions = 0 if no_embed_class else self.num_prefix
         self.num_prefix_positions = prefix_positions if self.num_prefix else int(pretrain_use_cls_token)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
@@ -210,11 +201,7 @@ class APTViT(nn.Module):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear_layers(self.blocks)
 
     @classmethod
     def from_timm(
@@ -280,7 +267,7 @@ class APTViT(nn.Module):
         """Embedded rows (R, C), their layout and how they are rotated."""
         images = self._whole_patches(images)
         layout = self.layout(images, self._partition(images))
-        rotary = None if self.rotary is None else rotary_tables(self.rotary, self.head_dim, layout)
+        rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
         return self._embed(images, layout), layout, rotary
 
     @torch.no_grad()
@@ -288,12 +275,12 @@ class APTViT(nn.Module):
         """The scale map (B, H / p, W / p) int8 of normalised images: the scale of the patch that covers each cell,
         -1 where padding is dropped. Draw it to see what the model sees. Raises as :meth:`forward` does."""
         images = self._whole_patches(images)
-        check_finite(_are_finite(images).tolist())
+        check_finite(are_finite(images).tolist())
         return self._partition(images)
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
-        finite = _are_finite(images)
+        finite = are_finite(images)
         if self.token_budget is not None:
             return self._fixed_layout(scale_map, finite)
         return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
@@ -315,16 +302,7 @@ class APTViT(nn.Module):
 
     def _whole_patches(self, images: Tensor) -> Tensor:
         """Check the images and pad or crop them to whole patches."""
-        check_images(images, self.in_chans)
-        height, width = images.shape[-2:]
-        if self.partial_patches == "pad":
-            return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        if min(height, width) < self.patch_size:
-            raise ValueError(
-                f"images of {height} x {width} pixels hold no whole patch of {self.patch_size} pixels; "
-                f"pad them, or set partial_patches='pad'"
-            )
-        return images[..., : height - height % self.patch_size, : width - width % self.patch_size]
+        return whole_patches(check_images(images, self.in_chans), self.patch_size, self.partial_patches)
 
     @torch.no_grad()
     def _partition(self, images: Tensor) -> Tensor:
@@ -341,9 +319,7 @@ class APTViT(nn.Module):
                 scores, self.thresholds, region, grid, self.patch_size, self.window_size,
                 self._tokens_per_image(grid), self.drop_padding,
             )  # fmt: skip
-        scale_map = partition_by_thresholds(
-            scores, self.thresholds, region, grid, self.patch_size, self.window_size
-        )
+        scale_map = partition_by_thresholds(scores, self.thresholds, region, grid, self.patch_size, self.window_size)
         return drop_padding(scale_map, region, self.patch_size) if self.drop_padding else scale_map
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
@@ -353,9 +329,7 @@ class APTViT(nn.Module):
             of_prefix, positions = self.pos_embed[0].tensor_split([self.num_prefix_positions])
             positions = positions.unflatten(0, self.pos_grid)
         prefix = self._prefix_rows(of_prefix)
-        return embed_patches(
-            images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias
-        )
+        return embed_patches(images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias)
 
     def _prefix_rows(self, positions: Tensor | None) -> Tensor | None:
         """Class and register tokens (num_prefix, C), with their positions if they have any."""
@@ -374,9 +348,3 @@ class APTViT(nn.Module):
         if self.norm is None or not (self.norm_intermediates or index == self.last_block):
             return x
         return self.norm(x)
-
-
-def _are_finite(images: Tensor) -> Tensor:
-    """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
-    # A sum is finite if all of its terms are, and needs no mask of the size of the images.
-    return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()

@@ -32,7 +32,8 @@ class Attention(nn.Module):
             raise ValueError(f"embed_dim={dim} is no multiple of num_heads={options.num_heads}")
         self.num_heads, self.windowed = options.num_heads, windowed
         self.backend = check_backend(options.attention_backend)
-        head_dim, norm = dim // options.num_heads, make_norm(options)
+        self.head_dim = head_dim = dim // options.num_heads
+        norm = make_norm(options)
         self._add_projections(dim, options.qkv_fused, options.qkv_bias, options.k_bias)
         self.q_norm = norm(head_dim) if options.qk_norm else nn.Identity()
         self.k_norm = norm(head_dim) if options.qk_norm else nn.Identity()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked, trunc_normal_
 from torch import nn
 
 from apt_dense.arguments import one_of
@@ -32,6 +32,15 @@ class BlockOptions(NamedTuple):
     norm_layer: str = "layernorm"
     norm_eps: float = 1e-6
     attention_backend: str = "auto"
+
+
+def init_linear_layers(module: nn.Module) -> None:
+    """As timm's ViT does: truncated normal weights of 0.02, zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def make_norm(options: BlockOptions) -> Callable[..., nn.Module]:

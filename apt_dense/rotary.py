@@ -17,6 +17,7 @@ from timm.layers.pos_embed_sincos import freq_bands
 from torch import Tensor
 
 from apt_dense.arguments import one_of, pair
+from apt_dense.layers import BlockOptions
 from apt_dense.layout import Cells, TokenLayout
 
 
@@ -49,16 +50,16 @@ class RotaryTables:
 
 
 def check_rotary(
-    rotary: Rotary | Mapping[str, Any] | None, head_dim: int, windowed: bool, key_at_padding: bool, use_rel_pos: bool
+    rotary: Rotary | Mapping[str, Any] | None, dim: int, options: BlockOptions, windowed: bool, use_rel_pos: bool
 ) -> Rotary | None:
-    """Rotary positions as given, or as a dictionary of the fields of :class:`Rotary`.
+    """Rotary positions, given as such or as a dictionary of the fields of :class:`Rotary`, for a model of these options.
 
     Args:
         windowed: whether any block has windows.
-        key_at_padding: whether a row of zeros can have a key other than zero, from a bias or a norm.
     """
     if rotary is None:
         return None
+    head_dim = dim // options.num_heads
     rotary = Rotary(**rotary) if isinstance(rotary, Mapping) else rotary
     one_of("rotary.rope_type", rotary.rope_type, "cat", "dinov3")
     one_of("rotary.grid_indexing", rotary.grid_indexing, "ij", "xy")
@@ -66,7 +67,7 @@ def check_rotary(
         raise ValueError(f"rotary positions need head channels in fours; embed_dim / num_heads is {head_dim}")
     if use_rel_pos:
         raise ValueError("rotary positions together with use_rel_pos=True are not defined; give one of them")
-    if windowed and key_at_padding:
+    if windowed and (options.qk_norm or (options.qkv_bias and options.k_bias)):
         raise ValueError(
             "rotary positions with windows need keys without a bias and qk_norm=False: in windows that are cut short, "
             "each padded cell would have another key; set qkv_bias=False or k_bias=False, as in EVA-02 and DINOv3"

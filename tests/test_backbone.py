@@ -578,6 +578,7 @@ def test_images_that_are_not_normalised_are_refused(dtype: torch.dtype) -> None:
         ({"norm_layer": "batchnorm"}, ValueError, "norm_layer='batchnorm' must be one of"),
         ({"rotary": {"rope_type": "mixed"}}, ValueError, "rotary.rope_type='mixed' must be one of"),
         ({"rotary": {}, "embed_dim": 12}, ValueError, "head channels in fours"),
+        ({"rotary": {}, "window_size": 5, "window_block_indexes": (0,)}, ValueError, "need keys without a bias"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, error: type[Exception], message: str) -> None:

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from apt_dense import APTViT
 
 MODELS = {
-    "class token": {"class_token": True},
+    "class token": {"class_token": True, "reg_tokens": 2, "pre_norm": True, "rotary": {"rope_type": "dinov3"}},
     "windows": {"window_size": 5, "window_block_indexes": (0,), "use_rel_pos": True, "residual_block_indexes": (1,)},
 }
 

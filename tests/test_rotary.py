@@ -10,6 +10,7 @@ from references import naive_rotary, noise, random_scale_map, tokens_by_window, 
 from timm.layers import RotaryEmbeddingCat
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
+from apt_dense.layers import BlockOptions
 from apt_dense.layout import build_layout
 from apt_dense.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
 
@@ -93,15 +94,22 @@ def test_rotating_turns_pairs_of_channels(half: bool, dtype: torch.dtype) -> Non
 # ---- arguments
 
 
-def check(rotary: Rotary | dict | None, head_dim: int = D, windowed: bool = False, **options: bool) -> Rotary | None:
-    return check_rotary(rotary, head_dim, windowed, **{"key_at_padding": False, "use_rel_pos": False, **options})
+def check(
+    rotary: Rotary | dict | None, head_dim: int = D, windowed: bool = False, use_rel_pos: bool = False, **options: bool
+) -> Rotary | None:
+    return check_rotary(rotary, 2 * head_dim, BlockOptions(2, **{"k_bias": False, **options}), windowed, use_rel_pos)
 
 
 def test_configs_give_a_dictionary() -> None:
     assert check({"rope_type": "dinov3", "temperature": 100}) == Rotary("dinov3", 100)
     assert check({"ref_feat_shape": [16, 12]}) == Rotary(ref_feat_shape=(16, 12))
     assert check({"ref_feat_shape": 16}) == Rotary(ref_feat_shape=(16, 16))
-    assert check(None, 3, True, key_at_padding=True) is None
+    assert check(None, 3, True, k_bias=True) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"k_bias": True, "qkv_bias": False}], ids=str)
+def test_windows_may_have_rotary_positions_where_padding_has_no_key(options: dict) -> None:
+    assert check({}, windowed=True, **options) == Rotary()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,8 @@ def test_configs_give_a_dictionary() -> None:
         ({"rope_type": "dinov3", "ref_feat_shape": (4, 4)}, {}, r"ref_feat_shape=\(4, 4\) has no meaning"),
         ({}, {"head_dim": 10}, "in fours; embed_dim / num_heads is 10"),
         ({}, {"use_rel_pos": True}, "with use_rel_pos=True are not defined"),
-        ({}, {"windowed": True, "key_at_padding": True}, "need keys without a bias and qk_norm=False"),
+        ({}, {"windowed": True, "k_bias": True}, "need keys without a bias and qk_norm=False"),
+        ({}, {"windowed": True, "qk_norm": True}, "need keys without a bias and qk_norm=False"),
     ],
 )
 def test_what_has_no_meaning_is_refused(arguments: dict, options: dict, message: str) -> None:

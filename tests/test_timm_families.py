@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from apt_dense import APTViT
 from apt_dense.checkpoint_names import rename
 from apt_dense.checkpoints import load_backbone
+from apt_dense.layout import build_layout
 from apt_dense.patch_embed import embed_patches
 from apt_dense.timm_models import apt_arguments
 
@@ -71,9 +72,9 @@ def timm_model(family: str, cells: int = 4, seed: int = 0, **options: Any) -> nn
     return randomise(timm.create_model(name, **{**small, **dynamic, **extra, **options}), 0.1, seed)
 
 
-def adaptive(theirs: nn.Module, thresholds: tuple[float, ...]) -> APTViT:
+def adaptive(theirs: nn.Module, thresholds: tuple[float, ...], **options: Any) -> APTViT:
     """Ours with timm's weights, and with random ones for what only ours has."""
-    ours = APTViT.from_timm(theirs, thresholds=thresholds)
+    ours = APTViT.from_timm(theirs, thresholds=thresholds, **options)
     randomise(ours.coarse_embed, 0.1)
     return ours.eval()
 
@@ -173,7 +174,7 @@ def naive_position(positions: Tensor, grid: tuple[int, int], token: Token) -> Te
 
 def naive_rows(theirs: nn.Module, ours: APTViT, image: Tensor, tokens: list[Token]) -> Tensor:
     """The rows (1, R, C) that enter timm's blocks, token by token."""
-    layout = ours.layout(image, ours.partition(image))
+    layout = build_layout(ours.partition(image), 3)
     patches = replace(layout, num_prefix=0, source_R=torch.cat(layout.by_scale).argsort())
     rows = list(embed_patches(image, patches, ours.patch_embed, ours.coarse_embed, None))
     prefix = [token[0] for token in (theirs.cls_token, theirs.reg_token) if token is not None]
@@ -220,6 +221,18 @@ def test_coarse_tokens_are_those_of_a_loop(family: str) -> None:
     for rows, columns in ((4, 4), (5, 11)):
         image = half_flat(rows * ours.patch_size, columns * ours.patch_size)
         assert ours.partition(image).unique().tolist() == ([0, 1] if rows == 4 else [0, 1, 2])
+        assert_close(ours(image)[0], naive_forward(theirs, ours, image))
+
+
+@pytest.mark.parametrize("family", ALL)
+@torch.inference_mode()
+def test_coarse_tokens_within_a_budget(family: str) -> None:
+    """In fixed shapes, also those that allow for inert rows."""
+    theirs = timm_model(family)
+    for drop_padding in (False, True):
+        ours = adaptive(theirs, (5.0, 5.0), token_budget=0.45, drop_padding=drop_padding)
+        image = half_flat(5 * ours.patch_size, 11 * ours.patch_size)
+        assert ours.partition(image).unique().tolist() == [0, 1, 2]
         assert_close(ours(image)[0], naive_forward(theirs, ours, image))
 
 
@@ -333,8 +346,3 @@ def test_windows_of_coarse_patches_with_rotary_positions() -> None:
 def test_prefix_tokens_rule_windows_out(family: str) -> None:
     with pytest.raises(ValueError, match=r"class_token=True and reg_tokens=\d together with window_size=4"):
         APTViT.from_timm(timm_model(family), window_size=4, window_block_indexes=(0,))
-
-
-def test_biases_of_keys_rule_windows_with_rotary_positions_out() -> None:
-    with pytest.raises(ValueError, match="need keys without a bias"):
-        APTViT(64, embed_dim=16, depth=1, num_heads=1, window_size=4, window_block_indexes=(0,), rotary={})
