@@ -65,11 +65,11 @@ def _suitable(
         return "sdpa"  # a plain batch
     if varlen.obstacle(q, bias, padding) is None:
         return "varlen"
-    # Both others are slices in a loop, which a compiler would unroll.
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    # The other two work slice by slice: many launches on a GPU, and a compiler would unroll them.
+    if q.device.type != "cpu" or trains or torch.compiler.is_compiling():
         return "sdpa"
-    suits_rows = q.device.type == "cpu" and q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT
-    return "rows" if suits_rows else "mask"
+    return "rows" if q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT else "mask"
 
 
 def _check(backend: str, q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> None:

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,11 +16,8 @@ _MAX_WIDTH = 256  # channels of a head that flash kernels take
 VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float], Tensor]
 
 
-@cache
-def find_kernel() -> VarlenKernel | None:
+def _find_kernel() -> VarlenKernel | None:
     """The kernel of this installation; None if it has none."""
-    if not torch.cuda.is_available():
-        return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -45,13 +41,16 @@ def _flash_attn_package() -> VarlenKernel | None:
     return kernel
 
 
+_KERNEL = _find_kernel()  # once, when this file is imported: compiled graphs cannot hold an import
+
+
 def obstacle(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> str | None:
     """Why this kernel cannot run; None if it can."""
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, not cuda"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"they are {q.dtype}; use autocast to float16 or bfloat16"
-    if find_kernel() is None:
+    if _KERNEL is None:
         return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
     width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + (padding is not None)
     if width > _MAX_WIDTH:
@@ -63,7 +62,7 @@ def varlen(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
 ) -> Tensor:
     """Terms as further channels of q and k; the key for padding becomes the last row of every segment."""
-    return run(find_kernel(), q, k, v, segments, bias, padding)
+    return run(_KERNEL, q, k, v, segments, bias, padding)
 
 
 def run(
