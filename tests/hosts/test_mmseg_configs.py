@@ -1,8 +1,10 @@
 """The configs of configs/mmseg: each parses, agrees with itself, trains every parameter, and reads ADE20K's layout."""
 
+import inspect
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401
 
@@ -16,8 +18,11 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from apt_dense import APTViT
 from apt_dense.hosts.mmseg_run import load_config
 from apt_dense.hosts.mmseg_slide import APTEncoderDecoder, APTSegTTAModel
+from apt_dense.rotary import Rotary
+from apt_dense.timm_models import apt_arguments
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 UNIFORM = [path for path in CONFIGS if "_uniform_" in path.name]
@@ -55,11 +60,38 @@ def batch(height: int, width: int, images: int = 2) -> dict:
     return dict(inputs=list(pixels), data_samples=samples)
 
 
-def test_there_are_configs_and_each_has_its_uniform_twin() -> None:
-    assert len(CONFIGS) == 6
+def test_there_are_configs_for_every_family_and_twins_of_the_plain_vits() -> None:
+    families = [path.name.split("_")[2] for path in CONFIGS if "_apt_" in path.name]
+    assert sorted(set(families)) == ["dinov2-b14", "dinov2-l14", "dinov3-b16", "dinov3-l16", "eva02-l16", "vit-b16", "vit-l16"]
     assert {path.name.replace("_uniform_", "_apt_") for path in UNIFORM} == {
-        path.name for path in CONFIGS if "_apt_" in path.name
+        path.name for path in CONFIGS if "_apt_vit-" in path.name
     }
+
+
+FAMILIES = {
+    "dinov2-b14": "vit_base_patch14_dinov2", "dinov2-l14": "vit_large_patch14_dinov2",
+    "dinov3-b16": "vit_base_patch16_dinov3_qkvb", "dinov3-l16": "vit_large_patch16_dinov3_qkvb",
+    "eva02-l16": "eva02_large_patch14_224",
+}  # fmt: skip
+#: What a config chooses for its own task; EVA-02's patches are resampled to 16 pixels.
+CHOSEN = {"img_size", "pixel_mean", "pixel_std", "final_norm", "patch_size"}
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.name.split("_")[2] in FAMILIES], ids=lambda path: path.stem)
+def test_backbone_is_that_of_the_family(path: Path) -> None:
+    """The architecture that timm builds under the family's name."""
+    with torch.device("meta"):
+        expected = apt_arguments(timm.create_model(FAMILIES[path.name.split("_")[2]], num_classes=0))
+    backbone = Config.fromfile(path).model.backbone
+    defaults = {name: p.default for name, p in inspect.signature(APTViT).parameters.items()}
+    for name, value in expected.items():
+        found = backbone.get(name, defaults[name])
+        if name == "rotary" and value is not None:
+            found = Rotary(**found)
+        if name == "mlp_ratio":
+            found, value = int(found * backbone.embed_dim), round(value * backbone.embed_dim)
+        assert name in CHOSEN or found == value, name
+    assert backbone.patch_size == int(path.name.split("_")[2][-2:])
 
 
 @every_config

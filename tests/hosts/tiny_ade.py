@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 def shrink_options(config: Path) -> dict:
     """The overrides for one of ``CONFIGS``."""
     options = SHRINK | (SHRINK_LINEAR if config.name.startswith("linear") else SHRINK_UPERNET)
-    if "vit-l16" in config.name:
+    if "vit-b16" not in config.name:
         options["optim_wrapper.paramwise_cfg.num_layers"] = 4
     return options
 
