@@ -40,6 +40,14 @@ SHRINK_CASCADE = [
     *(f"model.roi_heads.box_predictors.{i}.input_shape.channels=32" for i in range(3)),
 ]  # fmt: skip
 
+#: EVA-02-L as published: pixels of a side, cells of a window, global blocks, rate, images per iteration.
+EVA02 = {
+    "1024": (1024, 16, [5, 11, 17, 23], 6e-5, 144),
+    "1536": (1536, 32, [2, 5, 8, 11, 14, 17, 20, 23], 5e-5, 128),
+}
+VITDET_CONFIGS = [path for path in CONFIGS if "_vitdet_" in path.stem]
+EVA02_CONFIGS = [path for path in CONFIGS if "_eva02_" in path.stem]
+
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -48,11 +56,30 @@ def size_of(path: Path) -> str:
 
 
 def test_there_are_three_sizes_of_two_heads_in_two_ways() -> None:
-    assert len(CONFIGS) == 12
-    assert {size_of(path) for path in CONFIGS} == set(PUBLISHED)
+    assert len(VITDET_CONFIGS) == 12
+    assert {size_of(path) for path in VITDET_CONFIGS} == set(PUBLISHED)
+    assert {path.stem.rpartition("_")[2] for path in EVA02_CONFIGS} == set(EVA02)
+    assert len(EVA02_CONFIGS) == 4 and len(CONFIGS) == 16
 
 
-@every_config
+@pytest.mark.parametrize("path", EVA02_CONFIGS, ids=lambda path: path.stem)
+def test_eva02_s_values_are_the_published_ones(path: Path) -> None:
+    cfg = LazyConfig.load(str(path))
+    net, steps, decay = cfg.model.backbone.net, cfg.lr_multiplier.scheduler, cfg.optimizer.params.lr_factor_func
+    in_windows = set(net.window_block_indexes)
+    found = (
+        net.img_size, net.window_size, [i for i in range(net.depth) if i not in in_windows], cfg.optimizer.lr,
+        cfg.dataloader.train.total_batch_size,
+    )  # fmt: skip
+    assert found == EVA02[path.stem.rpartition("_")[2]]
+    assert net.img_size == cfg.dataloader.image_size == cfg.model.backbone.square_pad
+    assert (net.embed_dim, net.depth, net.num_heads, net.drop_path_rate) == (1024, 24, 16, 0.4)
+    assert decay.keywords == {"lr_decay_rate": 0.8, "num_layers": 24}
+    assert (cfg.train.max_iter, list(steps.milestones), steps.num_updates) == (60000, [48000, 54000], 60000)
+    assert (net.k_bias, net.qkv_fused, net.mlp_layer, net.use_rel_pos) == (False, False, "swiglu", False)
+
+
+@pytest.mark.parametrize("path", VITDET_CONFIGS, ids=lambda path: path.stem)
 def test_values_are_the_published_ones(path: Path) -> None:
     cfg = LazyConfig.load(str(path))
     net, steps, decay = cfg.model.backbone.net, cfg.lr_multiplier.scheduler, cfg.optimizer.params.lr_factor_func
