@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.partition import DROPPED
@@ -104,8 +105,7 @@ def build_layout(
 
     image_N, y_N, x_N = _unravel(anchors_BP, order_P, w, sum(per_scale))
     row_N = torch.arange(len(image_N), device=image_N.device) + num_prefix * (image_N + 1)
-    per_image = [sum(lengths) + num_prefix for lengths in per_window]
-    images = _segments(per_image, scale_map.device)
+    images = _segments(per_window.sum(1) + num_prefix, scale_map.device)
     scale_N = scale_map[image_N, y_N, x_N]
     by_scale, source_R = _sort_by_scale(scale_N, row_N, per_scale, batch, num_prefix)
     return TokenLayout(
@@ -117,10 +117,10 @@ def build_layout(
         x_N=x_N,
         by_scale=by_scale,
         source_R=source_R,
-        image_R=torch.repeat_interleave(images.offsets.diff().long(), output_size=sum(per_image)),
+        image_R=torch.repeat_interleave(images.offsets.diff().long(), output_size=images.total),
         row_Bhw=_cover(scale_map, row_N, image_N, y_N, x_N),
         images=images,
-        windows=_segments([n for lengths in per_window for n in lengths], scale_map.device) if window_size else None,
+        windows=_segments(per_window.flatten(), scale_map.device) if window_size else None,
         image_cells=Cells((h, w), y_N, x_N, scale_N, num_scales, None, None),
         window_cells=window_cells((h, w), window_size, y_N, x_N, scale_N, num_scales) if window_size else None,
     )
@@ -162,8 +162,9 @@ def window_of_cells(h: int, w: int, window_size: int, device: torch.device) -> T
 def _count(
     scale_map: Tensor, anchors: Tensor, anchors_BP: Tensor, window_sizes: list[int], num_scales: int,
     finite: Tensor | None,
-) -> tuple[list[list[int]], list[int]]:  # fmt: skip
-    """Patches per image and window, and per scale, on the host. Checks the partition and ``finite`` on the way."""
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """Patches per image and window (B, W), and per scale, on the host. Checks the partition and ``finite`` on the way.
+    """
     per_window = torch.stack([part.sum(1) for part in anchors_BP.split(window_sizes, 1)], 1)
     chosen = torch.where(anchors, scale_map, DROPPED)
     per_scale = torch.stack([(chosen == s).sum() for s in range(num_scales)])
@@ -171,11 +172,11 @@ def _count(
     stray = ((of_corner(scale_map, scale_map) != scale_map) | (scale_map >= num_scales)).sum()
     finite = per_scale.new_ones(len(scale_map)) if finite is None else finite.long()
     # The one wait for the device of a forward pass.
-    host = torch.cat([per_window.flatten(), per_scale, covered[None], stray[None], finite]).tolist()
-    counts, host = host[: per_window.numel()], host[per_window.numel() :]
-    per_scale, covered, stray, finite = host[:num_scales], host[num_scales], host[num_scales + 1], host[num_scales + 2 :]
+    host = torch.cat([per_window.flatten(), per_scale, covered[None], stray[None], finite]).cpu()
+    per_window, rest = host[: per_window.numel()].view_as(per_window), host[per_window.numel() :].tolist()
+    per_scale, covered, stray, finite = rest[:num_scales], rest[num_scales], rest[num_scales + 1], rest[num_scales + 2 :]
     _check(per_scale, covered, stray, finite)
-    return [counts[i : i + len(window_sizes)] for i in range(0, len(counts), len(window_sizes))], per_scale
+    return per_window, per_scale
 
 
 def _check(per_scale: list[int], covered: int, stray: int, finite: list[int]) -> None:
@@ -213,30 +214,28 @@ def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[T
     return image, cell // w, cell % w
 
 
-def _segments(lengths: list[int], device: torch.device) -> Segments:
-    """Segments of these lengths, with the buckets that attention runs in."""
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    bucketed = _bucket_numbers(lengths)
-    starts = torch.zeros(len(lengths), dtype=torch.int64)  # place of each segment's first row in the buckets
-    buckets, place = [], 0
-    for numbers, longest in bucketed:
+def _segments(lengths: Tensor, device: torch.device) -> Segments:
+    """Segments of these lengths (S,), which are on the host, with the buckets that attention runs in."""
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    starts = torch.zeros_like(lengths)  # place of each segment's first row in the buckets
+    buckets, place, longest = [], 0, 0
+    for numbers in _bucket_numbers(lengths):
+        longest = int(lengths[numbers].max())
         starts[numbers] = place + longest * torch.arange(len(numbers))
         place += longest * len(numbers)
         buckets.append(_bucket(offsets, numbers, longest, device))
-    shift = torch.repeat_interleave(starts - offsets[:-1], torch.tensor(lengths, dtype=torch.int64))
-    place_R = torch.arange(sum(lengths)) + shift
-    longest = max(lengths, default=0)
-    return Segments(offsets.int().to(device), sum(lengths), longest, tuple(buckets), place_R.to(device))
+    total = int(offsets[-1])
+    place_R = torch.arange(total) + torch.repeat_interleave(starts - offsets[:-1], lengths)
+    return Segments(offsets.int().to(device), total, longest, tuple(buckets), place_R.to(device))
 
 
-def _bucket_numbers(lengths: list[int]) -> list[tuple[Tensor, int]]:
-    """Segment numbers of each bucket and the length they are padded to: at most a sixteenth of the longest is lost."""
-    step = max(1, max(lengths, default=0) // 16)
-    groups: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        if length:
-            groups.setdefault(-(-length // step), []).append(number)
-    return [(torch.tensor(group), max(lengths[i] for i in group)) for _, group in sorted(groups.items())]
+def _bucket_numbers(lengths: Tensor) -> list[Tensor]:
+    """Segment numbers of at most 17 buckets, short ones first; padding is at most a sixteenth of the longest."""
+    if not len(lengths):
+        return []
+    step = max(1, int(lengths.max()) // 16)
+    keys = (lengths + step - 1) // step
+    return [(keys == key).nonzero()[:, 0] for key in keys.unique().tolist() if key]
 
 
 def _bucket(offsets: Tensor, numbers: Tensor, longest: int, device: torch.device) -> Bucket:
