@@ -12,13 +12,12 @@
 import torch
 from torch import Tensor
 
-from apt_dense.kernels import bucketed, varlen
-from apt_dense.kernels.flex import flex
+from apt_dense.kernels import bucketed, flex, varlen
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Segments
 
 _KERNELS = {
-    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": bucketed.rows, "varlen": varlen.varlen, "flex": flex,
+    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": bucketed.rows, "varlen": varlen.varlen, "flex": flex.flex,
 }  # fmt: skip
 BACKENDS = ("auto", *_KERNELS)
 _LONG_SEGMENT = 512  # rows from which "rows" is faster than "mask" on a CPU
@@ -74,7 +73,11 @@ def _suitable(
 
 def _check(backend: str, q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> None:
     check_backend(backend)
-    obstacle = varlen.obstacle(q, bias, padding) if backend == "varlen" else None
+    obstacle = None
+    if backend == "varlen":
+        obstacle = varlen.obstacle(q, bias, padding)
+    if backend == "flex":
+        obstacle = flex.obstacle()
     if backend == "rows" and torch.is_grad_enabled() and q.requires_grad:
         obstacle = "it has no backward; use it under torch.no_grad() or torch.inference_mode()"
     if obstacle:

@@ -8,14 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.kernels.varlen import segment_of_rows
 from apt_dense.layout import Segments
 from apt_dense.positions import codes_of_keys, pooled_bias
 
+try:
+    from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+except ImportError:  # an older PyTorch
+    flex_attention = None
+
 _BLOCK = 128  # rows of a block of the mask, FlexAttention's default
+
+
+def obstacle() -> str | None:
+    """Why this kernel cannot run; None if it can."""
+    return "this PyTorch has no FlexAttention that returns sums; 2.9 has" if flex_attention is None else None
 
 
 def flex(
@@ -52,7 +61,7 @@ def _attend(
     return out[0].transpose(0, 1), aux.lse[0].T
 
 
-def _block_mask(segment_R: Tensor, offsets: Tensor) -> BlockMask:
+def _block_mask(segment_R: Tensor, offsets: Tensor) -> "BlockMask":
     """The blocks of keys that each block of queries needs: from the first row of its first segment to the last row of
     its last. Arithmetic on the offsets, so that nothing of R x R is made."""
     total = len(segment_R)
