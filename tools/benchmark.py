@@ -1,230 +1,169 @@
-"""Time, memory and FLOPs of the adaptive backbone, its uniform twin and dense baselines, in one run on real photos.
+"""Time, memory and FLOPs of the adaptive models, their uniform twins and dense baselines, in one run on real photos.
 
     python tools/benchmark.py --model vitdet-b --sizes 1024 --keep 0.6
-    python tools/benchmark.py --model vit-b --steps inference training --sizes 512 1024 --csv results.csv --plot plot.png
+    python tools/benchmark.py --model vit-b --steps inference training --sizes 512 1024 2048 --csv v.csv --plot v.png
+    python tools/benchmark.py --scope backbone pyramid --batches 1 8 --csv results.csv --resume
 
-Variants take turns in every round, so that a busy machine slows all of them. Reported are the median and the spread
-of the rounds, ratios to the slowest-changing references (the baseline and the uniform twin of the same run), and
-efficiency = (time ratio to the twin) / (FLOP ratio to the twin), FLOPs counted on these very photos.
+Weights are random (the time does not depend on them) and the same for all variants of a comparison. Variants take turns
+in every round, so that a busy machine slows all of them. Reported are the median and the spread of the rounds; ratios
+of medians, "x timm" = timm's time / this one's; efficiency = (time ratio to the uniform twin) / (FLOP ratio to it),
+FLOPs counted on these very photos; the growth of the peak of tensor memory; for our backbones the share of the time
+outside of the transformer blocks.
 """
 
 import argparse
-import csv
-import ctypes
 import os
 import platform
 import re
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from benchmark_models import Variant, build_variants
+from benchmark_measure import Candidate, Way, measure
+from benchmark_models import MODELS, Case, backbone_candidates, pyramid_candidates
 from benchmark_photos import photos, thresholds_for
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from benchmark_plot import plot
+from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv
 from tqdm import tqdm
 
-
-class Row(NamedTuple):
-    variant: str
-    model: str
-    step: str
-    size: int
-    batch: int
-    dtype: str
-    tokens: float  # share of all tokens
-    seconds: float  # median
-    fastest: float
-    slowest: float
-    of_baseline: float  # baseline's time / this time
-    of_twin: float  # uniform twin's time / this time
-    gflops: float
-    efficiency: float
-    memory_mib: float  # growth of the peak
-    environment: str
-
-
-def step_of(variant: Variant, images: Tensor, step: str, dtype: torch.dtype) -> None:
-    """One inference or one forward and backward pass, under autocast for other types than float32."""
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        if step == "inference":
-            with torch.inference_mode():
-                variant.run(images)
-            return
-        loss = variant.run(images).float().square().mean()
-    loss.backward()
-    variant.module.zero_grad(set_to_none=True)
-
-
-def seconds_of(variant: Variant, images: Tensor, step: str, dtype: torch.dtype) -> float:
-    _wait(images.device)
-    start = time.perf_counter()
-    step_of(variant, images, step, dtype)
-    _wait(images.device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def memory_of(variant: Variant, images: Tensor, step: str, dtype: torch.dtype) -> float:
-    """MiB by which one step raises the peak: of the device, or of the process (Linux)."""
-    if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step_of(variant, images, step, dtype)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed would hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
-    before = _resident("VmHWM")
-    step_of(variant, images, step, dtype)
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-
-
-def gflops_of(variant: Variant, images: Tensor, step: str, dtype: torch.dtype) -> float:
-    with FlopCounterMode(display=False) as counter:
-        step_of(variant, images, step, dtype)
-    return counter.get_total_flops() / 1e9
+SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
+    "backbone": backbone_candidates,
+    "pyramid": pyramid_candidates,
+}
+PATCH_SIZE = 16
 
 
 def environment(device: torch.device) -> str:
     """What a figure depends on, beside the code."""
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    cpu = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
     name = found[1] if found else platform.machine()
     return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
 
 
-def compare(model: str, size: int, batch: int, step: str, options: argparse.Namespace) -> list[Row]:
+def settings(options: argparse.Namespace) -> list[Setting]:
+    """Every comparison that was asked for."""
+    said = [f"thresholds {' '.join(f'{t:g}' for t in options.thresholds)}", f"rounds {options.rounds}"]
+    said += [f"keep {options.keep:g}"] if options.keep is not None else []
+    said += [f"budget {options.budget:g}"] if options.budget is not None else []
+    said += ["compile"] if options.compile else []
+    around = (options.dtype, ", ".join(said), environment(torch.device(options.device)))
+    return [
+        Setting(scope, options.model, step, size, batch, *around)
+        for scope, size, batch, step in product(options.scope, options.sizes, options.batches, options.steps)
+    ]
+
+
+def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
     """Rows of all variants at one setting."""
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    images = photos(size, batch).to(device)
-    thresholds = tuple(options.thresholds)
+    device = torch.device(options.device)
+    images, thresholds = photos(setting.size, setting.batch), tuple(options.thresholds)
     if options.keep is not None:
         thresholds = thresholds_for(images, thresholds, options.keep)
-    variants = build_variants(model, size, thresholds, device)
-    for variant in variants:
-        variant.module.train(step == "training")
-    times = _take_turns(variants, images, step, dtype, options.rounds)
-    gflops = [gflops_of(variant, images, step, dtype) for variant in variants]
-    memory = [memory_of(variant, images, step, dtype) for variant in variants]
-    medians = [statistics.median(t) for t in times]
-    return [
-        Row(
-            variant.name, model, step, size, batch, options.dtype,
-            tokens=variant.tokens(images) / (batch * (size // 16) ** 2),
-            seconds=medians[i],
-            fastest=min(times[i]),
-            slowest=max(times[i]),
-            of_baseline=medians[-1] / medians[i],
-            of_twin=medians[0] / medians[i],
-            gflops=gflops[i],
-            efficiency=(medians[0] / medians[i]) / (gflops[0] / gflops[i]),
-            memory_mib=memory[i],
-            environment=environment(device),
-        )
-        for i, variant in enumerate(variants)
-    ]  # fmt: skip
+    if options.compile:
+        torch.compiler.reset()  # what was compiled for other sizes counts against a limit
+    case = Case(
+        setting.model, images.to(device), thresholds, options.budget, setting.step == "training", options.compile
+    )
+    candidates = SCOPES[setting.scope](case)
+    way = Way(setting.step, device, getattr(torch, setting.dtype))
+    label = f"{setting.scope}, {setting.step}, {setting.batch} x {setting.size}"
+    return rows_of(setting, measure(candidates, way, options.rounds, label), thresholds)
 
 
-def _take_turns(
-    variants: list[Variant], images: Tensor, step: str, dtype: torch.dtype, rounds: int
-) -> list[list[float]]:
-    """Seconds of every round for each variant, after a round that does not count."""
-    times = [[] for _ in variants]
-    for count in tqdm(range(rounds + 1), f"{step} {tuple(images.shape)}", leave=False):
-        for variant, seconds in zip(variants, times, strict=True):
-            elapsed = seconds_of(variant, images, step, dtype)
-            if count:
-                seconds.append(elapsed)
-    return times
+def measure_all(wanted: Sequence[Setting], rows: list[Row], options: argparse.Namespace) -> list[Row]:
+    """The rows of all settings, after ``rows`` of an earlier run, whose settings are skipped. Beside ``--csv`` they
+    are kept as they come."""
+    rows = list(rows)
+    for setting in tqdm([s for s in wanted if s not in {row.setting for row in rows}], "settings"):
+        rows += compare(setting, options)
+        if options.csv:
+            write_csv(rows, partial_of(options.csv))
+    return rows
 
 
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        f"{rows[0].environment}",
-        "",
-        "| variant | model | step | size | batch | type | tokens | median s (spread) | x baseline | x twin | GFLOP "
-        "| efficiency | memory MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.variant} | {r.model} | {r.step} | {r.size} | {r.batch} | {r.dtype} | {r.tokens:.0%} "
-        f"| {r.seconds:.3f} ({r.fastest:.3f}-{r.slowest:.3f}) | {r.of_baseline:.2f} | {r.of_twin:.2f} "
-        f"| {r.gflops:.0f} | {r.efficiency:.2f} | {r.memory_mib:.0f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+def partial_of(path: Path) -> Path:
+    """Where the rows of a run that is not finished are."""
+    return path.with_name(path.name + ".partial")
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
-    """Write beside, then rename, so that a broken run leaves no half table."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-    partial.replace(path)
+def earlier_rows(options: argparse.Namespace) -> list[Row]:
+    """The rows that ``--resume`` starts from.
+
+    Raises:
+        ValueError: if a broken run would be overwritten, or its file cannot be read.
+    """
+    if options.csv is None:
+        return []
+    partial = partial_of(options.csv)
+    if options.resume:
+        found = next((path for path in (partial, options.csv) if path.exists()), None)
+        return read_csv(found) if found else []
+    if partial.exists():
+        raise ValueError(f"{partial} holds the rows of a run that was broken off; pass --resume to go on, or delete it")
+    return []
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Time and memory against image size, one line per variant and step."""
-    import matplotlib
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for options out of range."""
+    if options.model not in MODELS:
+        raise ValueError(f"--model {options.model!r} is unknown; expected one of {', '.join(MODELS)}")
+    bad = [size for size in options.sizes if size < PATCH_SIZE or size % PATCH_SIZE]
+    if bad:
+        raise ValueError(f"--sizes {bad}: expected multiples of {PATCH_SIZE}, the pixels of a patch")
+    for name, low in (("rounds", [options.rounds]), ("batches", options.batches)):
+        if min(low) < 1:
+            raise ValueError(f"--{name} {min(low)}: expected at least 1")
+    for name in ("keep", "budget"):
+        share = getattr(options, name)
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"--{name} {share}: expected a share of all tokens, above 0 and at most 1")
+    if options.compile and options.scope != ["backbone"]:
+        raise ValueError(f"--compile is for --scope backbone only, not {' '.join(options.scope)}")
+    if options.resume and options.csv is None:
+        raise ValueError("--resume needs --csv, which says what was measured already")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for variant, step in dict.fromkeys((r.variant, r.step) for r in rows):
-        line = [r for r in rows if (r.variant, r.step) == (variant, step)]
-        label = variant if len({r.step for r in rows}) == 1 else f"{variant}, {step}"
-        for axis, values in zip(axes, ([r.seconds for r in line], [r.memory_mib for r in line]), strict=True):
-            axis.plot([r.size for r in line], values, marker="o", label=label)
-    for axis, name in zip(axes, ("seconds, median", "peak memory growth, MiB"), strict=True):
-        axis.set(xlabel="image side, pixels", ylabel=name, ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.suptitle(f"{rows[0].model}, batch {rows[0].batch}, {rows[0].dtype}\n{rows[0].environment}", fontsize=9)
-    figure.savefig(path, dpi=120)
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="vitdet-b", help=f"{', '.join(MODELS)} (default: vitdet-b)")
+    add("--scope", nargs="+", choices=SCOPES, default=["backbone"], help="one or several (default: backbone)")
+    add("--sizes", type=int, nargs="+", default=[1024], help="sides of the square photos, pixels (default: 1024)")
+    add("--batches", type=int, nargs="+", default=[1], help="photos per step (default: 1)")
+    add("--steps", nargs="+", choices=["inference", "training"], default=["inference"])
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="autocast, if not float32")
+    add("--thresholds", type=float, nargs="+", default=[5.5, 4.0], help="bits (default: 5.5 4)")
+    add("--keep", type=float, help="scale the thresholds so that this share of tokens is kept")
+    add("--budget", type=float, help="add a variant with this share of tokens in every image (token_budget)")
+    add("--compile", action="store_true", help="compile our backbones in inference")
+    add("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--csv", type=Path, help="write the rows there")
+    add("--resume", action="store_true", help="skip the settings that --csv has already, failed ones included")
+    add("--plot", type=Path, help="draw time and memory against size there (PNG)")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vitdet-b", help="vit-b, vit-l, vit-h, vitdet-b, ... (default: vitdet-b)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024], help="sides of the square photos, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
-    parser.add_argument("--steps", nargs="+", choices=["inference", "training"], default=["inference"])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[5.5, 4.0])
-    parser.add_argument("--keep", type=float, help="scale the thresholds so that this share of tokens is kept")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, help="write the rows there")
-    parser.add_argument("--plot", type=Path, help="draw time and memory against size there (PNG)")
-    options = parser.parse_args(argv)
-
-    rows = []
-    for size in options.sizes:
-        for batch in options.batches:
-            for step in options.steps:
-                rows += compare(options.model, size, batch, step, options)
+    options = parse(argv)
+    try:
+        check(options)
+        rows = earlier_rows(options)
+    except ValueError as error:
+        raise SystemExit(f"benchmark.py: {error}") from error
+    rows = measure_all(settings(options), rows, options)
     print(table(rows))
     if options.csv:
         write_csv(rows, options.csv)
-    if options.plot:
+        partial_of(options.csv).unlink(missing_ok=True)
+    if options.plot and any(row.seconds is not None for row in rows):
         plot(rows, options.plot)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells its own steps otherwise
     main()
