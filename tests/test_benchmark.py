@@ -17,6 +17,7 @@ for package in ("skimage", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason="the benchmark needs it")
 
 import benchmark  # noqa: E402
+import benchmark_hosts  # noqa: E402
 from benchmark_measure import (  # noqa: E402
     Candidate,
     Result,
@@ -279,6 +280,7 @@ def test_timm_has_the_twin_s_values() -> None:
 def test_mmseg_has_the_twin_s_values() -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     outputs_agree(backbone_candidates(case("vit-test")), ("twin", "mmseg"))
+    outputs_agree(benchmark_hosts.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
 
 
 def test_detectron2_has_the_twin_s_values() -> None:
@@ -305,3 +307,24 @@ def run_both_steps(candidates: Callable[[Case], list[Candidate]], model: str, va
 def test_pyramids_run() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     run_both_steps(benchmark.SCOPES["pyramid"], "vitdet-test", 4)
+
+
+def test_torchvision_s_detector_runs() -> None:
+    run_both_steps(benchmark_hosts.torchvision_candidates, "vitdet-test", 3)
+
+
+def test_detectron2_s_detector_runs() -> None:
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    run_both_steps(benchmark_hosts.detector_candidates, "vitdet-test", 4)
+
+
+def test_detectors_find_objects() -> None:
+    """Else the masks would cost nothing."""
+    (found,) = benchmark_hosts.torchvision_candidates(case("vit-test", 96))[0].build().infer()
+    assert len(found["boxes"]) == len(found["masks"]) > 5
+
+
+@pytest.mark.parametrize(("model", "variants"), [("vit-test", 4), ("vitdet-test", 3)])
+def test_segmentors_run(model: str, variants: int) -> None:
+    pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
+    run_both_steps(benchmark_hosts.segmentor_candidates, model, variants)

@@ -2,7 +2,7 @@
 
     python tools/benchmark.py --model vitdet-b --sizes 1024 --keep 0.6
     python tools/benchmark.py --model vit-b --steps inference training --sizes 512 1024 2048 --csv v.csv --plot v.png
-    python tools/benchmark.py --scope backbone pyramid --batches 1 8 --csv results.csv --resume
+    python tools/benchmark.py --scope pyramid detector segmentor --batches 1 8 --csv results.csv --resume
 
 Weights are random (the time does not depend on them) and the same for all variants of a comparison. Variants take turns
 in every round, so that a busy machine slows all of them. Reported are the median and the spread of the rounds; ratios
@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from benchmark_hosts import detector_candidates, segmentor_candidates
 from benchmark_measure import Candidate, Way, measure
 from benchmark_models import MODELS, Case, backbone_candidates, pyramid_candidates
 from benchmark_photos import photos, thresholds_for
@@ -30,6 +31,8 @@ from tqdm import tqdm
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
     "pyramid": pyramid_candidates,
+    "detector": detector_candidates,
+    "segmentor": segmentor_candidates,
 }
 PATCH_SIZE = 16
 
