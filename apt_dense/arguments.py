@@ -74,6 +74,8 @@ def check_images(images: Tensor, in_chans: int) -> Tensor:
 def whole_patches(images: Tensor, patch_size: int, partial_patches: str) -> Tensor:
     """Images (B, C, H, W), padded or cropped at the right and bottom to whole patches."""
     height, width = images.shape[-2:]
+    if height % patch_size == 0 and width % patch_size == 0:
+        return images
     if partial_patches == "pad":
         return F.pad(images, (0, -width % patch_size, 0, -height % patch_size))
     if min(height, width) < patch_size:

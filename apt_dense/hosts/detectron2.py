@@ -249,6 +249,8 @@ def add_apt_config(cfg: CfgNode) -> None:
         "PRETRAIN_IMG_SIZE": 224,
         "PRETRAIN_USE_CLS_TOKEN": True,
         "THRESHOLDS": (),
+        "TOKEN_BUDGET": None,
+        "ATTENTION_BACKEND": "auto",
         "SCORER": "entropy",
         "DROP_PADDING": False,
         "PYRAMID": {"SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5), "SQUARE_PAD": 1024},

@@ -459,6 +459,17 @@ def test_yacs_config_builds_the_same_model_as_the_lazy_one() -> None:
     assert isinstance(detect(model), Instances)
 
 
+def test_yacs_config_takes_a_token_budget() -> None:
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(YAML))
+    cfg.merge_from_list([*TINY_YACS, "MODEL.APT.TOKEN_BUDGET", 0.7, "MODEL.APT.ATTENTION_BACKEND", "mask"])
+    model = build_model(cfg).eval()
+    net = model.backbone.net
+    assert net.token_budget == 0.7 and {block.attn.backend for block in net.blocks} == {"mask"}
+    assert isinstance(detect(model), Instances)
+
+
 def test_yacs_config_without_the_node_says_what_to_call() -> None:
     cfg = get_cfg()
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.NAME = "cpu", "build_apt_vit_sfp_backbone"
