@@ -328,3 +328,10 @@ def test_detectors_find_objects() -> None:
 def test_segmentors_run(model: str, variants: int) -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     run_both_steps(benchmark_hosts.segmentor_candidates, model, variants)
+
+
+def test_baselines_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    benchmark.main(["--model", "vit-test", "--sizes", "64", "--rounds", "1", "--skip", "mmseg", "--dtype", "bfloat16"])
+    printed = capsys.readouterr().out
+    assert "timm, fused attention" in printed and "| MMSegmentation" not in printed and "bfloat16" in printed

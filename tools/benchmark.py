@@ -71,7 +71,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
     case = Case(
         setting.model, images.to(device), thresholds, options.budget, setting.step == "training", options.compile
     )
-    candidates = SCOPES[setting.scope](case)
+    candidates = [c for c in SCOPES[setting.scope](case) if c.role not in options.skip]
     way = Way(setting.step, device, getattr(torch, setting.dtype))
     label = f"{setting.scope}, {setting.step}, {setting.batch} x {setting.size}"
     return rows_of(setting, measure(candidates, way, options.rounds, label), thresholds)
@@ -143,6 +143,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--keep", type=float, help="scale the thresholds so that this share of tokens is kept")
     add("--budget", type=float, help="add a variant with this share of tokens in every image (token_budget)")
     add("--compile", action="store_true", help="compile our backbones in inference")
+    add("--skip", nargs="+", default=[], metavar="PACKAGE", help="leave out the baselines of timm, mmseg or detectron2")
     add("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--csv", type=Path, help="write the rows there")
