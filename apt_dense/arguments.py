@@ -33,6 +33,13 @@ def check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> tuple[
     return tuple(indexes)
 
 
+def check_windows(window_size: int, indexes: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The blocks with windows."""
+    if window_size < 0:
+        raise ValueError(f"window_size={window_size} must be the cells of a window, or 0 for none")
+    return check_block_indexes("window_block_indexes", indexes, depth) if window_size else ()
+
+
 def check_prefix(
     class_token: bool, reg_tokens: int, window_size: int, use_rel_pos: bool, residual_blocks: Sequence[int]
 ) -> int:

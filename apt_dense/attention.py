@@ -51,34 +51,41 @@ def packed_attention(
         raise ValueError(f"{len(q)} rows, but the segments hold {segments.total}: the layout is of another batch")
     if len(q) == 0:
         return v
-    backend = _suitable(q, k, segments, bias, padding) if backend == "auto" else backend
-    _check(backend, q, bias, padding)
+    backend = _suitable(q, k, v, segments, bias, padding) if backend == "auto" else backend
+    _check(backend, q, k, v, bias, padding)
     return _KERNELS[backend](q, k, v, segments, bias, padding)
 
 
+def _trains(q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias | None) -> bool:
+    inputs = (q, k, v) if bias is None else (q, k, v, bias.queries_RHK)
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+
+
 def _suitable(
-    q: Tensor, k: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
 ) -> str:
     """The backend that "auto" stands for."""
     if bias is None and padding is None and segments.is_even:
         return "sdpa"  # a plain batch
     if varlen.obstacle(q, bias, padding) is None:
         return "varlen"
-    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     # The other two work slice by slice: many launches on a GPU, and a compiler would unroll them.
-    if q.device.type != "cpu" or trains or torch.compiler.is_compiling():
+    if q.device.type != "cpu" or _trains(q, k, v, bias) or torch.compiler.is_compiling():
         return "sdpa"
     return "rows" if q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT else "mask"
 
 
-def _check(backend: str, q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> None:
+def _check(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias | None, padding: PaddingKey | None
+) -> None:
     check_backend(backend)
+    trains = _trains(q, k, v, bias)
     obstacle = None
     if backend == "varlen":
         obstacle = varlen.obstacle(q, bias, padding)
     if backend == "flex":
-        obstacle = flex.obstacle()
-    if backend == "rows" and torch.is_grad_enabled() and q.requires_grad:
+        obstacle = flex.obstacle(trains, q.device.type == "cpu")
+    if backend == "rows" and trains:
         obstacle = "it has no backward; use it under torch.no_grad() or torch.inference_mode()"
     if obstacle:
         raise ValueError(f"attention backend {backend!r} cannot run: {obstacle}. 'auto' chooses one that can")

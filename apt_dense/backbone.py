@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from apt_dense.arguments import (
     are_finite,
     check_block_indexes,
+    check_windows,
     check_final_norm,
     check_images,
     check_pixel_format,
@@ -145,7 +146,7 @@ class APTViT(nn.Module):
         self.img_size = pair(img_size)
         self.patch_size, self.in_chans, self.embed_dim, self.last_block = patch_size, in_chans, embed_dim, depth - 1
         self.out_indices = resolve_out_indices(out_indices, depth)
-        windowed = check_block_indexes("window_block_indexes", window_block_indexes, depth) if window_size else ()
+        windowed = check_windows(window_size, window_block_indexes, depth)
         self.window_size = window_size if windowed else 0
         self.num_prefix = check_prefix(class_token, reg_tokens, self.window_size, use_rel_pos, residual_block_indexes)
         self.block_options = BlockOptions(
@@ -158,7 +159,7 @@ class APTViT(nn.Module):
         self.rotary = check_rotary(rotary, embed_dim, self.block_options, self.window_size > 0, use_rel_pos)
         self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
         self.token_budget = check_token_budget(
-            token_budget, self.thresholds, patch_size, self.img_size, self.window_size
+            token_budget, self.thresholds, patch_size, self.img_size, self.window_size, drop_padding
         )
         self.scorer = resolve_scorer(scorer)
         self.pixel_format = check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
@@ -244,7 +245,8 @@ class APTViT(nn.Module):
             or down ("crop").
 
         Raises:
-            ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels.
+            ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels. (With a token budget,
+                compiled or on a GPU, the latter is an assertion of the device, which is noticed later.)
             TypeError: for images that are not floating point.
         """
         outputs, layout = self.forward_tokens(images)
@@ -286,6 +288,8 @@ class APTViT(nn.Module):
         return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
 
     def _fixed_layout(self, scale_map: Tensor, finite: Tensor) -> TokenLayout:
+        if finite.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_finite(finite.tolist())
         require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
         tokens = self._tokens_per_image(scale_map.shape[1:])
         return build_fixed_layout(
@@ -293,8 +297,9 @@ class APTViT(nn.Module):
         )
 
     def _tokens_per_image(self, grid: Sequence[int]) -> int:
-        exact = not self.drop_padding
-        return tokens_per_image(self.token_budget, tuple(grid), len(self.thresholds), self.window_size, exact)
+        return tokens_per_image(
+            self.token_budget, tuple(grid), len(self.thresholds), self.window_size, self.drop_padding
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""

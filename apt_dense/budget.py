@@ -6,6 +6,7 @@ of merges that a budget needs follows from the size of the image alone, and whic
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from numbers import Real
 
 import torch
@@ -18,8 +19,9 @@ _LAST = 1e30  # order of merges that are made only where the budget cannot be he
 
 
 def check_token_budget(
-    budget: float | int | None, thresholds: Sequence[float], patch_size: int, img_size: tuple[int, int], window_size: int
-) -> float | int | None:
+    budget: float | int | None, thresholds: Sequence[float], patch_size: int, img_size: tuple[int, int],
+    window_size: int, drops_padding: bool = False,
+) -> float | int | None:  # fmt: skip
     """The budget itself.
 
     Raises:
@@ -39,10 +41,10 @@ def check_token_budget(
             f"as (5.5, 4.0); their ratios say which of two merges of different scales is made first"
         )
     grid = tuple(-(-size // patch_size) for size in img_size)
-    least = fewest_tokens(grid, len(thresholds), window_size)
+    least = _least_tokens(grid, len(thresholds), window_size, drops_padding)
     if _wanted(budget, grid) < least:
         raise ValueError(
-            f"token_budget={budget!r} cannot be held: {grid[0]} x {grid[1]} patches leave at least {least} tokens when "
+            f"token_budget={budget!r} cannot be held: {grid[0]} x {grid[1]} patches leave up to {least} tokens when "
             f"all are merged; give more thresholds (larger patches) or a budget of at least {least}"
         )
     return budget
@@ -63,15 +65,30 @@ def _within_windows(cells: int, side: int, window_size: int) -> int:
     return len([i for i in firsts if not window_size or i // window_size == (i + side - 1) // window_size])
 
 
-def tokens_per_image(budget: float | int, grid: tuple[int, int], scales: int, window_size: int, exact: bool) -> int:
-    """Tokens that each image of a grid gets: at most the budget, at least what merging everything leaves.
+@torch.compiler.assume_constant_result
+def _least_tokens(grid: tuple[int, int], scales: int, window_size: int, drops_padding: bool) -> int:
+    """The fewest tokens that every image of a grid can be cut into; with dropped padding, whatever part it fills."""
+    return (_most_of_the_fewest if drops_padding else fewest_tokens)(grid, scales, window_size)
 
-    Args:
-        exact: count only what merges can reach (every image fills all of them); False where padding is dropped.
+
+@cache
+def _most_of_the_fewest(grid: tuple[int, int], scales: int, window_size: int) -> int:
+    """An image that fills a row of cells less may need more, and so on until windows and largest patches repeat."""
+    period = 2 * max(window_size, 2**scales)
+    rows, columns = (range(max(1, cells - period), cells + 1) for cells in grid)
+    return max(fewest_tokens((r, c), scales, window_size) for r in rows for c in columns)
+
+
+def tokens_per_image(
+    budget: float | int, grid: tuple[int, int], scales: int, window_size: int, drops_padding: bool
+) -> int:
+    """Tokens that each image of a grid gets: at most the budget, at least what any image can be cut into.
+
+    Where no padding is dropped, a number that merges reach exactly: every image fills all of its tokens.
     """
-    total, least = grid[0] * grid[1], fewest_tokens(grid, scales, window_size)
+    total, least = grid[0] * grid[1], _least_tokens(tuple(grid), scales, window_size, drops_padding)
     tokens = max(min(_wanted(budget, grid), total), least)
-    return total - 3 * -((tokens - total) // 3) if exact else tokens
+    return tokens if drops_padding else total - 3 * -((tokens - total) // 3)
 
 
 def _wanted(budget: float | int, grid: tuple[int, int]) -> int:
@@ -96,8 +113,8 @@ def partition_by_budget(
 
     Args:
         tokens: per image; see :func:`tokens_per_image`.
-        drops_padding: mark padding ``DROPPED``, and do not count it. Otherwise patches may cross the edge of the
-            padding, but only where the budget cannot be held without.
+        drops_padding: mark padding ``DROPPED``, and do not count it. Patches may cross the edge of the padding (then:
+            inside the cells at that edge), but only where the budget cannot be held without.
 
     Returns:
         Scale map (B, *grid) int8.
@@ -112,8 +129,7 @@ def partition_by_budget(
     merges = ((filled - tokens).clamp(min=0) + 2) // 3
     require(
         (flat.isfinite().sum(1) >= merges).all(),
-        f"token budget of {tokens} tokens: an image that is partly padding leaves more than that when everything is "
-        f"merged; raise the budget, or set drop_padding=False",
+        f"token budget of {tokens} tokens: an image leaves more than that when everything is merged; raise the budget",
     )
     # Stable, and small scales come first: of equal scores the quarters go before the patch they make up.
     sequence = flat.argsort(dim=1, stable=True)
@@ -134,9 +150,11 @@ def _merge_orders(
     orders: list[Tensor] = []
     for scale, (score, threshold) in enumerate(zip(scores, thresholds, strict=True), start=1):
         uncut = uncut_blocks(region, grid, scale, patch_size, window_size)
-        order = torch.where(uncut, (score.clamp(max=_GREATEST) / threshold).clamp(max=_GREATEST), _LAST)
+        score = score.nan_to_num(nan=_GREATEST, posinf=_GREATEST)
+        order = torch.where(uncut, (score / threshold).clamp(max=_GREATEST), _LAST)
         if drops_padding:
-            order = torch.where(uncut & _filled(region, score.shape[1:], patch_size << scale), order, math.inf)
+            kept = uncut_blocks(-(-region // patch_size) * patch_size, grid, scale, patch_size, window_size)
+            order = torch.where(kept & _filled(region, score.shape[1:], patch_size << scale), order, math.inf)
         order = torch.where(within_windows(grid, scale, window_size, region.device), order, math.inf)
         if orders:
             rows, columns = order.shape[1:]

@@ -107,7 +107,7 @@ def build_layout(
     row_N = torch.arange(len(image_N), device=image_N.device) + num_prefix * (image_N + 1)
     images = _segments(per_window.sum(1) + num_prefix, scale_map.device)
     scale_N = scale_map[image_N, y_N, x_N]
-    by_scale, source_R = _sort_by_scale(scale_N, row_N, per_scale, batch, num_prefix)
+    by_scale, source_R = _sort_by_scale(scale_N, row_N, per_scale, images.offsets[:-1], num_prefix)
     return TokenLayout(
         grid=(h, w),
         num_prefix=num_prefix,
@@ -207,11 +207,18 @@ def check_finite(finite: Sequence[int | bool]) -> None:
 
 def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
     """Image, row and column of the ``total`` anchors, in packed order."""
-    # The size is known, so this does not wait for the device, as nonzero would.
-    flat = torch.nonzero_static(anchors_BP.flatten(), size=total)[:, 0]
+    flat = _places_of_true(anchors_BP.flatten(), total)
     image, place = flat // len(order_P), flat % len(order_P)
     cell = order_P[place]
     return image, cell // w, cell % w
+
+
+def _places_of_true(mask: Tensor, count: int) -> Tensor:
+    """Where a mask (P,) with ``count`` true entries is true, ascending. The count is known, so this does not wait for
+    the device, as nonzero would."""
+    places = torch.arange(len(mask), device=mask.device)
+    target = torch.where(mask, mask.cumsum(0) - 1, count)  # one more place takes all that is false
+    return places.new_zeros(count + 1).scatter_(0, target, places)[:count]
 
 
 def _segments(lengths: Tensor, device: torch.device) -> Segments:
@@ -223,10 +230,22 @@ def _segments(lengths: Tensor, device: torch.device) -> Segments:
         longest = int(lengths[numbers].max())
         starts[numbers] = place + longest * torch.arange(len(numbers))
         place += longest * len(numbers)
-        buckets.append(_bucket(offsets, numbers, longest, device))
+        buckets.append(_bucket(offsets, numbers, longest))
     total = int(offsets[-1])
     place_R = torch.arange(total) + torch.repeat_interleave(starts - offsets[:-1], lengths)
-    return Segments(offsets.int().to(device), total, longest, tuple(buckets), place_R.to(device))
+    offsets, place_R, *parts = _on_device([offsets, place_R, *(t for bucket in buckets for t in bucket)], device)
+    on_device = (Bucket(rows, valid) for rows, valid in zip(parts[::2], parts[1::2], strict=True))
+    return Segments(offsets.int(), total, longest, tuple(on_device), place_R)
+
+
+def _on_device(tensors: list[Tensor | None], device: torch.device) -> list[Tensor | None]:
+    """Host tensors of whole numbers and truth values on the device, by a single copy that nothing waits for."""
+    if device.type == "cpu":
+        return tensors
+    flat = torch.cat([t.flatten().long() for t in tensors if t is not None])
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = iter(flat.split([t.numel() for t in tensors if t is not None]))
+    return [None if t is None else next(parts).view(t.shape).to(t.dtype) for t in tensors]
 
 
 def _bucket_numbers(lengths: Tensor) -> list[Tensor]:
@@ -238,12 +257,12 @@ def _bucket_numbers(lengths: Tensor) -> list[Tensor]:
     return [(keys == key).nonzero()[:, 0] for key in keys.unique().tolist() if key]
 
 
-def _bucket(offsets: Tensor, numbers: Tensor, longest: int, device: torch.device) -> Bucket:
+def _bucket(offsets: Tensor, numbers: Tensor, longest: int) -> Bucket:
     first, count = offsets[numbers, None], offsets.diff()[numbers, None]
     place = torch.arange(longest)
     valid = place < count
     rows = torch.where(valid, first + place, first)
-    return Bucket(rows.to(device), None if bool(valid.all()) else valid.to(device))
+    return Bucket(rows, None if bool(valid.all()) else valid)
 
 
 def window_cells(
@@ -259,16 +278,16 @@ def window_cells(
 
 
 def _sort_by_scale(
-    scale_N: Tensor, row_N: Tensor, per_scale: list[int], batch: int, num_prefix: int
+    scale_N: Tensor, row_N: Tensor, per_scale: list[int], first_rows: Tensor, num_prefix: int
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """``by_scale`` and ``source_R`` of the layout."""
-    total = len(scale_N)
+    """``by_scale`` and ``source_R`` of the layout; ``first_rows`` (B,) of the images."""
+    total, batch = len(scale_N), len(first_rows)
     order = scale_N.argsort(stable=True)
     source_R = order.new_empty(total + batch * num_prefix)
     source_R[row_N[order]] = torch.arange(total, device=order.device)
     if num_prefix:
-        image_starts = torch.ones_like(source_R).index_fill_(0, row_N, 0).nonzero_static(size=batch * num_prefix)[:, 0]
-        source_R[image_starts] = torch.arange(total, total + batch * num_prefix, device=order.device)
+        prefix_rows = first_rows[:, None] + torch.arange(num_prefix, device=first_rows.device)
+        source_R[prefix_rows.flatten().long()] = torch.arange(total, total + batch * num_prefix, device=order.device)
     return order.split(per_scale), source_R
 
 

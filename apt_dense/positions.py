@@ -63,8 +63,8 @@ def _cubic_samples(positions: Tensor, counts: tuple[int, int], whole: tuple[floa
 
 def _cubic_weights(size: int, count: int, spacing: float, device: torch.device) -> Tensor:
     """Weights (count, size) of a cubic filter (a = -0.5), widened to the spacing of its samples where that exceeds 1."""
-    sample = (torch.arange(count, device=device)[:, None] + 0.5) * spacing
-    x = (torch.arange(size, device=device) + 0.5 - sample).abs() / max(spacing, 1.0)
+    sample = (torch.arange(count, device=device, dtype=torch.float32)[:, None] + 0.5) * spacing
+    x = (torch.arange(size, device=device, dtype=torch.float32) + 0.5 - sample).abs() / max(spacing, 1.0)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     return weights / weights.sum(1, keepdim=True)

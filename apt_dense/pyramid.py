@@ -98,9 +98,10 @@ def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
 
 
 def runs_as_written(module: nn.Module) -> bool:
-    """Whether nothing is hooked to a module's forward (FSDP, feature extractors), so that a part of it may be called
-    instead."""
-    return not (module._forward_hooks or module._forward_pre_hooks)
+    """Whether nothing is hooked to a module (FSDP, feature extractors) and it is not compiled, so that a part of it may
+    be called instead."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
 
 
 def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Tensor:
@@ -113,6 +114,8 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
     Returns:
         (B, C', h * scale, w * scale).
     """
+    if not runs_as_written(stage):
+        return stage(scatter_tokens(rows, layout))
     layers = list(stage)
     count = next((i for i, layer in enumerate(layers) if not _is_pointwise(layer)), len(layers))
     if count == 0:
@@ -130,18 +133,22 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
 
 def _is_pointwise(layer: nn.Module) -> bool:
     """Whether a layer maps each cell to a tile of cells without looking at others, and we know how."""
+    if layer is None or not runs_as_written(layer):
+        return False
     if isinstance(layer, nn.ConvTranspose2d):
-        return layer.kernel_size == layer.stride and layer.padding == layer.output_padding == (0, 0) and layer.groups == 1
+        tiles = layer.kernel_size == layer.stride and layer.dilation == (1, 1)
+        return tiles and layer.padding == layer.output_padding == (0, 0) and layer.groups == 1
     if isinstance(layer, nn.Conv2d):
         norm, is_plain = getattr(layer, "norm", None), getattr(layer, "activation", None) is None
-        return layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1 and is_plain and _is_norm(norm)
-    return isinstance(layer, nn.GELU) or (layer is not None and _is_norm(layer))
+        alone = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+        return alone and is_plain and (norm is None or (_is_norm(norm) and runs_as_written(norm)))
+    return isinstance(layer, nn.GELU) or _is_norm(layer)
 
 
-def _is_norm(norm: nn.Module | None) -> bool:
-    """A LayerNorm over channels, timm's or Detectron2's, or none. (Batch norms need the statistics of the map.)"""
+def _is_norm(norm: nn.Module) -> bool:
+    """A LayerNorm over channels, timm's or Detectron2's. (Batch norms need the statistics of the map.)"""
     is_detectron2 = type(norm).__name__ == "LayerNorm" and not isinstance(norm, nn.LayerNorm)
-    return norm is None or isinstance(norm, LayerNorm2d) or is_detectron2
+    return isinstance(norm, LayerNorm2d) or is_detectron2
 
 
 def _on_tiles(layer: nn.Module, tiles: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def places(rotary: Rotary, cells: Cells) -> tuple[Tensor, Tensor]:
     to_centre = ((1 << cells.scale_N) - 1) / 2 + rotary.grid_offset
     along_axes = []
     for axis, first_N in enumerate((cells.y_N, cells.x_N)):
-        place = first_N + to_centre
+        place = (first_N + to_centre).float()
         if rotary.rope_type == "dinov3":
             place = 2 * math.pi * (2 * (place + 0.5) / cells.size[axis] - 1)
         elif rotary.ref_feat_shape is not None:

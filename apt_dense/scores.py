@@ -195,7 +195,7 @@ def score_maps(
     if not scales:
         return ()
     with torch.autocast(images.device.type, enabled=False):
-        maps = tuple(scorer(denormalise(images, pixel_format), patch_size, scales))
+        maps = tuple(m.float() for m in scorer(denormalise(images, pixel_format), patch_size, scales))
     sizes = [patch_size * 2**scale for scale in scales]
     expected = [(len(images), images.shape[-2] // size, images.shape[-1] // size) for size in sizes]
     if [tuple(m.shape) for m in maps] != expected:

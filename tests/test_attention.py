@@ -231,7 +231,7 @@ def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
 
 @pytest.mark.parametrize(
     "backend, message",
-    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("rows", "has no backward")],
+    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("rows", "has no backward"), ("flex", "no backward on a CPU")],
 )
 def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
     q, k, v = (t.requires_grad_() for t in qkv(4))
@@ -243,6 +243,8 @@ def test_auto_avoids_what_has_no_backward(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
     bias, _ = terms(6, (6,))
     q, k, v = qkv(6)
-    assert attention._suitable(q, k, segments(6), bias, None) == "rows"
-    assert attention._suitable(q, k, segments(6), None, None) == "sdpa"
-    assert attention._suitable(q.requires_grad_(), k, segments(6), bias, None) == "sdpa"
+    assert attention._suitable(q, k, v, segments(6), bias, None) == "rows"
+    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q, k, v.requires_grad_(), segments(6), bias, None) == "sdpa"
+    trained = bias._replace(queries_RHK=bias.queries_RHK.requires_grad_())
+    assert attention._suitable(q, k, v.detach(), segments(6), trained, None) == "sdpa"

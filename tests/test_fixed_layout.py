@@ -176,6 +176,14 @@ def test_the_whole_budget_is_the_plain_vit() -> None:
     torch.testing.assert_close(model(images)[-1], uniform(images)[-1], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dropping", "windows, dropping"])
+def test_dropped_cells_are_zero_also_where_there_is_a_token_for_every_cell(name: str) -> None:
+    model, images = backbone(name, token_budget=1.0, residual_block_indexes=(0,)), photos_like()
+    out = model(images)[-1]
+    dropped = (model.partition(images) < 0)[:, None].expand_as(out)
+    assert dropped.any() and (out[dropped] == 0).all() and (out[~dropped] != 0).any()
+
+
 def test_images_of_a_batch_do_not_influence_each_other() -> None:
     model, images = backbone("windows, dropping", token_budget=0.6), photos_like()
     together = model(images)[-1]
@@ -186,5 +194,5 @@ def test_images_of_a_batch_do_not_influence_each_other() -> None:
 def test_non_finite_pixels_are_refused() -> None:
     images = photos_like()
     images[1, 0, 3, 3] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"images \[1\] of the batch hold NaN or infinite"):
         backbone("global", token_budget=0.6)(images)

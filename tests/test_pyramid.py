@@ -67,11 +67,13 @@ def test_pointwise_layers_run_once_per_token() -> None:
         nn.Sequential(nn.Conv2d(CHANNELS, 4, 1), nn.BatchNorm2d(4)),
         nn.Sequential(nn.ConvTranspose2d(CHANNELS, 4, 3, stride=2, padding=1)),
         nn.Sequential(nn.ConvTranspose2d(CHANNELS, 4, 2, stride=2, groups=2)),
+        nn.Sequential(nn.ConvTranspose2d(CHANNELS, 4, 2, stride=2, dilation=2)),
+        nn.Sequential(nn.Conv2d(CHANNELS, 4, 1, padding=1)),
         nn.Sequential(nn.Conv2d(CHANNELS, 4, 1, groups=4), nn.MaxPool2d(2)),
         nn.Sequential(nn.Conv2d(CHANNELS, 4, 1, bias=False), nn.GELU(), nn.Conv2d(4, 4, 1)),
         nn.Sequential(),
     ],
-    ids=["3 x 3", "batch norm", "overlapping", "grouped", "grouped 1 x 1", "all pointwise", "empty"],
+    ids=["3 x 3", "batch norm", "overlapping", "grouped", "dilated", "padded", "grouped 1 x 1", "all pointwise", "empty"],
 )
 def test_other_layers_keep_their_order(stage: nn.Sequential) -> None:
     layout = layout_of_mixed_patches(6, 4)
@@ -86,10 +88,29 @@ def test_tiles_are_laid_out_in_place() -> None:
     assert scatter_tiles(tiles, layout)[0, 0].tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
 
 
-def test_hooks_are_noticed() -> None:
+def test_hooks_and_compiled_forwards_are_noticed() -> None:
     module = nn.Linear(2, 2)
     assert runs_as_written(module)
-    handle = module.register_forward_hook(lambda *_: None)
+    for register in (
+        module.register_forward_hook, module.register_forward_pre_hook,
+        module.register_full_backward_hook, module.register_full_backward_pre_hook,
+    ):  # fmt: skip
+        handle = register(lambda *_: None)
+        assert not runs_as_written(module)
+        handle.remove()
+        assert runs_as_written(module)
+    module.compile()
     assert not runs_as_written(module)
-    handle.remove()
-    assert runs_as_written(module)
+
+
+@pytest.mark.parametrize("where", ["stage", "layer", "norm"])
+def test_hooks_inside_are_called(where: str) -> None:
+    layout, model = layout_of_mixed_patches(6, 6), pyramid()
+    stage = model.simfp_2
+    hooked = {"stage": stage, "layer": stage[0], "norm": stage[-2].norm}[where]
+    shapes = []
+    hooked.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape)))
+    rows = noise(len(layout.image_R), CHANNELS)
+    levels = model.from_tokens(rows, layout)
+    assert len(shapes) == 1 and shapes[0][0] == 2
+    torch.testing.assert_close(levels[0], stage(scatter_tokens(rows, layout)), atol=1e-5, rtol=1e-5)

@@ -32,7 +32,7 @@ class APTViT(backbone.APTViT, Backbone):
     Those arguments come first, in Detectron2's order and with its defaults. With thresholds there are four parameters
     more, ``coarse_embed.{down,zero}.{weight,bias}``: DetectionCheckpointer warns that a checkpoint of a plain ViT lacks
     them, which is as it should be. While training inside an ``EventStorage``, the share of tokens kept is logged as
-    ``tokens_kept``. Stochastic depth acts per image, as Detectron2's does.
+    ``tokens_kept`` (not with a budget). Stochastic depth acts per image, as Detectron2's does.
 
     Args:
         img_size: pixels that the relative positions of global attention are trained for. Leave it as in the
@@ -125,7 +125,7 @@ class APTViT(backbone.APTViT, Backbone):
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)
-        if self.training and has_event_storage():
+        if self.training and has_event_storage() and not layout.is_fixed:
             get_event_storage().put_scalar("tokens_kept", len(layout.image_N) / scale_map.numel())
         return layout
 

@@ -37,7 +37,7 @@ class APTViT(backbone.APTViT, BaseModule):
 
     Returns a tuple of (B, C, H / p, W / p), one per ``out_indices``, each of stride ``patch_size``: put MMSeg's
     MultiLevelNeck or Feature2Pyramid behind it for UPerNet. While training, the share of tokens kept is logged as
-    ``tokens_kept``.
+    ``tokens_kept`` (not with a budget, which says it).
 
     Args:
         pretrained: a checkpoint: a file, an address known to mmengine, or ``timm://NAME``. Short for
@@ -115,7 +115,7 @@ class APTViT(backbone.APTViT, BaseModule):
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)
-        if self.training:
+        if self.training and not layout.is_fixed:
             share = len(layout.image_N) / scale_map.numel()
             MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
         return layout

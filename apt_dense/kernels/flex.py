@@ -22,9 +22,11 @@ except ImportError:  # an older PyTorch
 _BLOCK = 128  # rows of a block of the mask, FlexAttention's default
 
 
-def obstacle() -> str | None:
+def obstacle(trains: bool, on_cpu: bool) -> str | None:
     """Why this kernel cannot run; None if it can."""
-    return "this PyTorch has no FlexAttention that returns sums; 2.9 has" if flex_attention is None else None
+    if flex_attention is None:
+        return "this PyTorch has no FlexAttention that returns sums; 2.9 has"
+    return "it has no backward on a CPU; use it under torch.no_grad()" if trains and on_cpu else None
 
 
 def flex(
@@ -35,7 +37,7 @@ def flex(
     segment_R = segment_of_rows(segments)
     pooled = codes = None
     if bias is not None:
-        pooled = pooled_bias(bias.queries_RHK, bias.cells.size, bias.cells.num_scales).to(q.dtype)
+        pooled = pooled_bias(bias.queries_RHK, bias.cells.size, bias.cells.num_scales)
         codes = codes_of_keys(bias.cells)
     out, lse = attend(q, k, v, segment_R, segments.offsets, pooled, codes)
     return out if padding is None else _merge(out, lse, q, padding)

@@ -1,8 +1,9 @@
-"""Attention by variable-length flash kernels: all segments in one launch, no padding (CUDA, float16 or bfloat16).
+"""Attention by variable-length kernels: all segments in one launch, no padding (CUDA, float16 or bfloat16).
 
 ``torch.nn.attention.varlen`` where this PyTorch has it, else the flash-attn package; neither is needed elsewhere.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ def _find_kernel() -> VarlenKernel | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
+        return _flash_attn_package()
+    if "scale" not in inspect.signature(varlen_attn).parameters:  # its first release
         return _flash_attn_package()
 
     def kernel(q, k, v, offsets_q, offsets_k, longest_q, longest_k, scale):  # noqa: ANN001, ANN202
@@ -71,7 +74,7 @@ def run(
 ) -> Tensor:  # fmt: skip
     """The same with a given kernel."""
     offsets, longest, width = segments.offsets, segments.longest, q.shape[-1]
-    if bias is None and padding is None:
+    if bias is None and padding is None and width % 8 == 0:
         return kernel(q, k, v, offsets, offsets, longest, longest, width**-0.5)
     channels = bias_channels(q, bias, padding)
     if padding is None:
