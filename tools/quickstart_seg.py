@@ -35,7 +35,7 @@ from stages import Record, Stage, run_stage
 from torch import nn
 from tqdm import tqdm
 
-from apt_dense.checkpoints import read_checkpoint
+from apt_dense.checkpoint_files import read_checkpoint
 from apt_dense.hosts.mmseg_run import load_config
 from apt_dense.layout import count_tokens
 

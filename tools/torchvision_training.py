@@ -29,7 +29,7 @@ from torchvision_model import Settings, build_model, load_weights, make_optimize
 from torch import Tensor
 from tqdm import tqdm
 
-from apt_dense.checkpoints import read_checkpoint
+from apt_dense.checkpoint_files import read_checkpoint
 
 CHECKPOINT = "last.pth"
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation

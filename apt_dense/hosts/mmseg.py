@@ -42,8 +42,9 @@ class APTViT(backbone.APTViT, BaseModule):
     Args:
         pretrained: a checkpoint: a file, an address known to mmengine, or ``timm://NAME``. Short for
             ``init_cfg=dict(type="Pretrained", checkpoint=...)``.
-        init_cfg: mmengine's initialisation config. "Pretrained" converts timm, MAE, DeiT and MMSeg ViT files,
-            resamples positions, and raises if a weight is missing or unknown (``strict=False`` in it: warns instead).
+        init_cfg: mmengine's initialisation config. "Pretrained" converts the files of all known ViTs (see
+            ``checkpoints.py``), resamples positions (with ``resize_patches=True`` in it, also patches of another
+            size), and raises if a weight is missing or unknown (``strict=False`` in it: warns instead).
         frozen_stages: -1 trains all; 0 freezes the embedding; n also the first n blocks. Parameters that only APT
             has are never frozen: no checkpoint of a plain ViT brings them.
         with_cp: activation checkpointing.
@@ -84,8 +85,9 @@ class APTViT(backbone.APTViT, BaseModule):
         content = self._read_checkpoint(config["checkpoint"])
         if config.get("prefix"):
             content = _below(checkpoints.unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
+        options = {name: config[name] for name in ("strict", "resize_patches") if name in config}
         try:
-            report = checkpoints.load_backbone(self, content, strict=config.get("strict", True))
+            report = checkpoints.load_backbone(self, content, **options)
         except ValueError as error:
             raise ValueError(f"{config['checkpoint']}: {error}") from error
         print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")

@@ -12,7 +12,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from apt_dense.checkpoints import read_checkpoint
+from apt_dense.checkpoint_files import read_checkpoint
 
 COARSE_ONLY = "backbone.coarse_embed."  # parameters of a backbone with thresholds alone
 
