@@ -23,10 +23,13 @@ from apt_dense.checkpoint_names import (
 )
 
 _LAYER = r"\.(weight|bias)$"
-_PLAIN_BLOCK = r"norm[12]\.|attn\.(qkv|proj)\.|mlp\.fc[12]\."
-_VIT_BLOCK = rf"{_PLAIN_BLOCK}|attn\.([qkv]_proj|norm|[qk]_norm)\.|attn\.[qv]_bias$|mlp\.(fc1_[gx]|norm)\.|ls[12]\.gamma$"
-_EVA02_BLOCK = r"norm[12]\.|attn\.([qkv]_proj|proj)\.|mlp\.(fc1_[gx]|norm|fc2)\."
+_PLAIN_BLOCK = rf"(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]){_LAYER}"
+_VIT_BLOCK = (
+    rf"{_PLAIN_BLOCK}|(attn\.([qkv]_proj|norm|[qk]_norm)|mlp\.(fc1_[gx]|norm)){_LAYER}|attn\.[qv]_bias$|ls[12]\.gamma$"
+)
+_EVA02_BLOCK = rf"(norm[12]|attn\.([qv]_proj|proj)|mlp\.(fc1_[gx]|norm|fc2)){_LAYER}|attn\.k_proj\.weight$"
 _REL_POS = r"attn\.rel_pos_[hw]$"
+_RESIDUAL = rf"residual\.(conv|norm)[123]{_LAYER}"
 
 
 def _names(block: str, *others: str) -> re.Pattern:
@@ -35,7 +38,7 @@ def _names(block: str, *others: str) -> re.Pattern:
 
 
 _OURS = _names(
-    rf"{_VIT_BLOCK}|{_REL_POS}|residual\.",
+    rf"{_VIT_BLOCK}|{_REL_POS}|{_RESIDUAL}",
     r"cls_token$|reg_token$", rf"norm(_pre)?{_LAYER}", rf"coarse_embed\.(down|zero){_LAYER}",
 )  # fmt: skip
 _TIMM = _names(_VIT_BLOCK, r"cls_token$|reg_token$", rf"norm(_pre)?{_LAYER}")
@@ -56,9 +59,9 @@ TARGETS = {
     "timm": Target(_TIMM),
     "timm_eva": Target(_TIMM),
     "mmseg": Target(_names(_PLAIN_BLOCK, "cls_token$", rf"norm(_pre)?{_LAYER}"), True, True),
-    "detectron2": Target(_names(rf"{_PLAIN_BLOCK}|{_REL_POS}|residual\."), True, leaves_out=_NO_CLASS),
+    "detectron2": Target(_names(rf"{_PLAIN_BLOCK}|{_REL_POS}|{_RESIDUAL}"), True, leaves_out=_NO_CLASS),
     "sam": Target(_names(rf"{_PLAIN_BLOCK}|{_REL_POS}"), leaves_out=_NO_CLASS),
-    "eva02_det": Target(_names(rf"{_EVA02_BLOCK}|residual\."), True, leaves_out=_NO_CLASS),
+    "eva02_det": Target(_names(rf"{_EVA02_BLOCK}|{_RESIDUAL}"), True, leaves_out=_NO_CLASS),
 }
 
 
@@ -137,7 +140,7 @@ def from_apt(
     Args:
         drop_coarse: leave out a trained ``coarse_embed``, for which no other project has a place. One that still is
             neutral is left out anyway.
-        grid: rows and columns of ``pos_embed``, for "sam"; None for a square.
+        grid: rows and columns of ``pos_embed``; None for a square.
 
     Raises:
         ValueError: for an unknown target, a weight that has no place there, or positions that are no grid.
@@ -155,9 +158,10 @@ def from_apt(
             f"{FORMATS[target].title} has no place for {len(strange)} weights: {', '.join(strange[:4])}"
             f"{', ...' if len(strange) > 4 else ''}"
         )
-    kept, added = _place_positions(kept, state, goal)
+    has_class = "pos_embed" in kept and _has_class_position(state, grid)
+    kept, added = _add_class(kept, goal, has_class)
     if target == "sam" and "pos_embed" in kept:
-        kept["pos_embed"] = _as_grid(kept["pos_embed"], _has_class_position(state), grid)
+        kept["pos_embed"] = _as_grid(kept["pos_embed"], has_class, grid)
     table = FORMATS[_timm_class(state) if target == "timm" else target].table
     return Converted({translate(name, table): value for name, value in kept.items()}, left_out, added)
 
@@ -179,23 +183,25 @@ def _timm_class(state: StateDict) -> str:
     return "timm_eva" if "pos_embed" not in state or any(eva.match(name) for name in state) else "timm"
 
 
-def _place_positions(kept: StateDict, state: StateDict, goal: Target) -> tuple[StateDict, list[str]]:
+def _add_class(kept: StateDict, goal: Target, has_class_position: bool) -> tuple[StateDict, list[str]]:
     """Class token and class position as zeros where the target wants what ours have not."""
     kept, added = dict(kept), []
     if goal.class_token and "cls_token" not in kept:
         weight = kept["patch_embed.proj.weight"]
         kept["cls_token"] = weight.new_zeros(1, 1, len(weight))
         added.append("cls_token")
-    if goal.class_position and "pos_embed" in kept and not _has_class_position(state):
+    if goal.class_position and "pos_embed" in kept and not has_class_position:
         positions = kept["pos_embed"]
         kept["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
         added.append("pos_embed[:, 0]")
     return kept, added
 
 
-def _has_class_position(state: StateDict) -> bool:
-    """Whether ``pos_embed`` begins with the position of a class token: told by which number is a square."""
+def _has_class_position(state: StateDict, grid: tuple[int, int] | None) -> bool:
+    """Whether ``pos_embed`` begins with the position of a class token. Without a grid, told by what is a square."""
     length = state["pos_embed"].shape[1]
+    if grid is not None:
+        return length > math.prod(grid)
     if math.isqrt(length) ** 2 == length:
         return False
     return math.isqrt(length - 1) ** 2 == length - 1 or "cls_token" in state

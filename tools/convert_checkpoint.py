@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from apt_dense.checkpoint_files import SUFFIXES, read_checkpoint, write_checkpoint
 from apt_dense.checkpoint_names import FORMATS, StateDict, detect_format
 from apt_dense.checkpoints import LoadReport, unwrap
@@ -81,7 +83,7 @@ def convert(state: StateDict, args: argparse.Namespace) -> tuple[StateDict, Load
     patch = resized["patch_embed.proj.weight"].shape[-1]
     grid = None if size is None else (size[0] // patch, size[1] // patch)
     written = from_apt(resized, args.to, args.drop_coarse, grid)
-    changed = [name for name in resized if resized[name].shape != known[name].shape]
+    changed = [name for name in resized if not torch.equal(resized[name], known[name])]
     loaded = [name for name in resized if name not in written.left_out]
     report = LoadReport(loaded, changed, written.added, missing, unused + written.left_out, unexpected)
     return written.state, report
