@@ -67,7 +67,7 @@ def _saved(zipped: bool) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
 def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
     others = {}
     for name, content in damaged_files().items():
@@ -90,10 +90,11 @@ class _Bomb:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 @pytest.mark.parametrize("save", ["torch", "old torch", "pickle"])
-def test_pickled_code_is_never_run(tmp_path: Path, save: str) -> None:
+def test_pickled_code_is_never_run(tmp_path: Path, save: str, suffix: str) -> None:
     content = {"model": small().state_dict(), "extra": _Bomb(tmp_path / "exploded")}
-    path = tmp_path / "bomb.pth"
+    path = tmp_path / f"bomb{suffix}"
     if save == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
@@ -101,6 +102,56 @@ def test_pickled_code_is_never_run(tmp_path: Path, save: str) -> None:
     with pytest.raises(ValueError, match="holds pickled code, which is not run"):
         read_checkpoint(path)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_bombs_inside_arrays_and_storages_of_pickles_are_not_run(tmp_path: Path, protocol: int) -> None:
+    """An array of objects pickles them, and a tensor the bytes of a file of torch's."""
+    inner = io.BytesIO()
+    torch.save({"x": _Bomb(tmp_path / "exploded")}, inner)
+    for value in (np.array([_Bomb(tmp_path / "exploded")], object), _Storage(inner.getvalue())):
+        path = tmp_path / "bomb.pkl"
+        path.write_bytes(pickle.dumps({"model": {"a": value}}, protocol=protocol))
+        with pytest.raises(ValueError, match="cannot be read as weights"):
+            read_checkpoint(path)
+        assert not (tmp_path / "exploded").exists()
+
+
+class _Storage:
+    """Pickles as the storage of a tensor with that content."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple:
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_arrays_and_tensors_are_read(tmp_path: Path, protocol: int) -> None:
+    state = small().state_dict()
+    arrays = {name: value.numpy() for name, value in state.items()}
+    path = tmp_path / "zoo.pkl"
+    for model in (arrays, state, dict(state)):
+        path.write_bytes(pickle.dumps({"model": model, "__author__": "me", "n": np.float32(2.5)}, protocol=protocol))
+        content = read_checkpoint(path)
+        assert content["__author__"] == "me" and content["n"] == 2.5
+        assert all(torch.equal(content["model"][name], value) for name, value in state.items())
+
+
+def test_text_in_a_pickle_of_arrays_stays(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"names": np.array(["a", "b"]), "half": np.ones(2, np.float16)}))
+    content = read_checkpoint(path)
+    assert content["names"].tolist() == ["a", "b"] and content["half"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("content", [[1, 2], np.ones(3), "text"], ids=str)
+def test_pickles_of_something_else_are_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_checkpoint(path)
 
 
 def test_command_line_arguments_as_mae_stores_them_are_read(tmp_path: Path) -> None:
@@ -115,3 +166,23 @@ def test_further_types_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Fraction"):
         read_checkpoint(path)
     assert read_checkpoint(path, [Fraction])["share"] == Fraction(1, 3)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of views and of tensors that share memory."""
+    table = torch.arange(12.0).view(3, 4)
+    state: dict[str, Tensor] = {"a": table.T, "b": table[1], "c": table, "d": nn_parameter(table)}
+    path = tmp_path / f"out{suffix}"
+    write_checkpoint(state, path)
+    content = read_checkpoint(path)
+    assert all(torch.equal(content[name], value) for name, value in state.items())
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint({"a": table}, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def nn_parameter(value: Tensor) -> Tensor:
+    return torch.nn.Parameter(value)

@@ -21,6 +21,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense import backbone
+from apt_dense.hosts.detectron2_checkpoints import convert_below, errors_of
 from apt_dense.layout import TokenLayout
 from apt_dense.pyramid import late_scatter, runs_as_written
 from apt_dense.scatter import scatter_tokens
@@ -31,8 +32,9 @@ class APTViT(backbone.APTViT, Backbone):
 
     Those arguments come first, in Detectron2's order and with its defaults. With thresholds there are four parameters
     more, ``coarse_embed.{down,zero}.{weight,bias}``: DetectionCheckpointer warns that a checkpoint of a plain ViT lacks
-    them, which is as it should be. While training inside an ``EventStorage``, the share of tokens kept is logged as
-    ``tokens_kept`` (not with a budget). Stochastic depth acts per image, as Detectron2's does.
+    them, which is as it should be. Checkpoints of EVA-02's detectors and of other ViTs load as well. While training
+    inside an ``EventStorage``, the share of tokens kept is logged as ``tokens_kept`` (not with a budget). Stochastic
+    depth acts per image, as Detectron2's does.
 
     Args:
         img_size: pixels that the relative positions of global attention are trained for. Leave it as in the
@@ -44,6 +46,8 @@ class APTViT(backbone.APTViT, Backbone):
         rel_pos_zero_init: start relative positions at zero, else at a truncated normal of 0.02.
         use_act_checkpoint: recompute activations of the blocks in the backward pass (with torch, without fairscale).
         out_feature: name of the feature map in the output.
+        strict_loading: inside a detector, that weights missing from a checkpoint or unknown are errors (but those that
+            only APT has, and relative positions). Detectron2 itself only warns.
         **options: any other argument of :class:`apt_dense.APTViT`: thresholds, scorer, drop_padding, ...
             ``pixel_mean``, ``pixel_std`` and ``channel_order`` must be the model's pixel_mean, pixel_std and
             input_format; the configs of this project interpolate them. By default, as in Detectron2,
@@ -76,6 +80,8 @@ class APTViT(backbone.APTViT, Backbone):
         pretrain_img_size: int | None = 224,
         pretrain_use_cls_token: bool = True,
         out_feature: str = "last_feat",
+        *,
+        strict_loading: bool = True,
         **options: Any,
     ) -> None:
         if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
@@ -100,6 +106,7 @@ class APTViT(backbone.APTViT, Backbone):
         _check_padding_shows(self)
         if not rel_pos_zero_init:
             _randomise_relative_positions(self)
+        self.strict_loading = strict_loading
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
@@ -122,6 +129,22 @@ class APTViT(backbone.APTViT, Backbone):
         """Normalised images (B, in_chans, H, W) -> {out_feature: (B, embed_dim, H // p, W // p)}."""
         (feature_map,) = super().forward(images)
         return {self._out_features[0]: feature_map}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """torch's way to adapt old checkpoints: here those of EVA-02's detectors and of all other ViTs."""
+        try:
+            report = convert_below(self, state_dict, prefix)
+        except ValueError as error:
+            error_msgs.append(str(error))
+        else:
+            # Alone (no prefix), load_state_dict's own strict decides; DetectionCheckpointer's is always False.
+            error_msgs.extend(errors_of(report, prefix) if prefix and self.strict_loading else ())
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)

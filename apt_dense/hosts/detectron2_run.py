@@ -20,6 +20,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.hosts.detectron2 import APTViT
+from apt_dense.hosts.detectron2_checkpoints import convert_below
 from apt_dense.hosts.detectron2_loader import resumable, seed_all
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
@@ -105,8 +107,8 @@ class APTCheckpointer(DetectionCheckpointer):
     Weights of coarse patches, which only a model with thresholds has, may always be missing or left over.
 
     Args:
-        complete: whether all other weights must be there, in the right shape. Else Detectron2 only warns, as is right
-            for weights to begin training with.
+        complete: whether all other weights must be there, in the right shape. Else Detectron2 only warns of those
+            outside the backbone, as is right for weights to begin training with.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool = False, **checkpointables: Any) -> None:
@@ -134,7 +136,12 @@ class APTCheckpointer(DetectionCheckpointer):
             ) from error
 
     def _load_model(self, checkpoint: Mapping) -> Any:
-        report = super()._load_model(checkpoint)
+        try:
+            if not self.complete:
+                self._convert(checkpoint["model"])
+            report = super()._load_model(checkpoint)
+        except (ValueError, RuntimeError) as error:  # what the backbone says
+            raise CheckpointError(" ".join(str(error).split())) from error
         for kind in ("missing_keys", "unexpected_keys"):
             names = getattr(report, kind)
             coarse = [name for name in names if _COARSE in name]
@@ -144,6 +151,14 @@ class APTCheckpointer(DetectionCheckpointer):
         if self.complete:
             _check_complete(report.missing_keys, report.incorrect_shapes)
         return report
+
+
+    def _convert(self, state: dict) -> None:
+        """Bring positions to the backbone's shape, before Detectron2 takes out what has another."""
+        self._convert_ndarray_to_tensor(state)
+        for name, module in _bare(self.model).named_modules():
+            if isinstance(module, APTViT):
+                convert_below(module, state, f"{name}.")
 
 
 def _check_complete(missing: Sequence[str], shapes: Sequence[tuple]) -> None:
