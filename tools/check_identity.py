@@ -1,0 +1,123 @@
+"""Check that the backbone without thresholds is the ViT that it replaces, on a photo.
+
+    python tools/check_identity.py vit_base_patch16_224.mae --pretrained
+    python tools/check_identity.py vit_small_patch14_dinov2 --img-size 518 --image photo.jpg
+    python tools/check_identity.py configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py --checkpoint vit_b.pth
+    python tools/check_identity.py configs/detectron2/mask_rcnn_apt_vitdet_b_100ep.py
+
+A timm model is compared with timm's, a config of MMSegmentation with its VisionTransformer, a lazy config of Detectron2
+with its ViT. Weights are those of --checkpoint, loaded into both, or random, every parameter, so that each one matters.
+Prints the largest difference of each output and its scale (root mean square). It passes up to 1e-4 where activations
+are of unit scale, and in proportion beyond; the exit status is 1 if it fails.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from identity_pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+from torch import Tensor
+
+from apt_dense.scores import PixelFormat
+
+TOLERANCE = 1e-4
+HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL_OR_CONFIG", help="a timm name, or a config file")
+    parser.add_argument("--host", choices=HOSTS, help="whose config it is (default: found out)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for both")
+    parser.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
+    parser.add_argument("--img-size", type=int, nargs="+", metavar="S", help="pixels of the photo: S, or H W")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights")
+    return parser.parse_args(argv)
+
+
+def build_pair(args: argparse.Namespace, size: tuple[int, int] | None) -> Pair:
+    if args.checkpoint is not None and args.pretrained:
+        raise IdentityError("--checkpoint and --pretrained both say where weights come from; give one of them")
+    weights, path = Weights(args.checkpoint, args.pretrained, args.seed), Path(args.model)
+    if path.suffix in (".py", ".yaml", ".yml"):
+        if not path.is_file():
+            raise IdentityError(f"config {path} does not exist")
+        return HOSTS[args.host or host_of(path)](path, weights)
+    if args.host:
+        raise IdentityError(f"--host goes with a config file, and {args.model} is none")
+    return timm_pair(args.model, weights, size)
+
+
+def host_of(path: Path) -> str:
+    """Whose config a file is: MMEngine's name their parts by ``type`` and inherit by ``_base_``."""
+    text = path.read_text(encoding="utf-8")
+    return "mmseg" if any(sign in text for sign in ("_base_", "type=", '"type"')) else "detectron2"
+
+
+def image_size(sizes: Sequence[int] | None) -> tuple[int, int] | None:
+    if sizes is not None and (len(sizes) > 2 or min(sizes) < 1):
+        raise IdentityError(f"--img-size takes one or two numbers of pixels, not {' '.join(map(str, sizes))}")
+    return None if sizes is None else (sizes[0], sizes[-1])
+
+
+def read_photo(path: Path | None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    if path is not None:
+        pixels = cv2.imread(str(path)) if path.is_file() else None
+        if pixels is None:
+            raise IdentityError(f"{path} is not a readable photo")
+        return pixels[..., ::-1]
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise IdentityError("scikit-image, which has the default photo, is not installed; give --image FILE") from error
+    return astronaut()
+
+
+def normalise(photo: np.ndarray, size: tuple[int, int], pixel_format: PixelFormat) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, *size) float32, as a model expects it."""
+    mean, std, order = pixel_format
+    pixels = cv2.resize(np.ascontiguousarray(photo), size[::-1], interpolation=cv2.INTER_AREA)
+    pixels = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    pixels = pixels if order == "RGB" else pixels.flip(0)
+    return ((pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))[None]
+
+
+@torch.inference_mode()
+def compare(pair: Pair, images: Tensor) -> bool:
+    """Print a line per output; whether all of them agree."""
+    ours, original = pair.ours(images), pair.original(images)
+    passed = ours.keys() == original.keys()
+    print(f"{pair.title}, images {tuple(images.shape)}\n{'output':<12}{'difference':>12}{'scale':>10}")
+    for name, expected in original.items():
+        scale = expected.square().mean().sqrt().item()
+        difference = math.inf
+        if name in ours and ours[name].shape == expected.shape:
+            difference = (ours[name] - expected).abs().max().item()
+        agrees = difference <= TOLERANCE * max(1.0, scale)  # also False where either is not finite
+        passed &= agrees
+        print(f"{name:<12}{difference:>12.1e}{scale:>10.3g}{'' if agrees else '  differs'}")
+    print("PASS" if passed else f"FAIL: beyond {TOLERANCE:g} at unit scale")
+    return passed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        size = image_size(args.img_size)
+        photo = read_photo(args.image)
+        pair = build_pair(args, size)
+    except (IdentityError, ValueError, TypeError, OSError) as error:
+        sys.exit(f"check_identity: {' '.join(str(error).split())}")
+    passed = compare(pair, normalise(photo, size or pair.img_size, pair.pixel_format))
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()
