@@ -172,7 +172,7 @@ def test_further_types_must_be_named(tmp_path: Path) -> None:
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of views and of tensors that share memory."""
     table = torch.arange(12.0).view(3, 4)
-    state: dict[str, Tensor] = {"a": table.T, "b": table[1], "c": table, "d": nn_parameter(table)}
+    state: dict[str, Tensor] = {"a": table.T, "b": table[1], "c": table, "d": torch.nn.Parameter(table)}
     path = tmp_path / f"out{suffix}"
     write_checkpoint(state, path)
     content = read_checkpoint(path)
@@ -182,7 +182,3 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, suffix: str, monk
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint({"a": table}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def nn_parameter(value: Tensor) -> Tensor:
-    return torch.nn.Parameter(value)

@@ -147,12 +147,12 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
     options = Config.fromfile(path).get("model", {}).get("backbone", {}).to_dict()
     if options.get("type") != "APTViT":
         raise IdentityError(f"the backbone of {path} is {options.get('type')!r}, not 'APTViT'")
-    _refuse(options, {*_MMSEG_ARGUMENTS, "norm_eps", "out_indices"}, "MMSegmentation's VisionTransformer")
+    remark = "; give the name of the timm model instead"
+    _refuse(options, {*_MMSEG_ARGUMENTS, "norm_eps", "out_indices"}, "MMSegmentation's VisionTransformer", remark)
     ours = host.APTViT(**{k: v for k, v in options.items() if k not in _NEUTRAL}, **_pixels(options)).eval()
     _fill(ours, weights)
-    defaults = inspect.signature(APTViT).parameters
     theirs = VisionTransformer(
-        **{name: options.get(mine, defaults[mine].default) for mine, name in _MMSEG_ARGUMENTS.items()},
+        **_mmseg_arguments(options),
         out_indices=ours.out_indices,
         norm_cfg={"type": "LN", "eps": ours.block_options.norm_eps},
     )
@@ -163,6 +163,14 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
         lambda images: {f"block {i}": m for i, m in zip(ours.out_indices, theirs(images), strict=True)},
         ours.img_size, ours.pixel_format,
     )  # fmt: skip
+
+
+def _mmseg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = inspect.signature(APTViT).parameters
+    arguments = {name: options.get(mine, defaults[mine].default) for mine, name in _MMSEG_ARGUMENTS.items()}
+    if arguments["mlp_ratio"] != int(arguments["mlp_ratio"]):
+        raise IdentityError(f"MMSegmentation's VisionTransformer has no mlp_ratio={arguments['mlp_ratio']}, whole ones only")
+    return {**arguments, "mlp_ratio": int(arguments["mlp_ratio"])}
 
 
 def _pixels(options: Mapping[str, Any]) -> dict[str, Any]:
