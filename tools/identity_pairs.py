@@ -126,10 +126,10 @@ def _fill(ours: nn.Module, weights: Weights) -> None:
         load_backbone(ours, read_checkpoint(weights.checkpoint))
 
 
-def _refuse(options: Mapping[str, Any], known: set[str], original: str, remark: str = "") -> None:
+def _refuse(options: Mapping[str, Any], known: set[str], partial_patches: str, original: str, remark: str) -> None:
     """Refuse options that make our backbone something that the original cannot be."""
     usual = {name: p.default for name, p in inspect.signature(APTViT).parameters.items()}
-    usual |= {"partial_patches": "pad", "pos_antialias": False}
+    usual |= {"partial_patches": partial_patches, "pos_antialias": False}
     strange = [name for name, value in options.items() if name not in known | _NEUTRAL and value != usual.get(name)]
     if strange:
         raise IdentityError(f"{original} has no {', '.join(strange)}, so there is nothing to compare with{remark}")
@@ -148,7 +148,8 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
     if options.get("type") != "APTViT":
         raise IdentityError(f"the backbone of {path} is {options.get('type')!r}, not 'APTViT'")
     remark = "; give the name of the timm model instead"
-    _refuse(options, {*_MMSEG_ARGUMENTS, "norm_eps", "out_indices"}, "MMSegmentation's VisionTransformer", remark)
+    known = {*_MMSEG_ARGUMENTS, "norm_eps", "out_indices"}
+    _refuse(options, known, "pad", "MMSegmentation's VisionTransformer", remark)
     ours = host.APTViT(**{k: v for k, v in options.items() if k not in _NEUTRAL}, **_pixels(options)).eval()
     _fill(ours, weights)
     theirs = VisionTransformer(
@@ -191,7 +192,7 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
         raise IdentityError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
     known = set(inspect.signature(ViT).parameters)
     remark = ". EVA-02's detectors are in no package; tests/test_timm_families.py compares their blocks with timm's"
-    _refuse(cfg.model.backbone.net, known, "Detectron2's ViT", remark)
+    _refuse(cfg.model.backbone.net, known, "crop", "Detectron2's ViT", remark)
     plain = copy.deepcopy(cfg)
     cfg.model.backbone.net.update(thresholds=(), drop_padding=False)
     for name in [name for name in plain.model.backbone.net if name not in {*known, "_target_"}]:

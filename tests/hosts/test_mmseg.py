@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     from mmengine.logging import MessageHub
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS as ROOT_MODELS
+    from mmengine.runner import Runner, load_checkpoint
     from mmengine.structures import PixelData
     from mmseg.models.backbones import VisionTransformer
     from mmseg.registry import MODELS
@@ -469,6 +470,34 @@ def test_pretrained_at_the_level_of_the_segmentor(weights: Path) -> None:
     model = MODELS.build(ConfigDict(type="EncoderDecoder", pretrained=str(weights), **config))
     model.init_weights()
     assert loaded(model.backbone)
+
+
+def test_a_state_saved_by_the_runner_gives_the_same_output(tmp_path: Path) -> None:
+    """After a step of training, as CheckpointHook saves it: in a new segmentor, and in a backbone alone."""
+    model, before = segmentor(), noise(1, 3, 32, 48)
+    runner = Runner(
+        model,
+        str(tmp_path),
+        train_dataloader={"dataset": [{k: v[i] for k, v in samples(32, 48).items()} for i in range(2)], "batch_size": 2,
+                          "sampler": {"type": "DefaultSampler"}, "collate_fn": {"type": "pseudo_collate"}},
+        train_cfg={"by_epoch": False, "max_iters": 1},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+        default_hooks={"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": 1}},
+        default_scope="mmseg",
+        experiment_name=tmp_path.name,
+    )  # fmt: skip
+    started = {name: value.clone() for name, value in model.state_dict().items()}
+    runner.train()
+    assert not torch.equal(model.backbone.coarse_embed.zero.bias, started["backbone.coarse_embed.zero.bias"])
+    path = str(tmp_path / "iter_1.pth")
+    fresh = segmentor()
+    load_checkpoint(fresh, path, strict=True)
+    alone = backbone(2, pretrained=path, class_token=model.backbone.cls_token is not None)
+    alone.init_weights()
+    with torch.no_grad():
+        (expected,) = model.eval().backbone(before)
+        assert torch.equal(fresh.eval().backbone(before)[0], expected) and torch.equal(alone(before)[0], expected)
+        assert torch.equal(fresh.encode_decode(before, [{"img_shape": (32, 48)}]), model.encode_decode(before, [{"img_shape": (32, 48)}]))
 
 
 def test_a_segmentor_initialises_the_backbone_once(weights: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
@@ -244,6 +246,23 @@ def test_names_of_weights_are_stable() -> None:
         "rpn.head.conv.1.0.weight", "roi_heads.box_head.0.1.weight", "roi_heads.mask_head.0.1.weight",
     }  # fmt: skip
     assert {name.split(".")[0] for name in names} == {"backbone", "rpn", "roi_heads"}
+
+
+def test_a_trained_state_gives_the_same_detections(tmp_path: Path) -> None:
+    """After a step, saved with plain torch.save, in a new model."""
+    model, fresh = detector(box_score_thresh=0.0), detector(box_score_thresh=0.0)
+    before = model.backbone.net.coarse_embed.zero.bias.clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    losses = model.train()([torch.full((3, 128, 128), 0.4)], [target([(10, 10, 60, 60)], (128, 128))])
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert not torch.equal(model.backbone.net.coarse_embed.zero.bias, before)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    fresh.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True), strict=True)
+    image = torch.rand(3, 100, 128)
+    with torch.no_grad():
+        (expected,), (found,) = model.eval()([image]), fresh.eval()([image])
+    assert len(expected["boxes"]) and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_detectron2_weights_fit_and_give_the_same_levels() -> None:
