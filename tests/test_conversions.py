@@ -79,8 +79,8 @@ def detectron2_state() -> State:
     shapes = {"pos_embed": (1, 17, WIDTH), **embedding("patch_embed.proj"), **plain_blocks()}
     for block, side in (("blocks.0.", 3), ("blocks.1.", 7)):
         shapes |= {f"{block}attn.rel_pos_h": (side, WIDTH // 2), f"{block}attn.rel_pos_w": (side, WIDTH // 2)}
-    for conv, size in (("conv1", (12, WIDTH, 1, 1)), ("conv2", (12, 12, 3, 3)), ("conv3", (WIDTH, 12, 1, 1))):
-        shapes |= {f"blocks.1.residual.{conv}.weight": size, **norm(f"blocks.1.residual.norm{conv[-1]}", size[0])}
+    for i, size in enumerate([(12, WIDTH, 1, 1), (12, 12, 3, 3), (WIDTH, 12, 1, 1)], 1):
+        shapes |= {f"blocks.1.residual.conv{i}.weight": size, **norm(f"blocks.1.residual.norm{i}", size[0])}
     return filled(shapes)
 
 
@@ -94,7 +94,8 @@ def mmseg_state(final_norm: bool = True) -> State:
     shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, 17, WIDTH), **embedding("patch_embed.projection")}
     for layer in ("layers.0.", "layers.1."):
         shapes |= norm(f"{layer}ln1") | norm(f"{layer}ln2") | linear(f"{layer}attn.attn.out_proj", WIDTH, WIDTH)
-        shapes |= {f"{layer}attn.attn.in_proj_weight": (3 * WIDTH, WIDTH), f"{layer}attn.attn.in_proj_bias": (3 * WIDTH,)}
+        shapes[f"{layer}attn.attn.in_proj_weight"] = 3 * WIDTH, WIDTH
+        shapes[f"{layer}attn.attn.in_proj_bias"] = (3 * WIDTH,)
         shapes |= linear(f"{layer}ffn.layers.0.0", 4 * WIDTH, WIDTH) | linear(f"{layer}ffn.layers.1", WIDTH, 4 * WIDTH)
     return filled(shapes | norm("ln_pre") | (norm("ln1") if final_norm else {}))
 
@@ -148,7 +149,8 @@ OPTIONS = {
     "sam": {"use_rel_pos": True},
     "mmseg": {"class_token": True, "final_norm": True, "pre_norm": True},
     "eva02_det": {**EVA02, "pretrain_use_cls_token": True},
-    "timm": {"patch_size": 16, "img_size": 64, "class_token": True, "final_norm": True, "init_values": 1.0, "qk_norm": True},
+    "timm": {"patch_size": 16, "img_size": 64, "class_token": True, "final_norm": True, "init_values": 1.0,
+             "qk_norm": True},
     "timm_eva": {"patch_size": 16, "img_size": 64, "class_token": True, "reg_tokens": 4, "final_norm": True,
                  "init_values": 1.0, "k_bias": False, "use_abs_pos": False, "rotary": {}},
 }  # fmt: skip
@@ -344,8 +346,8 @@ def release_state(scale_zero: float = 1.0) -> State:
 
 
 def released_token(net: State, patch: Tensor, position: Tensor) -> Tensor:
-    """The token of a square patch (3, S, S) from the release's weights: embed what is left when the patch is shrunk to 8
-    pixels, add what its parts of 8 pixels say, each embedded, joined four by four until one is left, and the position."""
+    """The token of a square patch (3, S, S) from the release's weights: embed the patch shrunk to 8 pixels, add what its parts
+    say, each embedded, joined four by four until one is left, and the position."""
     kernel, bias = net["net.patch_embed.proj.weight"], net["net.patch_embed.proj.bias"]
     side = patch.shape[-1] // 8
     # Bilinear samples lie in the middle of the pixels that they stand for, between two rows and two columns.
@@ -389,7 +391,7 @@ def test_coarse_tokens_are_the_releases(scale: int) -> None:
 def test_two_values_of_one_weight_are_refused() -> None:
     state = unwrap(release_state())
     state["mixed_patch.base_pos_embed"] = state["pos_embed"] + 1
-    with pytest.raises(ValueError, match="two different values of pos_embed, one of them as mixed_patch.base_pos_embed"):
+    with pytest.raises(ValueError, match="two different values of pos_embed, one of them as mixed_patch.base_pos"):
         to_apt(state)
 
 
@@ -439,7 +441,9 @@ def test_a_larger_patch_of_a_larger_image_says_the_same() -> None:
     torch.testing.assert_close(F.conv2d(enlarged, larger), expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("options", "prefix"), [({}, 0), ({"class_token": True}, 1), ({"class_token": True, "reg_tokens": 3}, 4)])
+@pytest.mark.parametrize(
+    ("options", "prefix"), [({}, 0), ({"class_token": True}, 1), ({"class_token": True, "reg_tokens": 3}, 4)]
+)
 def test_positions_are_resampled_as_timm_does(options: dict, prefix: int) -> None:
     state = weights(**options)
     resized = resize_state(state, img_size=(48, 64))["pos_embed"]

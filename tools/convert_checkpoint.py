@@ -77,7 +77,7 @@ def convert(state: StateDict, args: argparse.Namespace) -> tuple[StateDict, Load
     known = {name: value for name, value in ours.items() if name not in unexpected}
     if (missing or unexpected) and not (args.partial and "patch_embed.proj.weight" in known):
         report = LoadReport(list(known), [], [], missing, unused, unexpected)
-        raise ConvertError(f"this is no whole backbone: {report.summary()}. --from NAME, or --partial to write the rest")
+        raise ConvertError(f"this is no whole backbone: {report.summary()}. Try --from, or --partial for the rest")
     size = image_size(args.img_size)
     resized = resize_state(known, args.patch_size, size)
     patch = resized["patch_embed.proj.weight"].shape[-1]

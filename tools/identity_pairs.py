@@ -1,4 +1,4 @@
-"""Pairs of models with the same weights: the adaptive backbone without thresholds, and the implementation it replaces."""
+"""Pairs of models with the same weights: the backbone without thresholds, and the implementation that it replaces."""
 
 import copy
 import importlib.util
@@ -170,7 +170,8 @@ def _mmseg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     defaults = inspect.signature(APTViT).parameters
     arguments = {name: options.get(mine, defaults[mine].default) for mine, name in _MMSEG_ARGUMENTS.items()}
     if arguments["mlp_ratio"] != int(arguments["mlp_ratio"]):
-        raise IdentityError(f"MMSegmentation's VisionTransformer has no mlp_ratio={arguments['mlp_ratio']}, whole ones only")
+        ratio = arguments["mlp_ratio"]
+        raise IdentityError(f"MMSegmentation's VisionTransformer has no mlp_ratio={ratio}, only whole ones")
     return {**arguments, "mlp_ratio": int(arguments["mlp_ratio"])}
 
 

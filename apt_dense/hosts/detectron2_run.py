@@ -20,6 +20,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.checkpoint_files import read_checkpoint
 from apt_dense.hosts.detectron2 import APTViT
 from apt_dense.hosts.detectron2_checkpoints import convert_below
 from apt_dense.hosts.detectron2_loader import resumable, seed_all
@@ -128,12 +129,16 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         try:
-            return super()._load_file(filename)
+            # Detectron2 itself would run what a pickle says.
+            return _from_zoo(filename) if filename.endswith(".pkl") else super()._load_file(filename)
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: it is cut off or damaged, "
                 f"no checkpoint, or holds pickled code. Use an older one{self._marker()}, or copy it again"
             ) from error
+
+    def _torch_load(self, f: str) -> Mapping:
+        return read_checkpoint(Path(f))
 
     def _load_model(self, checkpoint: Mapping) -> Any:
         try:
@@ -159,6 +164,15 @@ class APTCheckpointer(DetectionCheckpointer):
         for name, module in _bare(self.model).named_modules():
             if isinstance(module, APTViT):
                 convert_below(module, state, f"{name}.")
+
+
+def _from_zoo(filename: str) -> dict:
+    """A pickle of Detectron2's model zoo, or of Caffe2's, whose names Detectron2 then matches, by its own rules."""
+    content = read_checkpoint(Path(filename))
+    if "model" in content and "__author__" in content:
+        return content
+    weights = {k: v for k, v in content.get("blobs", content).items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _check_complete(missing: Sequence[str], shapes: Sequence[tuple]) -> None:

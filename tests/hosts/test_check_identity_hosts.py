@@ -67,7 +67,9 @@ def test_mmseg(options: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_mmseg_with_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     mmseg = pytest.importorskip("mmseg.models.backbones")
-    theirs = mmseg.VisionTransformer(img_size=32, patch_size=8, embed_dims=24, num_layers=3, num_heads=2, patch_bias=True)
+    theirs = mmseg.VisionTransformer(
+        img_size=32, patch_size=8, embed_dims=24, num_layers=3, num_heads=2, patch_bias=True
+    )
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "vit.pth")
     options = "class_token=True, norm_eps=1e-5"
     assert check(MMSEG.format(options=options), tmp_path, "--checkpoint", tmp_path / "vit.pth") == 0
@@ -129,8 +131,8 @@ def test_detectron2_fails_where_a_number_differs(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (DETECTRON2.format(options="class_token=True, pre_norm=True"), "Detectron2's ViT has no class_token, pre_norm, so"),
-        (DETECTRON2.format(options="k_bias=False, rotary={}"), "k_bias, rotary, so there is nothing to compare with. EVA-02"),
+        (DETECTRON2.format(options="class_token=True, pre_norm=True"), "ViT has no class_token, pre_norm, so"),
+        (DETECTRON2.format(options="k_bias=False, rotary={}"), "k_bias, rotary, so there is nothing to compare with. EVA"),
         ("model = dict()", "has no model.backbone.net"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from references import noise, randomise
@@ -90,7 +92,7 @@ def test_detectors_of_eva02_load_without_surgery(tmp_path: Path, thresholds: tup
 
 @pytest.mark.parametrize("name", ["mmseg", "timm"])
 def test_other_names_load_below_the_prefix_of_a_detector(tmp_path: Path, name: str) -> None:
-    source, model = detector(0, pretrain_use_cls_token=name == "mmseg"), detector(1, pretrain_use_cls_token=name == "mmseg")
+    source, model = (detector(seed, pretrain_use_cls_token=name == "mmseg") for seed in (0, 1))
     foreign = from_apt(source.backbone.net.state_dict(), name).state
     state = {f"backbone.net.{key}": value for key, value in foreign.items()}
     report = load(model, state | {"head.weight": torch.ones(2, 2), "head.bias": torch.ones(2)}, tmp_path / "x.pth")
@@ -101,7 +103,8 @@ def test_other_names_load_below_the_prefix_of_a_detector(tmp_path: Path, name: s
 
 def test_missing_and_unknown_weights_of_the_backbone_are_errors(tmp_path: Path) -> None:
     state = {name.replace("qkv.bias", "vkq.bias"): value for name, value in detector().state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"does not fit backbone.net: .* 2 missing .*2 unexpected .*strict_loading=False"):
+    message = r"does not fit backbone.net: .* 2 missing .*2 unexpected .*strict_loading=False"
+    with pytest.raises(RuntimeError, match=message):
         load(detector(1), state, tmp_path / "x.pth")
     report = load(detector(1, strict_loading=False), state, tmp_path / "x.pth")
     assert len(report.missing_keys) == len(report.unexpected_keys) == 2
@@ -111,12 +114,13 @@ def test_unknown_weights_keep_what_can_be_said_of_them(tmp_path: Path) -> None:
     """EVA-02's names in a model that has no SwiGLU: nothing is lost on the way to Detectron2's warning."""
     state = eva02_names(detector(0, **EVA02).state_dict())
     report = load(detector(1, strict_loading=False, mlp_ratio=2.5), state, tmp_path / "x.pth")
-    assert {"backbone.net.blocks.0.mlp.fc1_g.weight", "backbone.net.blocks.0.attn.q_proj.bias"} < set(report.unexpected_keys)
+    left = {"backbone.net.blocks.0.mlp.fc1_g.weight", "backbone.net.blocks.0.attn.q_proj.bias"}
+    assert left < set(report.unexpected_keys)
 
 
 def test_weights_of_a_bare_backbone_are_not_lost_silently(tmp_path: Path) -> None:
     state = detector().backbone.net.state_dict()
-    with pytest.raises(RuntimeError, match=r"no weight of the checkpoint belongs to backbone.net.*matching_heuristics=True"):
+    with pytest.raises(RuntimeError, match="no weight of the checkpoint belongs to backbone.net.*matching_heuristics"):
         load(detector(1), state, tmp_path / "x.pth")
 
 
@@ -147,6 +151,32 @@ def test_the_projects_own_tool_resamples_positions(tmp_path: Path, arrays: bool)
         APTCheckpointer(detector(1, **options), complete=True).load(str(path))
     with pytest.raises(CheckpointError, match="patch_embed.proj.weight is"):
         APTCheckpointer(detector(1, patch_size=16, **options)).load(str(path))
+
+
+class _Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_pickled_code_is_not_run_by_the_projects_own_tool(tmp_path: Path, suffix: str) -> None:
+    content, path = {"model": {}, "__author__": _Bomb(tmp_path / "exploded")}, tmp_path / f"x{suffix}"
+    path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
+    with pytest.raises(CheckpointError, match="cannot be read: .* holds pickled code"):
+        APTCheckpointer(detector()).load(str(path))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_caffe2_are_matched_by_detectron2_s_rules(tmp_path: Path) -> None:
+    weights = {"pred_w": np.ones((2, 2), np.float32), "pred_w_momentum": np.ones(1, np.float32)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"blobs": weights}))
+    content = APTCheckpointer(detector())._load_file(str(tmp_path / "x.pkl"))
+    assert list(content["model"]) == ["pred_w"] and content["matching_heuristics"]
 
 
 def test_alone_strict_means_what_it_means_in_torch() -> None:
