@@ -346,8 +346,8 @@ def release_state(scale_zero: float = 1.0) -> State:
 
 
 def released_token(net: State, patch: Tensor, position: Tensor) -> Tensor:
-    """The token of a square patch (3, S, S) from the release's weights: embed the patch shrunk to 8 pixels, add what its parts
-    say, each embedded, joined four by four until one is left, and the position."""
+    """The token of a square patch (3, S, S) from the release's weights: embed the patch shrunk to 8 pixels, add what its
+    parts of 8 pixels, each embedded, say when four by four are joined until one is left, and the position."""
     kernel, bias = net["net.patch_embed.proj.weight"], net["net.patch_embed.proj.bias"]
     side = patch.shape[-1] // 8
     # Bilinear samples lie in the middle of the pixels that they stand for, between two rows and two columns.
