@@ -134,6 +134,9 @@ def from_apt(
 ) -> Converted:
     """A state dict with our names in the form of one of ``TARGETS``.
 
+    "timm" is VisionTransformer or Eva, as the names suggest; an Eva with absolute positions, LayerScale and one bias
+    for queries, keys and values looks like a VisionTransformer and needs "timm_eva".
+
     Detectron2's, EVA-02's and MMSeg's positions get one of zero for a class token where ours have none; theirs is not
     read then. Detectors and SAM have neither class token nor final norm, which are left out.
 

@@ -10,11 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from references import noise, randomise
+from test_timm_families import ALL, timm_model
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.checkpoint_names import FORMATS, detect_format, translate, translate_back
+from apt_dense.checkpoint_names import FORMATS, NOT_BACKBONE, detect_format, translate, translate_back
 from apt_dense.checkpoints import load_backbone, unwrap
 from apt_dense.conversions import TARGETS, from_apt, problems, split_backbone, to_apt
 from apt_dense.patch_embed import embed_patches
@@ -212,6 +214,18 @@ def test_unknown_formats_are_refused() -> None:
         to_apt(weights(), "swin")
     with pytest.raises(ValueError, match="cannot write the format 'mae'; expected one of apt, timm"):
         from_apt(weights(), "mae")
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_all_families_of_timm_there_and_back(family: str) -> None:
+    """But for pooling heads. From the model alone, "timm" tells the class of most."""
+    model = timm_model(family)
+    ours = APTViT.from_timm(model).state_dict()
+    own_class = "timm_eva" if isinstance(model, Eva) else "timm"
+    expected = {name: p for name, p in model.named_parameters() if not NOT_BACKBONE.match(name)}
+    assert same(from_apt(ours, own_class).state, expected)
+    told = same(from_apt(ours, "timm").state, expected)
+    assert told == (family not in ("pe lang", "pe lang giant", "rope and positions"))
 
 
 # ---- what has no place

@@ -110,6 +110,12 @@ def test_missing_and_unknown_weights_of_the_backbone_are_errors(tmp_path: Path) 
     assert len(report.missing_keys) == len(report.unexpected_keys) == 2
 
 
+def test_weights_of_features_that_the_backbone_lacks_are_errors(tmp_path: Path) -> None:
+    state = {**detector().state_dict(), "backbone.net.blocks.0.ls1.gamma": torch.ones(24)}
+    with pytest.raises(RuntimeError, match=r"does not fit backbone.net: .* 1 unexpected \(blocks.0.ls1.gamma\)"):
+        load(detector(1), state, tmp_path / "x.pth")
+
+
 def test_unknown_weights_keep_what_can_be_said_of_them(tmp_path: Path) -> None:
     """EVA-02's names in a model that has no SwiGLU: nothing is lost on the way to Detectron2's warning."""
     state = eva02_names(detector(0, **EVA02).state_dict())
