@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from apt_dense import APTViT
 from apt_dense.checkpoint_names import FORMATS, NOT_BACKBONE, detect_format, translate, translate_back
 from apt_dense.checkpoints import load_backbone, unwrap
-from apt_dense.conversions import TARGETS, from_apt, problems, split_backbone, to_apt
-from apt_dense.patch_embed import embed_patches
+from apt_dense.conversions import from_apt, problems, split_backbone, to_apt
 from apt_dense.resampling import resize_state
 
 WIDTH = 24

@@ -106,10 +106,8 @@ class APTViT(backbone.APTViT, Backbone):
         _check_padding_shows(self)
         if not rel_pos_zero_init:
             _randomise_relative_positions(self)
-        self.strict_loading = strict_loading
-        self._out_features = [out_feature]
-        self._out_feature_channels = {out_feature: embed_dim}
-        self._out_feature_strides = {out_feature: patch_size}
+        self.strict_loading, self._out_features = strict_loading, [out_feature]
+        self._out_feature_channels, self._out_feature_strides = {out_feature: embed_dim}, {out_feature: patch_size}
 
     @classmethod
     def from_timm(
