@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 # embed_dim, depth, num_heads; "test" is for trying out the tool.
-WIDTHS = {"b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16), "test": (32, 4, 2)}
+WIDTHS = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16), "test": (32, 4, 2)}
 MODELS = tuple(f"{family}-{size}" for family in ("vit", "vitdet") for size in WIDTHS)
 # Detectron2's positions, which are those of ViTDet's checkpoints.
 AS_DETECTRON2 = {
