@@ -1,7 +1,7 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from apt_dense.arguments import (
 )
 from apt_dense.blocks import Block
 from apt_dense.budget import check_token_budget, partition_by_budget, require, tokens_per_image
-from apt_dense.checkpoints import load_backbone
+from apt_dense.checkpoints import LoadReport, convert_below, load_backbone
 from apt_dense.compiling import outside_graphs
 from apt_dense.fixed_layout import build_fixed_layout
 from apt_dense.layers import BlockOptions, init_linear_layers, make_norm
@@ -233,6 +233,23 @@ class APTViT(nn.Module):
         backbone = cls(**{**apt_arguments(model), **options})
         load_backbone(backbone, model.state_dict())
         return backbone
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """torch's way to adapt other checkpoints: ``load_state_dict`` takes those of all ViTs in checkpoint_names.py."""
+        try:
+            error_msgs.extend(self._loading_errors(convert_below(self, state_dict, prefix), prefix))
+        except ValueError as error:
+            error_msgs.append(str(error))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _loading_errors(self, report: LoadReport, prefix: str) -> Iterable[str]:
+        """What a host's checkpoints must not lack, although it loads them without ``strict``."""
+        return ()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of normalised images.

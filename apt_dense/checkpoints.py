@@ -135,6 +135,23 @@ def _is_unused(name: str, model: nn.Module) -> bool:
     return bool(NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
 
 
+def convert_below(model: nn.Module, state: dict[str, Tensor], prefix: str) -> LoadReport:
+    """Convert the entries of ``state`` below ``prefix``, in place, to those of an ``APTViT``: our names, positions
+    resampled, tables of rotary positions taken out. What has no place stays, with our name.
+
+    Raises:
+        ValueError: for a weight whose shape does not fit; ``state`` is as it was.
+    """
+    below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    ours = to_apt(below)
+    fitted, report = fit_state(ours, model)
+    for name in below:
+        del state[prefix + name]
+    left = {name: ours[name] for name in report.unused + report.unexpected if not is_table(name, ours[name])}
+    state.update({prefix + name: value for name, value in {**left, **fitted}.items()})
+    return report
+
+
 def load_backbone(
     model: nn.Module, checkpoint: Mapping, strict: bool = True, resize_patches: bool = False
 ) -> LoadReport:

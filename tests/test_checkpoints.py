@@ -9,11 +9,12 @@ import timm
 import torch
 from references import noise, randomise
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.checkpoints import LoadReport, fit_state, load_backbone, unwrap
 from apt_dense.resampling import resize_positions
+from apt_dense.timm_models import apt_arguments
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -292,3 +293,21 @@ def test_the_summary_is_one_line_that_counts() -> None:
     report = LoadReport(["a", "b"], ["b"], [], [], [f"head.{i}" for i in range(9)], [])
     expected = "2 loaded; 1 converted (b); 9 unused (head.0, head.1, head.2, head.3, head.4, head.5, ...)"
     assert report.summary() == expected
+
+
+def test_load_state_dict_takes_the_names_of_other_vits() -> None:
+    """torch's own method, also for a backbone inside another module; what does not fit is torch's own error."""
+    tiny = {"num_classes": 0, "embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 28}
+    source = randomise(timm.create_model("eva02_tiny_patch14_224", **tiny))
+    model = APTViT(**apt_arguments(source))
+    wrapped = nn.ModuleDict({"backbone": model})
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("fc_norm.")}
+    model.load_state_dict(state)
+    expected = model.state_dict()
+    model.reset_parameters()
+    wrapped.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({name: value for name, value in state.items() if "norm1" not in name})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict({**state, "blocks.0.gate.weight": torch.zeros(1)})

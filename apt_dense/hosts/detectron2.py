@@ -7,7 +7,7 @@ and nothing else changes until ``model.backbone.net.thresholds`` says which patc
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense import backbone
-from apt_dense.hosts.detectron2_checkpoints import convert_below, errors_of
+from apt_dense.checkpoints import LoadReport
+from apt_dense.hosts.detectron2_checkpoints import errors_of
 from apt_dense.layout import TokenLayout
 from apt_dense.pyramid import late_scatter, runs_as_written
 from apt_dense.scatter import scatter_tokens
@@ -128,21 +129,9 @@ class APTViT(backbone.APTViT, Backbone):
         (feature_map,) = super().forward(images)
         return {self._out_features[0]: feature_map}
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """torch's way to adapt old checkpoints: here those of EVA-02's detectors and of all other ViTs."""
-        try:
-            report = convert_below(self, state_dict, prefix)
-        except ValueError as error:
-            error_msgs.append(str(error))
-        else:
-            # Alone (no prefix), load_state_dict's own strict decides; DetectionCheckpointer's is always False.
-            error_msgs.extend(errors_of(report, prefix) if prefix and self.strict_loading else ())
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def _loading_errors(self, report: LoadReport, prefix: str) -> Iterable[str]:
+        # Alone (no prefix), load_state_dict's own strict decides; DetectionCheckpointer's is always False.
+        return errors_of(report, prefix) if prefix and self.strict_loading else ()
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         layout = super().layout(images, scale_map)
