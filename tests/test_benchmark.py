@@ -235,7 +235,7 @@ def test_resume_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--model", "vit-x"], "'vit-x' is unknown; expected one of vit-b"),
+        (["--model", "vit-x"], "'vit-x' is unknown; expected one of vit-s, vit-b"),
         (["--sizes", "100"], r"\[100\].*multiples of 16"),
         (["--sizes", "0"], "multiples of 16"),
         (["--rounds", "0"], "--rounds 0"),
