@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from apt_dense.partition import drop_padding, paint_blocks, uncut_blocks, within_windows
+from apt_dense.partition import begin_inside, drop_padding, paint_blocks, uncut_blocks, within_windows
 
 _GREATEST = 1e29  # no order of a merge by its score is greater
 _LAST = 1e30  # order of merges that are made only where the budget cannot be held without
@@ -154,7 +154,7 @@ def _merge_orders(
         order = torch.where(uncut, (score / threshold).clamp(max=_GREATEST), _LAST)
         if drops_padding:
             kept = uncut_blocks(-(-region // patch_size) * patch_size, grid, scale, patch_size, window_size)
-            order = torch.where(kept & _filled(region, score.shape[1:], patch_size << scale), order, math.inf)
+            order = torch.where(kept & begin_inside(region, score.shape[1:], patch_size << scale), order, math.inf)
         order = torch.where(within_windows(grid, scale, window_size, region.device), order, math.inf)
         if orders:
             rows, columns = order.shape[1:]
@@ -162,14 +162,6 @@ def _merge_orders(
             order = torch.maximum(order, quarters.amax((2, 4)))
         orders.append(order)
     return orders
-
-
-def _filled(region: Tensor, counts: Sequence[int], size: int) -> Tensor:
-    """Which of (B, *counts) patches of ``size`` pixels begin inside the region (B, 2)."""
-    rows, columns = (
-        torch.arange(count, device=region.device) * size < region[:, axis, None] for axis, count in enumerate(counts)
-    )
-    return rows[:, :, None] & columns[:, None, :]
 
 
 def require(condition: Tensor, error: str) -> None:

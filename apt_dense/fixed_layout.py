@@ -15,6 +15,7 @@ from apt_dense.layout import (
     Segments,
     TokenLayout,
     anchors_of,
+    check_prefix_rows,
     of_corner,
     window_cells,
     window_of_cells,
@@ -37,8 +38,7 @@ def build_fixed_layout(
         ValueError: for prefix rows with windows; on a CPU also for more patches than ``tokens`` (elsewhere or compiled:
             a RuntimeError, perhaps later).
     """
-    if window_size and num_prefix:
-        raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
+    check_prefix_rows(num_prefix, window_size)
     batch, h, w = scale_map.shape
     device, scale_map = scale_map.device, scale_map.long()
     order_P, window_sizes = window_major_order(h, w, window_size, device)
@@ -48,7 +48,8 @@ def build_fixed_layout(
     require(fits.all(), f"an image was cut into another number of patches than its {tokens} tokens")
 
     rank_BP = anchors_BP.cumsum(1) - 1
-    cell_BT = order_P[_places(anchors_BP, rank_BP, tokens)]
+    place_BT = _places(anchors_BP, rank_BP, tokens)
+    cell_BT = order_P[place_BT]
     valid_BT = torch.arange(tokens, device=device) < counts_B[:, None]
     image_BT = torch.arange(batch, device=device)[:, None].expand(batch, tokens)
     scale_BT = torch.where(valid_BT, scale_map.flatten(1).gather(1, cell_BT), 0)
@@ -58,7 +59,7 @@ def build_fixed_layout(
     windows = None
     if window_size:
         window_P = window_of_cells(h, w, window_size, device)[order_P]
-        windows = _window_segments(anchors_BP, rank_BP, window_P, window_sizes, tokens, may_be_inert)
+        windows = _window_segments(anchors_BP, place_BT, window_P, window_sizes, may_be_inert)
     return TokenLayout(
         grid=(h, w),
         num_prefix=num_prefix,
@@ -106,10 +107,10 @@ def _image_segments(counts_B: Tensor, tokens: int, num_prefix: int, valid_BT: Te
 
 
 def _window_segments(
-    anchors_BP: Tensor, rank_BP: Tensor, window_P: Tensor, window_sizes: list[int], tokens: int, may_be_inert: bool
+    anchors_BP: Tensor, place_BT: Tensor, window_P: Tensor, window_sizes: list[int], may_be_inert: bool
 ) -> Segments:
     """One segment per window, all in one bucket, and one of inert rows behind each image where there may be any."""
-    batch, device = len(anchors_BP), anchors_BP.device
+    (batch, tokens), device = place_BT.shape, anchors_BP.device
     longest = min(max(window_sizes), tokens)
     counts_BW = torch.zeros(batch, len(window_sizes), dtype=torch.int64, device=device).index_add(
         1, window_P, anchors_BP.long()
@@ -120,7 +121,7 @@ def _window_segments(
     valid = place < counts_BW[..., None]
     rows = torch.where(valid, first[..., None] + place, first[..., None].clamp(max=batch * tokens - 1))
 
-    window_BT = window_P[_places(anchors_BP, rank_BP, tokens)]
+    window_BT = window_P[place_BT]
     inside_BT = torch.arange(tokens, device=device) - starts_BW.gather(1, window_BT)
     window_BT = window_BT + torch.arange(batch, device=device)[:, None] * len(window_sizes)
     counts_B = counts_BW.sum(1, keepdim=True)

@@ -94,8 +94,7 @@ def build_layout(
     Raises:
         ValueError: for an image that is not finite, a scale map that is no partition, or prefix rows with windows.
     """
-    if window_size and num_prefix:
-        raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
+    check_prefix_rows(num_prefix, window_size)
     batch, h, w = scale_map.shape
     scale_map = scale_map.long()
     order_P, window_sizes = window_major_order(h, w, window_size, scale_map.device)
@@ -124,6 +123,12 @@ def build_layout(
         image_cells=Cells((h, w), y_N, x_N, scale_N, num_scales, None, None),
         window_cells=window_cells((h, w), window_size, y_N, x_N, scale_N, num_scales) if window_size else None,
     )
+
+
+def check_prefix_rows(num_prefix: int, window_size: int) -> None:
+    """Raise a ValueError for prefix rows together with windows."""
+    if window_size and num_prefix:
+        raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
 
 
 def count_tokens(scale_map: Tensor, num_scales: int) -> Tensor:

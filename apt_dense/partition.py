@@ -144,8 +144,12 @@ def paint_blocks(scale_map: Tensor, chosen: Tensor, scale: int) -> None:
 
 def drop_padding(scale_map: Tensor, region: Tensor, patch_size: int) -> Tensor:
     """Mark ``DROPPED`` the cells that lie wholly outside the filled region (B, 2), in pixels."""
+    return torch.where(begin_inside(region, scale_map.shape[1:], patch_size), scale_map, DROPPED)
+
+
+def begin_inside(region: Tensor, counts: Sequence[int], size: int) -> Tensor:
+    """Which of (B, *counts) patches of ``size`` pixels begin inside the region (B, 2)."""
     rows, columns = (
-        torch.arange(cells, device=region.device) * patch_size < region[:, axis, None]
-        for axis, cells in enumerate(scale_map.shape[1:])
+        torch.arange(count, device=region.device) * size < region[:, axis, None] for axis, count in enumerate(counts)
     )
-    return torch.where(rows[:, :, None] & columns[:, None, :], scale_map, DROPPED)
+    return rows[:, :, None] & columns[:, None, :]
