@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from apt_dense.checkpoint_files import read_checkpoint
-from apt_dense.hosts.detectron2 import APTViT
 from apt_dense.checkpoints import convert_below
+from apt_dense.hosts.detectron2 import APTViT
 from apt_dense.hosts.detectron2_loader import resumable, seed_all
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
