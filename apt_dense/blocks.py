@@ -2,14 +2,14 @@
 ``EvaAttention`` and in Detectron2's ViT."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from apt_dense.attention import check_backend, packed_attention
 from apt_dense.compiling import outside_graphs
+from apt_dense.kernels.onednn import linear
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
-from apt_dense.layers import BlockOptions, make_layer_scale, make_mlp, make_norm
+from apt_dense.layers import BlockOptions, Linear, make_layer_scale, make_mlp, make_norm
 from apt_dense.layout import TokenLayout
 from apt_dense.positions import bias_of_padding, relative_bias_of_queries
 from apt_dense.rotary import RotaryTables
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.q_norm = norm(head_dim) if options.qk_norm else nn.Identity()
         self.k_norm = norm(head_dim) if options.qk_norm else nn.Identity()
         self.norm = norm(dim) if options.scale_attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=options.proj_bias)
+        self.proj = Linear(dim, dim, bias=options.proj_bias)
         self.rel_pos_h = self.rel_pos_w = None
         if rel_pos_size is not None:
             self.rel_pos_h, self.rel_pos_w = (
@@ -47,13 +47,13 @@ class Attention(nn.Module):
 
     def _add_projections(self, dim: int, fused: bool, qkv_bias: bool, k_bias: bool) -> None:
         """``qkv``, with ``q_bias`` and ``v_bias`` of their own where keys have none, or ``q_proj, k_proj, v_proj``."""
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
         biases = fused and qkv_bias and not k_bias
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) if biases else None for _ in range(2))
         if not fused:
-            self.q_proj = nn.Linear(dim, dim, bias=qkv_bias)
-            self.k_proj = nn.Linear(dim, dim, bias=qkv_bias and k_bias)
-            self.v_proj = nn.Linear(dim, dim, bias=qkv_bias)
+            self.q_proj = Linear(dim, dim, bias=qkv_bias)
+            self.k_proj = Linear(dim, dim, bias=qkv_bias and k_bias)
+            self.v_proj = Linear(dim, dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
         """Rows (R, C) -> (R, C)."""
@@ -77,7 +77,7 @@ class Attention(nn.Module):
             rows = self.qkv(x).chunk(3, dim=-1)
         else:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            rows = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+            rows = linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
         q, k, v = (row.unflatten(-1, (self.num_heads, -1)) for row in rows)
         return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 

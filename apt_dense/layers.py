@@ -1,13 +1,15 @@
-"""The layers that tell one family of ViTs from another, all of them timm's: norms, activations, MLPs, LayerScale."""
+"""The layers that tell one family of ViTs from another, timm's norms, activations, MLPs and LayerScale, and linear ones.
+"""
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked, trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 
 from apt_dense.arguments import one_of
+from apt_dense.kernels.onednn import linear
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU, "silu": nn.SiLU}
@@ -32,6 +34,20 @@ class BlockOptions(NamedTuple):
     norm_layer: str = "layernorm"
     norm_eps: float = 1e-6
     attention_backend: str = "auto"
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``, on CPUs by oneDNN."""
+
+    @classmethod
+    def like(cls, layer: nn.Linear) -> "Linear":
+        """A layer with the parameters of another one."""
+        new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        new.weight, new.bias = layer.weight, layer.bias
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def init_linear_layers(module: nn.Module) -> None:
@@ -59,13 +75,17 @@ def make_mlp(dim: int, options: BlockOptions) -> nn.Module:
     activation = ACTIVATIONS[one_of("act_layer", name, *ACTIVATIONS)]
     # A little more, so that a ratio of two whole widths gives back the first in floating point too.
     hidden = int(dim * options.mlp_ratio + 1e-6)
-    return layer(
+    mlp = layer(
         dim,
         2 * hidden if options.mlp_layer == "swiglu_packed" else hidden,
         act_layer=activation,
         norm_layer=make_norm(options) if options.scale_mlp_norm else None,
         bias=options.proj_bias,
     )
+    for name, child in list(mlp.named_children()):  # timm's MLPs do not let their linear layers be chosen
+        if isinstance(child, nn.Linear):
+            setattr(mlp, name, Linear.like(child))
+    return mlp
 
 
 def make_layer_scale(dim: int, options: BlockOptions) -> nn.Module:

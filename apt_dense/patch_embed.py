@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_dense.kernels.onednn import linear
+from apt_dense.layers import Linear
 from apt_dense.layout import TokenLayout
 from apt_dense.positions import positions_of_scale
 
@@ -33,7 +35,7 @@ class CoarseEmbed(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
-        self.zero = nn.Linear(embed_dim, embed_dim)
+        self.zero = Linear(embed_dim, embed_dim)
         self.reset_zero()
 
     def reset_zero(self) -> None:
@@ -53,7 +55,7 @@ class CoarseEmbed(nn.Module):
         weight = self.down.weight.permute(0, 2, 3, 1).flatten(1)
         n, h, w, channels = parts.shape
         blocks = parts[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, channels).transpose(2, 3)
-        return F.linear(blocks.reshape(n, h // 2, w // 2, 4 * channels), weight, self.down.bias)
+        return linear(blocks.reshape(n, h // 2, w // 2, 4 * channels), weight, self.down.bias)
 
 
 def embed_patches(
@@ -155,7 +157,7 @@ def _shrunk_patches(
         tiles = small.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, p, p)
         patches = tiles[image, :, y >> scale, x >> scale]
     weight = patch_embed.proj.weight.flatten(1)
-    return F.linear(patches.flatten(1).to(weight.dtype), weight, patch_embed.proj.bias)
+    return linear(patches.flatten(1).to(weight.dtype), weight, patch_embed.proj.bias)
 
 
 def _shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from apt_dense.kernels.onednn import linear
 from apt_dense.layout import TokenLayout
 from apt_dense.scatter import scatter_tiles, scatter_tokens
 
@@ -156,7 +157,7 @@ def _on_tiles(layer: nn.Module, tiles: Tensor) -> Tensor:
     if isinstance(layer, nn.ConvTranspose2d):
         return _enlarge(layer, tiles)
     if isinstance(layer, nn.Conv2d):
-        tiles = F.linear(tiles, layer.weight.flatten(1), layer.bias)
+        tiles = linear(tiles, layer.weight.flatten(1), layer.bias)
         return tiles if getattr(layer, "norm", None) is None else _on_tiles(layer.norm, tiles)
     if isinstance(layer, nn.GELU):
         return layer(tiles)
@@ -169,5 +170,5 @@ def _enlarge(layer: nn.ConvTranspose2d, tiles: Tensor) -> Tensor:
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (kh * kw * out, in)
     bias = None if layer.bias is None else layer.bias.repeat(kh * kw)
     n, th, tw, _ = tiles.shape
-    out = F.linear(tiles, weight, bias).view(n, th, tw, kh, kw, -1)
+    out = linear(tiles, weight, bias).view(n, th, tw, kh, kw, -1)
     return out.transpose(2, 3).reshape(n, th * kh, tw * kw, -1)

@@ -1,0 +1,158 @@
+"""oneDNN's products: PyTorch's own, to rounding, wherever they take over and wherever they must not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from references import noise
+from timm.layers import Mlp, SwiGLU
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from apt_dense.kernels import onednn
+from apt_dense.kernels.onednn import linear, product
+from apt_dense.layers import BlockOptions, Linear, make_mlp
+
+ROWS, IN, OUT = 700, 64, 48  # large enough for oneDNN
+
+
+def operands(rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
+    return noise(rows, IN, seed=1), noise(OUT, IN, seed=2), noise(OUT, seed=3)
+
+
+def operators_of(action) -> set[str]:  # noqa: ANN001
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        action()
+    return {event.key for event in profiler.key_averages()}
+
+
+CONVOLUTION = "aten::mkldnn_convolution"
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@needs_onednn
+def test_onednn_is_what_runs(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # PyTorch itself keeps single threads from it
+    try:
+        assert CONVOLUTION in operators_of(lambda: linear(*operands()))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(ROWS, IN), (7, 100, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_is_pytorchs(shape: tuple[int, ...], with_bias: bool) -> None:
+    x, (_, weight, bias) = noise(*shape), operands()
+    bias = bias if with_bias else None
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lay", ["columns first", "every other row", "part of the channels"])
+def test_rows_that_do_not_lie_side_by_side(lay: str) -> None:
+    x, weight, bias = operands(2 * ROWS)
+    if lay == "columns first":
+        x, weight = x.T.contiguous().T, weight.T.contiguous().T
+    if lay == "every other row":
+        x = x[::2]
+    if lay == "part of the channels":
+        x, weight = x[:, 3:40], weight[:, 3:40]
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+def test_gradients_are_pytorchs() -> None:
+    leaves = [t.requires_grad_() for t in operands()]
+    grad = noise(ROWS, OUT, seed=4)
+    for own, expected in zip(
+        torch.autograd.grad(linear(*leaves), leaves, grad), torch.autograd.grad(F.linear(*leaves), leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_nan_and_infinity_come_through() -> None:
+    x, weight, bias = operands()
+    x[3, 4], x[5, 6] = math.nan, math.inf
+    out = linear(x, weight, bias)
+    assert out[3].isnan().all() and not out[5].isfinite().any()
+    assert out[[i for i in range(ROWS) if i not in (3, 5)]].isfinite().all()
+
+
+@needs_onednn
+def test_what_is_left_to_pytorch() -> None:
+    x, weight, bias = operands()
+    double = [t.double() for t in (x, weight, bias)]
+    assert linear(*double).dtype == torch.float64
+    assert CONVOLUTION not in operators_of(lambda: linear(*double))
+    assert CONVOLUTION not in operators_of(lambda: linear(x[:3], weight, bias))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert CONVOLUTION not in operators_of(lambda: linear(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+        assert CONVOLUTION not in operators_of(lambda: linear(x, weight, bias))
+
+
+class Quantised(Tensor):
+    """A weight of another kind, which answers linear layers alone."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+        if function is F.linear:
+            return F.linear(args[0], args[1].as_subclass(Tensor) * 2, *args[2:])
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_of_another_kind_answer_for_themselves() -> None:
+    x, weight, bias = operands()
+    out = linear(x, weight.as_subclass(Quantised), bias)
+    torch.testing.assert_close(out, F.linear(x, 2 * weight, bias), atol=1e-4, rtol=1e-5)
+
+
+def test_flops_are_counted() -> None:
+    x, weight, bias = operands()
+    for action in (lambda: linear(x, weight, bias), lambda: product(x, weight), lambda: product(x, weight, noise(ROWS, OUT))):
+        with FlopCounterMode(display=False) as counter:
+            action()
+        assert counter.get_total_flops() == 2 * ROWS * IN * OUT
+
+
+@pytest.mark.parametrize("with_addend", [True, False])
+@pytest.mark.parametrize("lay", ["rows", "columns", "gaps"])
+@pytest.mark.parametrize("available", [True, False])
+def test_product(lay: str, with_addend: bool, available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_HAS_PRODUCT", onednn._HAS_PRODUCT and available)
+    x, w, _ = operands()
+    if lay == "columns":
+        w = w.T.contiguous().T
+    if lay == "gaps":
+        w = torch.cat([w, w], 1)[:, :IN]
+    addend = noise(ROWS, OUT, seed=5) if with_addend else None
+    expected = x @ w.T + (addend if with_addend else 0)
+    torch.testing.assert_close(product(x, w, addend), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_linear_layers_keep_names_values_and_start() -> None:
+    torch.manual_seed(0)
+    own = Linear(IN, OUT)
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(IN, OUT)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(own.weight, plain.weight, rtol=0, atol=0)
+    like = Linear.like(plain)
+    assert like.weight is plain.weight and like.bias is plain.bias
+    assert Linear.like(torch.nn.Linear(IN, OUT, bias=False)).bias is None
+
+
+@pytest.mark.parametrize("name, kind", [("mlp", Mlp), ("swiglu", SwiGLU)])
+def test_mlps_are_timms_with_these_layers(name: str, kind: type) -> None:
+    mlp = make_mlp(IN, BlockOptions(2, 2.0, mlp_layer=name))
+    assert isinstance(mlp, kind)
+    layers = [layer for layer in mlp.modules() if isinstance(layer, torch.nn.Linear)]
+    assert layers and all(isinstance(layer, Linear) for layer in layers)
+    oracle = kind(IN, 2 * IN)
+    oracle.load_state_dict(mlp.state_dict())
+    x = noise(ROWS, IN)
+    torch.testing.assert_close(mlp(x), oracle(x), atol=1e-4, rtol=1e-5)
