@@ -4,7 +4,7 @@
 |---|---|---|---|
 | sdpa | everywhere: segments of about the same length as a batch | further channels of q and k | fused |
 | mask | everywhere | a mask, part by part | keeps the mask |
-| rows | CPU | added to the scores of a slice of queries | none |
+| rows | everywhere, fast on CPUs in float32: long segments | looked up; a padding key leads to "mask" | of its own |
 | varlen | CUDA, 16 bits: torch.nn.attention.varlen or flash-attn | further channels of q and k | fused |
 | flex | CUDA: FlexAttention | looked up in the kernel | fused |
 """
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from apt_dense.kernels import bucketed, flex, varlen
+from apt_dense.kernels.rows import rows
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Segments
 
 _KERNELS = {
-    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": bucketed.rows, "varlen": varlen.varlen, "flex": flex.flex,
+    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": rows, "varlen": varlen.varlen, "flex": flex.flex,
 }  # fmt: skip
 BACKENDS = ("auto", *_KERNELS)
-_LONG_SEGMENT = 512  # rows from which "rows" is faster than "mask" on a CPU
+_LONG_SEGMENT = 512  # rows from which "rows" is faster than "sdpa" and "mask" on a CPU
 
 
 def packed_attention(
@@ -65,28 +66,26 @@ def _suitable(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
 ) -> str:
     """The backend that "auto" stands for."""
+    on_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT and padding is None:
+        return "rows"
     if bias is None and padding is None and segments.is_even:
         return "sdpa"  # a plain batch
     if varlen.obstacle(q, bias, padding) is None:
         return "varlen"
-    # The other two work slice by slice: many launches on a GPU, and a compiler would unroll them.
-    if q.device.type != "cpu" or _trains(q, k, v, bias) or torch.compiler.is_compiling():
-        return "sdpa"
-    return "rows" if q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT else "mask"
+    # "mask" works part by part: many launches on a GPU, and a compiler would unroll them.
+    return "mask" if on_cpu and not _trains(q, k, v, bias) else "sdpa"
 
 
 def _check(
     backend: str, q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias | None, padding: PaddingKey | None
 ) -> None:
     check_backend(backend)
-    trains = _trains(q, k, v, bias)
     obstacle = None
     if backend == "varlen":
         obstacle = varlen.obstacle(q, bias, padding)
     if backend == "flex":
-        obstacle = flex.obstacle(trains, q.device.type == "cpu")
-    if backend == "rows" and trains:
-        obstacle = "it has no backward; use it under torch.no_grad() or torch.inference_mode()"
+        obstacle = flex.obstacle(_trains(q, k, v, bias), q.device.type == "cpu")
     if obstacle:
         raise ValueError(f"attention backend {backend!r} cannot run: {obstacle}. 'auto' chooses one that can")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apt_dense import attention
 from apt_dense.attention import BACKENDS, packed_attention
-from apt_dense.kernels import bucketed, varlen
+from apt_dense.kernels import bucketed, rows, varlen
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Bucket, Cells, Segments
 from apt_dense.positions import MASKED
@@ -182,29 +182,82 @@ def test_parts_of_any_size_give_the_same(
     backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucketed, "_BIAS_ENTRIES", entries)
-    monkeypatch.setattr(bucketed, "_QUERIES", slice_of_queries)
+    monkeypatch.setattr(rows, "_MOST_QUERIES", slice_of_queries)
     lengths = (9, 4, 10, 9)
     q, k, v = qkv(sum(lengths))
-    bias, _ = terms(sum(lengths), lengths)
-    expected = plain_attention(q, k, v, lengths, bias, None)
-    torch.testing.assert_close(attend(backend, q, k, v, segments(*lengths), bias), expected, atol=1e-5, rtol=1e-4)
+    leaves = [t.detach().requires_grad_() for t in (q, k, v, terms(sum(lengths), lengths)[0].queries_RHK)]
+    cells = terms(sum(lengths), lengths)[0].cells
+    assert_same_with_gradients(backend, lengths, leaves, lambda of: (RelativeBias(of[3], cells), None))
 
 
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "varlen"])
-@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
-def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: str) -> None:
-    rows = sum(lengths)
-    bias, padding = terms(rows, lengths)
-    leaves = [t.detach().requires_grad_() for t in (*qkv(rows), bias.queries_RHK, *padding)]
-    weights = noise(rows, HEADS, DIM, seed=9)
-
-    def gradients(function: Callable[..., Tensor], of: object) -> tuple[Tensor, ...]:
-        out = function(*leaves[:3], of, RelativeBias(leaves[3], bias.cells), PaddingKey(*leaves[4:]))
-        return torch.autograd.grad((out * weights).sum(), leaves)
-
-    ours = gradients(partial(attend, backend), segments(*lengths))
-    for own, expected in zip(ours, gradients(plain_attention, lengths), strict=True):
+def assert_same_with_gradients(
+    backend: str, lengths: tuple[int, ...], leaves: list[Tensor], terms_of: Callable[[list[Tensor]], tuple]
+) -> None:
+    """Outputs, and gradients of all leaves: q, k, v and what the terms are made of."""
+    outputs, weights = [], noise(*leaves[2].shape, seed=9)
+    for function, of in ((partial(attend, backend), segments(*lengths)), (plain_attention, lengths)):
+        out = function(*leaves[:3], of, *terms_of(leaves))
+        outputs.append((out, *torch.autograd.grad((out * weights).sum(), leaves)))
+    for own, expected in zip(*outputs, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "rows", "varlen"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: str, use: tuple[bool, bool]) -> None:
+    bias, padding = terms(sum(lengths), lengths)
+    leaves, parts = list(qkv(sum(lengths))), []
+    for used, tensors in zip(use, ([bias.queries_RHK], padding), strict=True):
+        parts.append(slice(len(leaves), len(leaves) + used * len(tensors)))
+        leaves += tensors[: used * len(tensors)]
+
+    def terms_of(leaves: list[Tensor]) -> tuple[RelativeBias | None, PaddingKey | None]:
+        of_bias, of_padding = (leaves[part] for part in parts)
+        return RelativeBias(*of_bias, bias.cells) if of_bias else None, PaddingKey(*of_padding) if of_padding else None
+
+    assert_same_with_gradients(backend, lengths, [t.detach().requires_grad_() for t in leaves], terms_of)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
+    """As long as the segments that take this way by themselves, one of them with products that oneDNN takes over."""
+    lengths = (attention._LONG_SEGMENT + 3, 1, 40)
+    q, k, v = qkv(sum(lengths))
+    bias = terms(sum(lengths), lengths)[0] if with_bias else None
+    leaves = [t.detach().requires_grad_() for t in (q, k, v, *([bias.queries_RHK] if bias else []))]
+    assert attention._suitable(*leaves[:3], segments(*lengths), bias, None) == "rows"
+    terms_of = lambda of: (RelativeBias(of[3], bias.cells) if bias else None, None)  # noqa: E731
+    assert_same_with_gradients("auto", lengths, leaves, terms_of)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_MOST_QUERIES", 3)
+    lengths = (5, 0, 2)
+    bias, _ = terms(sum(lengths), lengths)
+    leaves = [t.double().requires_grad_() for t in (*qkv(sum(lengths)), bias.queries_RHK)][: 3 + with_bias]
+
+    def run(*of: Tensor) -> Tensor:
+        terms = RelativeBias(of[3], bias.cells) if with_bias else None
+        return packed_attention(*of[:3], segments(*lengths), terms, backend="rows")
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+def test_slices_keep_no_scores() -> None:
+    """What the forward pass keeps for the backward grows with the rows, not with their square."""
+    length, kept = 600, 0
+    leaves = [t.requires_grad_() for t in qkv(length)]
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        packed_attention(*leaves, segments(length), backend="rows")
+    assert kept <= 4 * length * HEADS * DIM
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -231,7 +284,7 @@ def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
 
 @pytest.mark.parametrize(
     "backend, message",
-    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("rows", "has no backward"), ("flex", "no backward on a CPU")],
+    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("flex", "no backward on a CPU")],
 )
 def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
     q, k, v = (t.requires_grad_() for t in qkv(4))
@@ -239,12 +292,14 @@ def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
         packed_attention(q, k, v, segments(4), backend=backend)
 
 
-def test_auto_avoids_what_has_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
-    bias, _ = terms(6, (6,))
-    q, k, v = qkv(6)
-    assert attention._suitable(q, k, v, segments(6), bias, None) == "rows"
+def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    (bias, padding), (q, k, v) = terms(6, (6,)), qkv(6)
+    assert attention._suitable(q, k, v, segments(6), bias, None) == "mask"
     assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
-    assert attention._suitable(q, k, v.requires_grad_(), segments(6), bias, None) == "sdpa"
-    trained = bias._replace(queries_RHK=bias.queries_RHK.requires_grad_())
-    assert attention._suitable(q, k, v.detach(), segments(6), trained, None) == "sdpa"
+    assert attention._suitable(q.clone().requires_grad_(), k, v, segments(6), bias, None) == "sdpa"
+    trained = bias._replace(queries_RHK=bias.queries_RHK.clone().requires_grad_())
+    assert attention._suitable(q, k, v, segments(6), trained, None) == "sdpa"
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
+    assert attention._suitable(q, k, v, segments(6), trained, None) == "rows"
+    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q, k, v, segments(6), bias, padding) == "mask"

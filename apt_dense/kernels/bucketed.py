@@ -5,7 +5,6 @@ with a key for padding), K bias channels.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from torch import Tensor
 
 from apt_dense.kernels.terms import Channels, PaddingKey, RelativeBias, augment, bias_channels
 from apt_dense.layout import Bucket, Segments
-from apt_dense.positions import MASKED, codes_of_keys, pooled_bias
+from apt_dense.positions import MASKED
 
-_QUERIES = 128  # so many at once that the scores of a head stay in the cache
 _BIAS_ENTRIES = 2**21  # most entries of the bias held at once: 8 MiB in float32
 
 
@@ -32,21 +30,6 @@ def mask(
     """The bias as a mask, a bounded part of it at a time: faster than ``sdpa`` without gradients; its backward would
     keep the whole mask."""
     return _by_bucket(q, k, v, segments, bias, padding, _masked)
-
-
-def rows(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
-) -> Tensor:
-    """The bias added to the scores row by row: for long segments on a CPU, without gradients. ``mask`` where it does
-    not apply (no relative positions, or a padding key)."""
-    if bias is None or padding is not None:
-        return mask(q, k, v, segments, bias, padding)
-    codes, parts = codes_of_keys(bias.cells), []
-    pool = partial(pooled_bias, size=bias.cells.size, num_scales=bias.cells.num_scales)
-    for bucket in segments.buckets:
-        taken = (_take(t, bucket, segments) for t in (q, k, v, bias.queries_RHK, codes))
-        parts.append(_one_head_at_a_time(*taken, bucket.valid, pool).flatten(0, 1))
-    return _unpacked(parts, v, segments)
 
 
 def _by_bucket(
@@ -133,35 +116,3 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, val
             parts.append(F.scaled_dot_product_attention(q[i, :, j : j + rows], k[i], v[i], attn_mask=bias))
         images.append(torch.cat(parts, 2))
     return torch.cat(images)
-
-
-def _one_head_at_a_time(
-    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, codes: Tensor, valid: Tensor | None,
-    pool: Callable[[Tensor], Tensor],
-) -> Tensor:  # fmt: skip
-    """q, k, v (n, L, H, D), queries (n, L, H, K), which ``pool`` makes K', and codes (n, L, 2) of those.
-
-    The scores of a slice of queries are first filled with their bias, which embedding_bag adds up row by row at the
-    speed of memory, and then accumulate the product of keys and queries. At 2400 tokens this took 1.35 times as long as
-    fused attention without a bias, and the fused kernel with a mask, however the mask was made, 2.4 times or more.
-    """
-    out = torch.empty_like(q)
-    for image in range(len(q)):
-        invalid = None if valid is None else ~valid[image, :, None]
-        for head in range(q.shape[2]):
-            attend = partial(_slice_of_queries, k[image, :, head] * q.shape[-1] ** -0.5, v[image, :, head], codes[image])
-            table = pool(queries[image, :, head]).T.contiguous()
-            for start in range(0, q.shape[1], _QUERIES):
-                part = slice(start, start + _QUERIES)
-                out[image, part, head] = attend(q[image, part, head], table[:, part], invalid)
-    return out
-
-
-def _slice_of_queries(
-    k: Tensor, v: Tensor, codes: Tensor, q: Tensor, table: Tensor, invalid: Tensor | None
-) -> Tensor:
-    """One head's attention: scaled keys and values (L, D), codes (L, 2), some queries (Q, D), their table (K', Q)."""
-    scores = F.embedding_bag(codes, table, mode="sum").addmm_(k, q.T)  # (L, Q)
-    if invalid is not None:
-        scores.masked_fill_(invalid, MASKED)
-    return scores.softmax(0).T @ v
