@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apt_dense.kernels.onednn import linear
 from apt_dense.layout import Cells, TokenLayout
 
 #: The logit of a key that takes no part. Finite, so that gradients stay finite, and within float16.
@@ -21,11 +22,7 @@ def resample_positions(positions: Tensor, grid: tuple[int, int], antialias: bool
     """
     if tuple(positions.shape[:2]) == tuple(grid):
         return positions
-    if antialias:
-        return _cubic_samples(positions, grid, grid)
-    table = positions.permute(2, 0, 1)[None].float()
-    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
-    return table[0].permute(1, 2, 0).to(positions.dtype)
+    return _cubic_samples(positions, grid, grid, antialias)
 
 
 def positions_of_scale(positions: Tensor, grid: tuple[int, int], scale: int, antialias: bool = True) -> Tensor:
@@ -46,15 +43,19 @@ def positions_of_scale(positions: Tensor, grid: tuple[int, int], scale: int, ant
     return _cubic_samples(positions, tuple(cells >> scale for cells in grid), whole)
 
 
-def _cubic_samples(positions: Tensor, counts: tuple[int, int], whole: tuple[float, float]) -> Tensor:
+def _cubic_samples(
+    positions: Tensor, counts: tuple[int, int], whole: tuple[float, float], antialias: bool = True
+) -> Tensor:
     """The first ``counts`` of ``whole`` evenly spaced samples along each axis: (gh, gw, C) -> (*counts, C).
 
-    A matrix per axis, in float32. Not F.interpolate, which on a CPU is wrong for a single column and skips an axis
-    whose number of samples stays although their spacing does not (torch 2.15).
+    A matrix per axis, in float32. Not F.interpolate, which is slower by far, on a CPU wrong for a single column, and
+    skips an axis whose number of samples stays although their spacing does not (torch 2.15, with antialiasing).
     """
     with torch.autocast(positions.device.type, enabled=False):
         along_y, along_x = (
             _cubic_weights(size, count, size / samples, positions.device)
+            if antialias
+            else _plain_cubic_weights(size, count, positions.device)
             for size, count, samples in zip(positions.shape, counts, whole, strict=False)
         )
         rows = (along_y @ positions.float().flatten(1)).unflatten(1, positions.shape[1:])
@@ -68,6 +69,20 @@ def _cubic_weights(size: int, count: int, spacing: float, device: torch.device) 
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     return weights / weights.sum(1, keepdim=True)
+
+
+def _plain_cubic_weights(size: int, count: int, device: torch.device) -> Tensor:
+    """Weights (count, size) of F.interpolate's bicubic filter (a = -0.75), which repeats the first and last sample.
+
+    Places are counted in whole numbers of 1 / (2 * count), so that they are exact for large grids, too.
+    """
+    place = (2 * torch.arange(count, device=device)[:, None] + 1) * size - count
+    offsets = torch.arange(-1, 3, device=device)  # the four samples around each place
+    taps = place.div(2 * count, rounding_mode="floor") + offsets
+    x = (place.remainder(2 * count) / (2 * count) - offsets).abs()
+    near, far = (1.25 * x - 2.25) * x * x + 1, -0.75 * (x - 1) * (x - 2) ** 2
+    weights = torch.where(x < 1, near, far)
+    return weights.new_zeros(count, size).scatter_add(1, taps.clamp(0, size - 1), weights)
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -109,7 +124,7 @@ def _per_axis(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout
     """Biases (N, H, size) per key position of queries that begin at first_N, by a table (2 * size - 1, D) of distances."""
     if layout.is_fixed:
         return _per_axis_of_all_scales(q_NHD, table, first_N, layout)
-    by_distance = q_NHD @ table.T
+    by_distance = linear(q_NHD, table)
     size = (by_distance.shape[-1] + 1) // 2
     key = torch.arange(size, device=first_N.device)
     parts = []
@@ -127,7 +142,7 @@ def _per_axis(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout
 def _per_axis_of_all_scales(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout) -> Tensor:
     """The same in fixed shapes: every query against the tables of all scales, of which it then takes its own."""
     size, cells = (len(table) + 1) // 2, layout.image_cells
-    by_distance = q_NHD @ torch.cat(_runs(table.T, cells.num_scales), dim=-1)
+    by_distance = linear(q_NHD, torch.cat(_runs(table.T, cells.num_scales), dim=-1).T)
     start = first_N + _first_of_scale(cells, len(table)) + size - 1
     distance = start[:, None] - torch.arange(size, device=first_N.device)
     return by_distance.gather(-1, distance[:, None].expand(-1, by_distance.shape[1], -1))
