@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,41 +11,37 @@ import torch.nn.functional as F
 from references import noise
 from timm.layers import Mlp, SwiGLU
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.kernels import onednn
 from apt_dense.kernels.onednn import linear, product
 from apt_dense.layers import BlockOptions, Linear, make_mlp
 
-ROWS, IN, OUT = 700, 64, 48  # large enough for oneDNN
+ROWS, IN, OUT = 1400, 64, 48  # large enough for oneDNN
 
 
 def operands(rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
     return noise(rows, IN, seed=1), noise(OUT, IN, seed=2), noise(OUT, seed=3)
 
 
-def operators_of(action) -> set[str]:  # noqa: ANN001
+def operators_of(action: Callable[[], object]) -> set[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         action()
     return {event.key for event in profiler.key_averages()}
 
 
-CONVOLUTION = "aten::mkldnn_convolution"
+ONEDNN = "mkldnn::_linear_pointwise"
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @needs_onednn
-def test_onednn_is_what_runs(threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # PyTorch itself keeps single threads from it
-    try:
-        assert CONVOLUTION in operators_of(lambda: linear(*operands()))
-    finally:
-        torch.set_num_threads(before)
+def test_onednn_is_what_runs() -> None:
+    assert ONEDNN in operators_of(lambda: linear(*operands()))
+    assert ONEDNN in operators_of(lambda: product(*operands()[:2]))
 
 
-@pytest.mark.parametrize("shape", [(ROWS, IN), (7, 100, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)])
+@pytest.mark.parametrize("shape", [(ROWS, IN), (7, 200, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_linear_is_pytorchs(shape: tuple[int, ...], with_bias: bool) -> None:
     x, (_, weight, bias) = noise(*shape), operands()
@@ -64,13 +61,37 @@ def test_rows_that_do_not_lie_side_by_side(lay: str) -> None:
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
 
 
-def test_gradients_are_pytorchs() -> None:
-    leaves = [t.requires_grad_() for t in operands()]
-    grad = noise(ROWS, OUT, seed=4)
-    for own, expected in zip(
-        torch.autograd.grad(linear(*leaves), leaves, grad), torch.autograd.grad(F.linear(*leaves), leaves, grad), strict=True
-    ):
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,), (0, 2)], ids=str)
+@pytest.mark.parametrize("outputs", [OUT, 2 * IN])  # the smaller operand of the weights' gradient is copied
+def test_gradients_are_pytorchs(wanted: tuple[int, ...], outputs: int) -> None:
+    operands = noise(ROWS, IN, seed=1), noise(outputs, IN, seed=2), noise(outputs, seed=3)
+    for i in wanted:
+        operands[i].requires_grad_()
+    leaves, grad = [operands[i] for i in wanted], noise(ROWS, outputs, seed=4)
+    own, expected = (torch.autograd.grad(function(*operands), leaves, grad) for function in (linear, F.linear))
+    torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_second_derivatives_are_pytorchs() -> None:
+    def second(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [t.requires_grad_() for t in operands()]
+        first = torch.autograd.grad(function(*leaves).tanh().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(t.square().mean() for t in first), leaves)
+
+    torch.testing.assert_close(second(linear), second(F.linear), atol=1e-4, rtol=1e-4)
+
+
+@needs_onednn
+def test_one_graph_for_any_number_of_rows_and_it_runs_onednn() -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (ROWS, 2 * ROWS, 3 * ROWS):
+        leaves = [t.requires_grad_() for t in operands(rows)]
+        own, expected = (torch.autograd.grad(f(*leaves).sum(), leaves) for f in (compiled, F.linear))
         torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-4)
+    assert counter.frame_count == 1
+    assert ONEDNN in operators_of(lambda: compiled(*leaves))
 
 
 def test_nan_and_infinity_come_through() -> None:
@@ -81,18 +102,19 @@ def test_nan_and_infinity_come_through() -> None:
     assert out[[i for i in range(ROWS) if i not in (3, 5)]].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @needs_onednn
 def test_what_is_left_to_pytorch() -> None:
     x, weight, bias = operands()
     double = [t.double() for t in (x, weight, bias)]
     assert linear(*double).dtype == torch.float64
-    assert CONVOLUTION not in operators_of(lambda: linear(*double))
-    assert CONVOLUTION not in operators_of(lambda: linear(x[:3], weight, bias))
+    assert ONEDNN not in operators_of(lambda: linear(*double))
+    assert ONEDNN not in operators_of(lambda: linear(x[:3], weight, bias))
     with torch.backends.mkldnn.flags(enabled=False):
-        assert CONVOLUTION not in operators_of(lambda: linear(x, weight, bias))
+        assert ONEDNN not in operators_of(lambda: linear(x, weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
-        assert CONVOLUTION not in operators_of(lambda: linear(x, weight, bias))
+        assert ONEDNN not in operators_of(lambda: linear(x, weight, bias))
 
 
 class Quantised(Tensor):
@@ -123,7 +145,7 @@ def test_flops_are_counted() -> None:
 @pytest.mark.parametrize("lay", ["rows", "columns", "gaps"])
 @pytest.mark.parametrize("available", [True, False])
 def test_product(lay: str, with_addend: bool, available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "_HAS_PRODUCT", onednn._HAS_PRODUCT and available)
+    monkeypatch.setattr(onednn, "_EXISTS", onednn._EXISTS and available)
     x, w, _ = operands()
     if lay == "columns":
         w = w.T.contiguous().T
