@@ -4,7 +4,7 @@
 |---|---|---|---|
 | sdpa | everywhere: segments of about the same length as a batch | further channels of q and k | fused |
 | mask | everywhere | a mask, part by part | keeps the mask |
-| rows | everywhere, fast on CPUs in float32: long segments | looked up; a padding key leads to "mask" | of its own |
+| rows | everywhere, fast on CPUs: long segments | looked up; a padding key leads to "mask" | of its own |
 | varlen | CUDA, 16 bits: torch.nn.attention.varlen or flash-attn | further channels of q and k | fused |
 | flex | CUDA: FlexAttention | looked up in the kernel | fused |
 """
@@ -67,7 +67,7 @@ def _suitable(
 ) -> str:
     """The backend that "auto" stands for."""
     on_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and q.dtype == torch.float32 and segments.longest >= _LONG_SEGMENT and padding is None:
+    if on_cpu and segments.longest >= _LONG_SEGMENT and padding is None and not _has_fast_fused_kernel(q.dtype):
         return "rows"
     if bias is None and padding is None and segments.is_even:
         return "sdpa"  # a plain batch
@@ -75,6 +75,12 @@ def _suitable(
         return "varlen"
     # "mask" works part by part: many launches on a GPU, and a compiler would unroll them.
     return "mask" if on_cpu and not _trains(q, k, v, bias) else "sdpa"
+
+
+def _has_fast_fused_kernel(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's fused attention uses a CPU's matrix unit (Intel's AMX), which float32 has none of."""
+    is_present = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return dtype in (torch.bfloat16, torch.float16) and is_present()
 
 
 def _check(

@@ -245,6 +245,34 @@ def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.Monk
     assert torch.autograd.gradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("backward_in_autocast", [True, False])
+def test_slices_of_16_bits_compute_in_float32(with_bias: bool, kind: torch.dtype, backward_in_autocast: bool) -> None:
+    lengths = (30, 7)
+    bias = terms(37, lengths)[0]
+    leaves = [t.to(kind).requires_grad_() for t in (*qkv(37), bias.queries_RHK)][: 3 + with_bias]
+    plain = [t.detach().float().requires_grad_() for t in leaves]
+
+    def run(of: list[Tensor]) -> Tensor:
+        term = RelativeBias(of[3], bias.cells) if with_bias else None
+        return packed_attention(*of[:3], segments(*lengths), term, backend="rows")
+
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run(leaves)
+        loss = out.float().square().sum()
+        if backward_in_autocast:
+            loss.backward()
+    if not backward_in_autocast:
+        loss.backward()
+    expected = run(plain)
+    expected.square().sum().backward()
+    assert out.dtype == kind
+    torch.testing.assert_close(out, expected.to(kind), atol=0, rtol=0)
+    for own, reference in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(own.grad.float(), reference.grad, atol=2e-2, rtol=2e-2)
+
+
 def test_slices_keep_no_scores() -> None:
     """What the forward pass keeps for the backward grows with the rows, not with their square."""
     length, kept = 600, 0
@@ -301,5 +329,8 @@ def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch)
     assert attention._suitable(q, k, v, segments(6), trained, None) == "sdpa"
     monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
     assert attention._suitable(q, k, v, segments(6), trained, None) == "rows"
+    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "rows"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q, k, v, segments(6), None, None) == "rows"
     assert attention._suitable(q, k, v, segments(6), bias, padding) == "mask"
