@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from references import normalise
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ for package in ("skimage", "matplotlib", "tqdm"):
 
 import benchmark  # noqa: E402
 import benchmark_hosts  # noqa: E402
+import benchmark_kernels  # noqa: E402
 from benchmark_measure import (  # noqa: E402
     Candidate,
     Result,
@@ -36,6 +39,7 @@ from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv  #
 from apt_dense import APTViT  # noqa: E402
 from apt_dense.attention import packed_attention  # noqa: E402
 from apt_dense.kernels.terms import RelativeBias  # noqa: E402
+from apt_dense.layout import build_layout  # noqa: E402
 from apt_dense.positions import relative_bias_of_queries  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -66,12 +70,19 @@ def test_memory_of_a_backward_pass_counts_gradients_and_not_what_was_there() -> 
     assert memory_of(lambda: weight.exp().sum().backward(), CPU) == pytest.approx(2, abs=0.01)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (7, 3, 4, 5)])
-def test_products_in_place_are_counted(shape: tuple[int, ...]) -> None:
-    *batch, rows, inner, columns = shape
-    left, right, total = (torch.ones(*batch, *s) for s in ((rows, inner), (inner, columns), (rows, columns)))
-    product = total.baddbmm_ if batch else total.addmm_
-    assert gflops_of(lambda: product(left, right)) * 1e9 == pytest.approx(2 * 60 * (batch[0] if batch else 1))
+def test_fused_attention_is_counted_with_its_backward() -> None:
+    q = torch.randn(2, 3, 40, 8, requires_grad=True)
+    product = 2 * 2 * 3 * 40 * 40 * 8  # one of two in the forward pass and of five in the backward pass
+    assert gflops_of(lambda: F.scaled_dot_product_attention(q, q, q)) * 1e9 == pytest.approx(2 * product)
+    assert gflops_of(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()) * 1e9 == pytest.approx(7 * product)
+
+
+def test_slices_of_attention_are_counted_as_fused_attention_is() -> None:
+    q = torch.randn(1000, 3, 8, requires_grad=True)
+    segments = build_layout(torch.zeros(1, 1, 1000), 1).images
+    run = partial(packed_attention, q, q, q, segments, backend="rows")
+    assert gflops_of(lambda: run()) * 1e9 == pytest.approx(2 * 2 * 3 * 1000**2 * 8)
+    assert gflops_of(lambda: run().sum().backward()) * 1e9 == pytest.approx(7 * 2 * 3 * 1000**2 * 8)
 
 
 def test_attention_backends_have_about_the_same_flops() -> None:
@@ -335,3 +346,16 @@ def test_baselines_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(["--model", "vit-test", "--sizes", "64", "--rounds", "1", "--skip", "mmseg", "--dtype", "bfloat16"])
     printed = capsys.readouterr().out
     assert "timm, fused attention" in printed and "| MMSegmentation" not in printed and "bfloat16" in printed
+
+
+def test_kernels_are_compared_with_pytorchs(capsys: pytest.CaptureFixture) -> None:
+    benchmark_kernels.main(["--rows", "50", "--dim", "16", "--heads", "2", "--rounds", "1", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    measured = [line for line in lines if line.endswith("| |") and "ms" not in line]
+    assert len(measured) == 2 * (2 + 2 * 5)  # linear layers, fused attention and four backends, each step
+    assert all("not cuda" in line for line in lines if "varlen" in line)
+
+
+def test_kernels_refuse_what_cannot_be_cut_into_heads() -> None:
+    with pytest.raises(SystemExit, match="multiple of --heads"):
+        benchmark_kernels.main(["--dim", "10", "--heads", "4"])

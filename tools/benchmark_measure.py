@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
-
-aten = torch.ops.aten
 
 
 class Variant(NamedTuple):
@@ -177,15 +175,25 @@ def memory_of(action: Callable[[], None], device: torch.device) -> float:
     return peak / 2**20
 
 
-def _addmm_in_place(total: Sequence[int], left: Sequence[int], right: Sequence[int], **_: object) -> int:
-    return 2 * left[-2] * left[-1] * right[-1] * (left[0] if len(left) == 3 else 1)
+def _flops_of_attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _flops_of_its_backward(
+    grad: Sequence[int], q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
+) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
 
 
 def gflops_of(action: Callable[[], None]) -> float:
     """Floating point operations of matrix products, convolutions and attention, in 1e9 (a multiply-add is two)."""
-    # The counter knows these products only where they do not work in place, which would hide attention's "rows".
-    in_place = {aten.addmm_: _addmm_in_place, aten.baddbmm_: _addmm_in_place}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    # Of fused attention PyTorch's counter knew the kernels of GPUs alone before 2.15.
+    aten = torch.ops.aten
+    on_cpus = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _flops_of_its_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpus) as counter:
         action()
     return counter.get_total_flops() / 1e9
 
