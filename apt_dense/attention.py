@@ -4,7 +4,7 @@
 |---|---|---|---|
 | sdpa | everywhere: segments of about the same length as a batch | further channels of q and k | fused |
 | mask | everywhere | a mask, part by part | keeps the mask |
-| rows | everywhere, fast on CPUs: long segments | looked up; a padding key leads to "mask" | of its own |
+| rows | CPU: long segments | looked up; a padding key leads to "mask" | of its own |
 | varlen | CUDA, 16 bits: torch.nn.attention.varlen or flash-attn | further channels of q and k | fused |
 | flex | CUDA: FlexAttention | looked up in the kernel | fused |
 """
@@ -90,6 +90,8 @@ def _check(
     obstacle = None
     if backend == "varlen":
         obstacle = varlen.obstacle(q, bias, padding)
+    if backend == "rows" and q.device.type != "cpu":
+        obstacle = f"it loops over segments on the host, and the tensors are on {q.device.type}"
     if backend == "flex":
         obstacle = flex.obstacle(_trains(q, k, v, bias), q.device.type == "cpu")
     if obstacle:

@@ -182,7 +182,8 @@ def test_parts_of_any_size_give_the_same(
     backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucketed, "_BIAS_ENTRIES", entries)
-    monkeypatch.setattr(rows, "_MOST_QUERIES", slice_of_queries)
+    monkeypatch.setattr(rows, "_FEWEST_QUERIES", slice_of_queries)
+    monkeypatch.setattr(rows, "_QUERIES", slice_of_queries)
     lengths = (9, 4, 10, 9)
     q, k, v = qkv(sum(lengths))
     leaves = [t.detach().requires_grad_() for t in (q, k, v, terms(sum(lengths), lengths)[0].queries_RHK)]
@@ -233,7 +234,8 @@ def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_MOST_QUERIES", 3)
+    monkeypatch.setattr(rows, "_FEWEST_QUERIES", 3)
+    monkeypatch.setattr(rows, "_QUERIES", 3)
     lengths = (5, 0, 2)
     bias, _ = terms(sum(lengths), lengths)
     leaves = [t.double().requires_grad_() for t in (*qkv(sum(lengths)), bias.queries_RHK)][: 3 + with_bias]
@@ -318,6 +320,12 @@ def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
     q, k, v = (t.requires_grad_() for t in qkv(4))
     with pytest.raises(ValueError, match=message):
         packed_attention(q, k, v, segments(4), backend=backend)
+
+
+def test_slices_are_for_cpus() -> None:
+    q, k, v = (t.to("meta") for t in qkv(4))
+    with pytest.raises(ValueError, match="'rows' cannot run: it loops over segments on the host, and the tensors are on meta"):
+        packed_attention(q, k, v, segments(4), backend="rows")
 
 
 def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch) -> None:

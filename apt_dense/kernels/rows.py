@@ -1,8 +1,8 @@
 """Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time, whose
 scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
 
-At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 62 ms against 100 ms of fused attention (in
-bfloat16 no faster), with them 95 ms. Neither the forward nor the backward pass holds more than the scores of a slice.
+At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 67 ms against 100 ms of fused attention (in
+bfloat16 no faster), with them 100 ms (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than the scores of a slice.
 
 Shape letters: R packed rows, H heads, L rows of a segment, Q queries of a slice, D channels of a head, K rows +
 columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
@@ -22,8 +22,8 @@ from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Cells, Segments
 from apt_dense.positions import codes_of_keys, cover_of_keys, pooled_bias
 
-_SCORES = 2**18  # entries of a slice that each thread holds: 1 MiB in float32
-_FEWEST_QUERIES, _MOST_QUERIES = 128, 256  # of a slice; products of fewer are slow, of more no faster
+# Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
+_FEWEST_QUERIES, _QUERIES, _SCORES = 128, 64, 2**18
 
 
 def rows(
@@ -122,6 +122,5 @@ def _heads(
 
 def _slices(length: int) -> Iterator[slice]:
     """Parts of that many queries."""
-    count = torch.get_num_threads() * _SCORES // max(length, 1)
-    count = min(max(count, _FEWEST_QUERIES), _MOST_QUERIES)
+    count = max(_FEWEST_QUERIES, torch.get_num_threads() * min(_QUERIES, _SCORES // max(length, 1)))
     return (slice(start, start + count) for start in range(0, length, count))

@@ -73,6 +73,7 @@ def compare(theirs: ViT, ours: APTViT, images: Tensor) -> float:
         (dict(window_size=4, window_block_indexes=[0], use_rel_pos=True, residual_block_indexes=[0, 1]), (112, 80)),
         (dict(window_size=4, window_block_indexes=[0, 1], use_rel_pos=True, qkv_bias=False), (80, 80)),
         (dict(pretrain_img_size=64, pretrain_use_cls_token=False, norm_layer=nn.LayerNorm, patch_size=8), (72, 40)),
+        (dict(window_size=14, window_block_indexes=[0], use_rel_pos=True, embed_dim=96), (384, 400)),  # long segments
         (dict(window_size=4, window_block_indexes=[0], use_rel_pos=True), (75, 101)),  # no whole number of patches
     ],
 )
