@@ -12,13 +12,13 @@
 import torch
 from torch import Tensor
 
-from apt_dense.kernels import bucketed, flex, varlen
-from apt_dense.kernels.rows import rows
+from apt_dense.kernels import bucketed, flex, rows, varlen
+from apt_dense.kernels.onednn import is_enabled
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Segments
 
 _KERNELS = {
-    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": rows, "varlen": varlen.varlen, "flex": flex.flex,
+    "sdpa": bucketed.sdpa, "mask": bucketed.mask, "rows": rows.rows, "varlen": varlen.varlen, "flex": flex.flex,
 }  # fmt: skip
 BACKENDS = ("auto", *_KERNELS)
 _LONG_SEGMENT = 512  # rows from which "rows" is faster than "sdpa" and "mask" on a CPU
@@ -40,7 +40,7 @@ def packed_attention(
         segments: of R rows in all.
         bias: added to the scaled logits; None for none.
         padding: an extra key; None for none.
-        backend: one of ``BACKENDS``; "auto" chooses by device, type and whether gradients are wanted.
+        backend: one of ``BACKENDS``; "auto" chooses by device, type, length and whether gradients are wanted.
 
     Returns:
         (R, H, D).
@@ -67,7 +67,7 @@ def _suitable(
 ) -> str:
     """The backend that "auto" stands for."""
     on_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and segments.longest >= _LONG_SEGMENT and padding is None and not _has_fast_fused_kernel(q.dtype):
+    if on_cpu and padding is None and _are_long(segments) and is_enabled() and not _has_fast_fused_kernel(q.dtype):
         return "rows"
     if bias is None and padding is None and segments.is_even:
         return "sdpa"  # a plain batch
@@ -77,10 +77,16 @@ def _suitable(
     return "mask" if on_cpu and not _trains(q, k, v, bias) else "sdpa"
 
 
+def _are_long(segments: Segments) -> bool:
+    """Whether the segments whose outputs matter are long, by the mean."""
+    count = sum(len(bucket.rows) for bucket in segments.buckets)
+    return sum(bucket.rows.numel() for bucket in segments.buckets) >= _LONG_SEGMENT * count
+
+
 def _has_fast_fused_kernel(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's fused attention uses a CPU's matrix unit (Intel's AMX), which float32 has none of."""
-    is_present = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return dtype in (torch.bfloat16, torch.float16) and is_present()
+    """Whether PyTorch's fused attention uses a CPU's matrix unit (Intel's AMX), which has bfloat16 at least."""
+    names = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
+    return dtype in names and getattr(torch.cpu, names[dtype], lambda: False)()
 
 
 def _check(
@@ -90,8 +96,8 @@ def _check(
     obstacle = None
     if backend == "varlen":
         obstacle = varlen.obstacle(q, bias, padding)
-    if backend == "rows" and q.device.type != "cpu":
-        obstacle = f"it loops over segments on the host, and the tensors are on {q.device.type}"
+    if backend == "rows":
+        obstacle = rows.obstacle(q)
     if backend == "flex":
         obstacle = flex.obstacle(_trains(q, k, v, bias), q.device.type == "cpu")
     if obstacle:

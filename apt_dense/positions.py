@@ -79,7 +79,7 @@ def _plain_cubic_weights(size: int, count: int, device: torch.device) -> Tensor:
     place = (2 * torch.arange(count, device=device)[:, None] + 1) * size - count
     offsets = torch.arange(-1, 3, device=device)  # the four samples around each place
     taps = place.div(2 * count, rounding_mode="floor") + offsets
-    x = (place.remainder(2 * count) / (2 * count) - offsets).abs()
+    x = (place.remainder(2 * count).float() / (2 * count) - offsets).abs()
     near, far = (1.25 * x - 2.25) * x * x + 1, -0.75 * (x - 1) * (x - 2) ** 2
     weights = torch.where(x < 1, near, far)
     return weights.new_zeros(count, size).scatter_add(1, taps.clamp(0, size - 1), weights)

@@ -16,6 +16,7 @@ from apt_dense import attention
 from apt_dense.attention import BACKENDS, packed_attention
 from apt_dense.kernels import bucketed, rows, varlen
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
+from apt_dense.fixed_layout import build_fixed_layout
 from apt_dense.layout import Bucket, Cells, Segments
 from apt_dense.positions import MASKED
 
@@ -223,7 +224,7 @@ def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: st
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
     """As long as the segments that take this way by themselves, one of them with products that oneDNN takes over."""
-    lengths = (attention._LONG_SEGMENT + 3, 1, 40)
+    lengths = (attention._LONG_SEGMENT + 3, attention._LONG_SEGMENT + 64)
     q, k, v = qkv(sum(lengths))
     bias = terms(sum(lengths), lengths)[0] if with_bias else None
     leaves = [t.detach().requires_grad_() for t in (q, k, v, *([bias.queries_RHK] if bias else []))]
@@ -337,8 +338,21 @@ def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch)
     assert attention._suitable(q, k, v, segments(6), trained, None) == "sdpa"
     monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
     assert attention._suitable(q, k, v, segments(6), trained, None) == "rows"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "rows"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "sdpa"
     assert attention._suitable(q, k, v, segments(6), None, None) == "rows"
     assert attention._suitable(q, k, v, segments(6), bias, padding) == "mask"
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 4)
+    assert attention._suitable(q, k, v, segments(5, 1), None, None) == "mask"  # one long one, but short by the mean
+    monkeypatch.setattr(torch.backends.mkldnn.__class__, "enabled", False)
+    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
+
+
+def test_inert_rows_do_not_make_windows_long() -> None:
+    scale_map = torch.zeros(1, 40, 40, dtype=torch.int8)
+    fixed = build_fixed_layout(scale_map, 1, 1600, window_size=8)
+    assert fixed.windows.longest == 1600
+    q, k, v = (noise(1600, 1, 4, seed=seed) for seed in (1, 2, 3))
+    assert attention._suitable(q, k, v, fixed.windows, None, None) == "mask"

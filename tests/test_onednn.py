@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from references import noise
-from timm.layers import Mlp, SwiGLU
+from timm.layers import GluMlp, Mlp, SwiGLU
 from torch import Tensor
+from torch.nn import SiLU
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_dense.kernels import onednn
-from apt_dense.kernels.onednn import linear, product
+from apt_dense.kernels.onednn import linear, product, whole_rows
 from apt_dense.layers import BlockOptions, Linear, make_mlp
 
 ROWS, IN, OUT = 1400, 64, 48  # large enough for oneDNN
@@ -43,7 +44,9 @@ def test_onednn_is_what_runs() -> None:
 
 @pytest.mark.parametrize("shape", [(ROWS, IN), (7, 200, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_linear_is_pytorchs(shape: tuple[int, ...], with_bias: bool) -> None:
+@pytest.mark.parametrize("few", [0, onednn._FEW_PRODUCTS])
+def test_linear_is_pytorchs(shape: tuple[int, ...], with_bias: bool, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_FEW_PRODUCTS", few)
     x, (_, weight, bias) = noise(*shape), operands()
     bias = bias if with_bias else None
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
@@ -127,6 +130,69 @@ class Quantised(Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [((ROWS, IN + 1), (OUT, IN), (OUT,)), ((ROWS, IN), (OUT, IN), (OUT + 1,)), ((ROWS, IN), (OUT, IN), "double")],
+    ids=str,
+)
+def test_mistakes_are_named_by_pytorch(x: tuple[int, ...], weight: tuple[int, ...], bias: object) -> None:
+    bias = torch.zeros(OUT).double() if bias == "double" else torch.zeros(bias)
+    with pytest.raises(RuntimeError) as expected:
+        F.linear(torch.zeros(x), torch.zeros(weight), bias)
+    with pytest.raises(RuntimeError) as found:
+        linear(torch.zeros(x), torch.zeros(weight), bias)
+    assert str(found.value) == str(expected.value)
+
+
+def test_forward_mode_and_functional_derivatives_are_pytorchs() -> None:
+    x, weight, bias = operands()
+    tangent = noise(ROWS, IN, seed=6)
+    for transform in (
+        lambda f: torch.func.jvp(lambda x: f(x, weight, bias), (x,), (tangent,))[1],
+        lambda f: torch.func.grad(lambda w: f(x, w, bias).square().mean())(weight),
+        lambda f: torch.func.vmap(lambda row: f(row, weight, bias))(torch.stack([x, tangent])),
+    ):
+        torch.testing.assert_close(transform(linear), transform(F.linear), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_only_what_the_backward_pass_needs_is_kept(wanted: str) -> None:
+    x, weight, bias = operands()
+    (x if wanted == "x" else weight).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
+        linear(x, weight, bias)
+    assert kept == [weight.shape if wanted == "x" else x.shape]
+
+
+def test_kernels_are_made_for_few_numbers_of_rows() -> None:
+    wholes = [whole_rows(count) for count in range(1, 2**15 + 1)]
+    assert len(set(wholes[:4096])) == 64 and len(set(wholes)) == 64 + 3 * 32
+    assert all(count <= whole < count + max(64, count / 32) + 1 for count, whole in enumerate(wholes, start=1))
+    assert whole_rows(0) == 0
+
+
+@needs_onednn
+@pytest.mark.parametrize("trains", [False, True])
+def test_products_have_few_shapes(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN makes a kernel for every shape and keeps it: images of any number of tokens must not add up to GiBs."""
+    shapes, plain = set(), onednn._product
+
+    def spy(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        shapes.add((x.shape, w.shape))
+        return plain(x, w, bias)
+
+    monkeypatch.setattr(onednn, "_product", spy)
+    for rows in range(1985, 2049, 9):
+        x, weight, bias = (t.requires_grad_(trains) for t in operands(rows))
+        out = linear(x, weight, bias)
+        assert len(out) == rows
+        if trains:
+            out.sum().backward()
+            assert x.grad.shape == x.shape
+    assert len(shapes) == (3 if trains else 1)
+
+
 def test_weights_of_another_kind_answer_for_themselves() -> None:
     x, weight, bias = operands()
     out = linear(x, weight.as_subclass(Quantised), bias)
@@ -139,6 +205,9 @@ def test_flops_are_counted() -> None:
         with FlopCounterMode(display=False) as counter:
             action()
         assert counter.get_total_flops() == 2 * ROWS * IN * OUT
+    with FlopCounterMode(display=False) as counter:
+        linear(*(t.requires_grad_() for t in operands())).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * ROWS * IN * OUT
 
 
 @pytest.mark.parametrize("with_addend", [True, False])
@@ -168,13 +237,13 @@ def test_linear_layers_keep_names_values_and_start() -> None:
     assert Linear.like(torch.nn.Linear(IN, OUT, bias=False)).bias is None
 
 
-@pytest.mark.parametrize("name, kind", [("mlp", Mlp), ("swiglu", SwiGLU)])
+@pytest.mark.parametrize("name, kind", [("mlp", Mlp), ("swiglu", SwiGLU), ("swiglu_packed", GluMlp)])
 def test_mlps_are_timms_with_these_layers(name: str, kind: type) -> None:
     mlp = make_mlp(IN, BlockOptions(2, 2.0, mlp_layer=name))
     assert isinstance(mlp, kind)
     layers = [layer for layer in mlp.modules() if isinstance(layer, torch.nn.Linear)]
     assert layers and all(isinstance(layer, Linear) for layer in layers)
-    oracle = kind(IN, 2 * IN)
+    oracle = kind(IN, 4 * IN, act_layer=SiLU, gate_last=False) if kind is GluMlp else kind(IN, 2 * IN)
     oracle.load_state_dict(mlp.state_dict())
     x = noise(ROWS, IN)
     torch.testing.assert_close(mlp(x), oracle(x), atol=1e-4, rtol=1e-5)

@@ -2,7 +2,10 @@
 
 PyTorch leaves these to MKL, whose float32 products on CPUs of other makers than Intel use half of their vector width:
 210 GFLOP/s on two cores of Zen 5, where oneDNN reaches 450. Its other types go to oneDNN anyway. The switch is PyTorch's
-own: ``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL.
+own: ``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it was when compiled).
+
+oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps hundreds of them. Adaptive patches make a new
+number of rows with every image, so rows are filled up here to :func:`whole_rows`, of which there are few.
 """
 
 import math
@@ -12,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -22,9 +25,23 @@ _FEW_PRODUCTS = 2**22  # below, a linear layer is over before ours has begun
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What ``F.linear`` gives, to rounding: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    if x.numel() * len(weight) < _FEW_PRODUCTS or not _suits(x, weight):
+    if x.numel() * len(weight) < _FEW_PRODUCTS or not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
-    return _linear(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
+    return _linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
+
+
+def whole_rows(count: int) -> int:
+    """The next of the numbers of rows that kernels are made for: multiples of 64, above 4096 of more, 32 to 64 of them
+    up to the next power of two."""
+    step = 1 << max(6, count.bit_length() - 6)
+    return -(-count // step) * step
+
+
+def fill_up(rows: Tensor, count: int) -> Tensor:
+    """Rows (R, ...) with rows of zeros behind them, up to that count."""
+    if len(rows) == count:
+        return rows
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
 def product(x: Tensor, w: Tensor, addend: Tensor | None = None) -> Tensor:
@@ -39,7 +56,7 @@ def product(x: Tensor, w: Tensor, addend: Tensor | None = None) -> Tensor:
 @torch.library.custom_op("apt_dense::linear", mutates_args=(), device_types="cpu")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """An operator of our own, for compilers to leave alone: theirs takes PyTorch's apart for constant weights only."""
-    return _product(x, weight, bias)
+    return _product(fill_up(x, whole_rows(len(x))), weight, bias)[: len(x)]
 
 
 @_linear.register_fake
@@ -48,16 +65,18 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    x, weight, _ = inputs
+    of_x, of_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Linear layers again, so that there are derivatives of any order."""
     x, weight = ctx.saved_tensors
-    of_x, of_weight, of_bias = ctx.needs_input_grad
+    of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
     return (
         linear(grad, weight.T) if of_x else None,
-        _across_rows(grad, x) if of_weight else None,
+        _across_rows(grad.contiguous(), x) if of_weight else None,
         grad.sum(0) if of_bias else None,
     )
 
@@ -65,9 +84,29 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 _linear.register_autograd(_backward, setup_context=_keep)
 
 
+@torch.library.custom_op("apt_dense::across_rows", mutates_args=(), device_types="cpu")
 def _across_rows(grad: Tensor, x: Tensor) -> Tensor:
-    """grad.T @ x of (R, out) and (R, in). oneDNN copies the left operand, so that should be the smaller one."""
-    return linear(grad.T, x.T) if grad.shape[1] < x.shape[1] else linear(x.T, grad.T).T
+    """The gradient grad.T @ x of weights, of (R, out) and (R, in): (out, in)."""
+    grad, x = (fill_up(t, whole_rows(len(t))) for t in (grad, x))
+    # oneDNN copies the left operand, so that should be the smaller one.
+    if grad.shape[1] < x.shape[1]:
+        return _product(grad.T, x.T)
+    return _product(x.T, grad.T).T.contiguous()
+
+
+@_across_rows.register_fake
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1])
+
+
+def _backward_across_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    of_outputs, x = ctx.saved_tensors
+    return linear(x, grad), linear(of_outputs, grad.T)
+
+
+_across_rows.register_autograd(
+    _backward_across_rows, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
 
 
 def _product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -79,23 +118,37 @@ def _without_gaps(w: Tensor) -> Tensor:
     return w if w.is_contiguous() or w.T.is_contiguous() else w.contiguous()
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a product that oneDNN takes over: not an empty one, nor one of quantised or distributed weights."""
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether this is a product that oneDNN takes over: not an empty one, nor one of quantised or distributed weights,
+    nor one with a mistake in it, which PyTorch names better."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and _is_enabled()
+        and is_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not has_torch_function((x, weight))
+        and x.shape[-1] == weight.shape[-1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == torch.float32))
+        and not has_torch_function((x, weight) if bias is None else (x, weight, bias))
     )
 
 
 @torch.compiler.assume_constant_result
-def _is_enabled() -> bool:
-    return _EXISTS and torch.backends.mkldnn.enabled
+def is_enabled() -> bool:
+    """Whether oneDNN takes over anything at all: not inside of torch.func and forward-mode derivatives, of which our
+    operators know nothing."""
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return _EXISTS and torch.backends.mkldnn.enabled and not transformed
 
 
-@register_flop_formula([torch.ops.apt_dense.linear, *([torch.ops.mkldnn._linear_pointwise] if _EXISTS else [])])
-def _flops(x_shape: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+_LINEAR = [torch.ops.apt_dense.linear, *([torch.ops.mkldnn._linear_pointwise] if _EXISTS else [])]
+
+
+@register_flop_formula([operator for operator in _LINEAR if operator not in flop_registry])
+def _(x_shape: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
     return 2 * x_shape[-1] * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.apt_dense.across_rows)
+def _(grad_shape: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+    return 2 * grad_shape[0] * math.prod(out_shape)

@@ -4,8 +4,8 @@ scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit op
 At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 67 ms against 100 ms of fused attention (in
 bfloat16 no faster), with them 100 ms (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than the scores of a slice.
 
-Shape letters: R packed rows, H heads, L rows of a segment, Q queries of a slice, D channels of a head, K rows +
-columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
+Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
+head, K rows + columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from apt_dense.kernels.bucketed import mask
-from apt_dense.kernels.onednn import product
+from apt_dense.kernels.onednn import fill_up, product, whole_rows
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layout import Cells, Segments
 from apt_dense.positions import codes_of_keys, cover_of_keys, pooled_bias
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
 _FEWEST_QUERIES, _QUERIES, _SCORES = 128, 64, 2**18
+
+
+def obstacle(q: Tensor) -> str | None:
+    """Why this kernel cannot run; None if it can."""
+    if q.device.type != "cpu":
+        return f"it loops over segments on the host, and the tensors are on {q.device.type}"
+    return "a compiler cannot follow its loop over segments" if torch.compiler.is_compiling() else None
 
 
 def rows(
@@ -42,19 +49,35 @@ def _wide(t: Tensor) -> Tensor:
 
 
 class _Head(NamedTuple):
-    """One head of one segment."""
+    """One head of one segment, filled up to L' rows (``onednn.whole_rows``)."""
 
     part: tuple[slice, int]  # its rows and its number
-    k: Tensor  # (L, D), scaled
-    v: Tensor  # (L, D)
-    table: Tensor | None  # (K', L) biases of the queries
-    codes: Tensor | None  # (L, 2) which two of them each key gets
+    length: int  # L of its rows are real
+    q: Tensor  # (L', D)
+    k: Tensor  # (L', D), scaled
+    v: Tensor  # (L', D)
+    table: Tensor | None  # (K', L') biases of the queries
+    codes: Tensor | None  # (L', 2) which two of them each key gets
 
-    def scores_of(self, q: Tensor, part: slice) -> Tensor:
-        """Attention (L, Q) of queries (Q, D), which are that part of the segment, to all keys."""
-        added = None if self.table is None else F.embedding_bag(self.codes, self.table[:, part], mode="sum")
-        scores = product(self.k, q, added)
+    def by_query(self, part: slice) -> Tensor:
+        """Attention (Q, L') of some queries to all keys, without a bias. Softmax is faster along rows."""
+        scores = product(self.q[part], self.k)
+        scores[:, self.length :] = -torch.inf
+        return torch.softmax(scores, 1, out=scores)
+
+    def by_key(self, part: slice) -> Tensor:
+        """Attention (L', Q) of some queries to all keys. Here the bias is whole rows of a table."""
+        bias = None if self.table is None else F.embedding_bag(self.codes, self.table[:, part], mode="sum")
+        scores = product(self.k, self.q[part], bias)
+        scores[self.length :] = -torch.inf
         return torch.softmax(scores, 0, out=scores)
+
+    def attend(self) -> Tensor:
+        """The head's outputs (L, D)."""
+        values, parts = self.v.T.contiguous(), list(_slices(len(self.q)))
+        if self.table is None:
+            return torch.cat([product(self.by_query(part), values) for part in parts])[: self.length]
+        return torch.cat([product(values, self.by_key(part).T) for part in parts], 1).T[: self.length]
 
 
 class _Rows(torch.autograd.Function):
@@ -65,14 +88,7 @@ class _Rows(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         for head in _heads(q, k, v, queries, cells, segments):
-            values = head.v.T.contiguous()
-            for part in _slices(len(head.k)):
-                of_queries = q[head.part][part]
-                if queries is None:  # queries by keys: softmax is faster along rows
-                    scores = product(of_queries.contiguous(), head.k)
-                    out[head.part][part] = product(torch.softmax(scores, 1, out=scores), values)
-                else:  # keys by queries: so the bias is whole rows of a table
-                    out[head.part][part] = product(values, head.scores_of(of_queries, part).T).T
+            out[head.part] = head.attend()
         ctx.save_for_backward(q, k, v, queries, out)
         ctx.cells, ctx.segments = cells, segments
         return out
@@ -81,43 +97,56 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")  # without autocast, as the forward pass
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The scores of each slice once more, then what each operand adds to the loss."""
+        """The attention of each slice once more, then what each operand adds to the loss."""
         q, k, v, queries, out = ctx.saved_tensors
-        of_q, of_k, of_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-        of_queries = None if queries is None else torch.empty_like(queries)
-        covers = None if queries is None else cover_of_keys(ctx.cells, q.dtype)
+        grads = tuple(None if t is None else torch.empty_like(t) for t in (q, k, v, queries))
+        covers = None if queries is None else cover_of_keys(ctx.cells, torch.float32)
         inner = (grad * out).sum(-1)  # (R, H)
-        scale = q.shape[-1] ** -0.5
         for head in _heads(q, k, v, queries, ctx.cells, ctx.segments):
-            keys = head.k.T.contiguous()
-            cover = None if queries is None else covers[head.part[0]].T.contiguous()
-            sum_k, sum_v = torch.zeros_like(keys), torch.zeros_like(keys)  # (D, L)
-            for part in _slices(len(head.k)):
-                some_q, some_grad = q[head.part][part], grad[head.part][part]
-                scores = head.scores_of(some_q, part)  # (L, Q)
-                sum_v += product(some_grad.T.contiguous(), scores)
-                of_scores = product(head.v, some_grad).sub_(inner[head.part][part]).mul_(scores)
-                sum_k += product(some_q.T.contiguous(), of_scores)
-                of_q[head.part][part] = product(keys, of_scores.T).T
-                if queries is not None:
-                    of_queries[head.part][part] = product(cover, of_scores.T).T
-            of_k[head.part], of_v[head.part] = sum_k.mul_(scale).T, sum_v.T
-        return of_q, of_k, of_v, of_queries, None, None
+            filled = (fill_up(t[head.part], len(head.k)) for t in (grad, inner))
+            cover = None if covers is None else fill_up(covers[head.part[0]].to(head.k.dtype), len(head.k)).T.contiguous()
+            for own, total in zip(_grads_of_head(head, *filled, cover), grads, strict=True):
+                if total is not None:
+                    total[head.part] = own.T[: head.length]
+        return *grads, None, None
+
+
+def _grads_of_head(head: _Head, grad: Tensor, inner: Tensor, cover: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v (D, L') and of the queries' biases (K, L'), if any.
+
+    Args:
+        grad: (L', D), of the head's outputs.
+        inner: (L',), products of outputs and their gradients.
+        cover: (K, L'), the shares of keys in rows and columns; None without a bias.
+    """
+    keys, scale = head.k.T.contiguous(), head.q.shape[-1] ** -0.5
+    of_q, of_bias = [], []
+    of_k, of_v = torch.zeros_like(keys), torch.zeros_like(keys)
+    for part in _slices(len(head.q)):
+        attention = head.by_key(part)  # (L', Q)
+        of_v += product(grad[part].T.contiguous(), attention)
+        of_scores = product(head.v, grad[part]).sub_(inner[part]).mul_(attention)
+        of_k += product(head.q[part].T.contiguous(), of_scores)
+        of_q.append(product(keys, of_scores.T))
+        if cover is not None:
+            of_bias.append(product(cover, of_scores.T))
+    return torch.cat(of_q, 1), of_k.mul_(scale), of_v, torch.cat(of_bias, 1) if of_bias else None
 
 
 def _heads(
     q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments
 ) -> Iterator[_Head]:
-    """All heads of all segments."""
-    codes = None if queries is None else codes_of_keys(cells)
-    offsets = segments.offsets.tolist()
+    """All heads of all segments that have rows."""
+    codes, offsets = None if queries is None else codes_of_keys(cells), segments.offsets.tolist()
     for start, stop in zip(offsets, offsets[1:]):
-        for number in range(q.shape[1]):
-            part, table = (slice(start, stop), number), None
+        whole = whole_rows(stop - start)
+        for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):
+            own_q, own_k, own_v = (fill_up(t[part], whole).contiguous() for t in (q, k, v))
+            table, own_codes = None, None
             if queries is not None:
-                table = pooled_bias(queries[part], cells.size, cells.num_scales).T.contiguous()
-            keys = k[part] * q.shape[-1] ** -0.5
-            yield _Head(part, keys, v[part].contiguous(), table, None if codes is None else codes[start:stop])
+                table = pooled_bias(fill_up(queries[part], whole), cells.size, cells.num_scales).T.contiguous()
+                own_codes = fill_up(codes[start:stop], whole)
+            yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes)
 
 
 def _slices(length: int) -> Iterator[slice]:
