@@ -28,8 +28,9 @@ from apt_dense.budget import check_token_budget, partition_by_budget, require, t
 from apt_dense.checkpoints import LoadReport, convert_below, load_backbone
 from apt_dense.compiling import outside_graphs
 from apt_dense.fixed_layout import build_fixed_layout
+from apt_dense.kernels.onednn import fill_up, whole_rows
 from apt_dense.layers import BlockOptions, init_linear_layers, make_norm
-from apt_dense.layout import TokenLayout, build_layout, check_finite
+from apt_dense.layout import TokenLayout, build_layout, check_finite, real_rows
 from apt_dense.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
 from apt_dense.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
 from apt_dense.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
@@ -272,22 +273,25 @@ class APTViT(nn.Module):
     def forward_tokens(self, images: Tensor) -> tuple[tuple[Tensor, ...], TokenLayout]:
         """As :meth:`forward`, before the scatter: packed rows (R, embed_dim) per entry of ``out_indices``, and where
         they belong. For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``)."""
-        tokens = outside_graphs(self._tokens) if self.token_budget is None else self._tokens
-        x, layout, rotary = tokens(images)
+        # With a budget all shapes are fixed, so that nothing needs to stay out of a compiled graph.
+        apart = outside_graphs if self.token_budget is None else lambda function: function
+        x, layout, rotary = apart(self._tokens)(images)
         x = self.norm_pre(x)
         outputs = []
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
-                outputs.append(self._normalise(x, index))
+                outputs.append(apart(real_rows)(self._normalise(x, index), layout))
         return tuple(outputs), layout
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
-        """Embedded rows (R, C), their layout and how they are rotated."""
+        """Embedded rows (R, C), their layout and how they are rotated. On CPUs rows of zeros follow, since a number of
+        rows is dear when it comes up for the first time (kernels/onednn.py)."""
         images = self._whole_patches(images)
         layout = self.layout(images, self._partition(images))
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
-        return self._embed(images, layout), layout, rotary
+        x = self._embed(images, layout)
+        return fill_up(x, whole_rows(len(x))) if x.device.type == "cpu" and not layout.is_fixed else x, layout, rotary
 
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from apt_dense.attention import check_backend, packed_attention
 from apt_dense.compiling import outside_graphs
-from apt_dense.kernels.onednn import linear
+from apt_dense.kernels.onednn import fill_up, linear
 from apt_dense.kernels.terms import PaddingKey, RelativeBias
 from apt_dense.layers import BlockOptions, Linear, make_layer_scale, make_mlp, make_norm
-from apt_dense.layout import TokenLayout
+from apt_dense.layout import TokenLayout, real_rows
 from apt_dense.positions import bias_of_padding, relative_bias_of_queries
 from apt_dense.rotary import RotaryTables
 from apt_dense.scatter import gather_tokens, scatter_tokens
@@ -56,18 +56,19 @@ class Attention(nn.Module):
             self.v_proj = Linear(dim, dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
-        """Rows (R, C) -> (R, C)."""
+        """Rows (R, C) -> (R, C). Rows behind those of the layout take no part."""
         q, k, v = self._project(x)
         attend = self._attend if layout.is_fixed else outside_graphs(self._attend)
         return self.proj(self.norm(attend(q, k, v, layout, rotary).flatten(1)))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
+        filled, (q, k, v) = len(q), (real_rows(t, layout) for t in (q, k, v))
         segments = layout.windows if self.windowed else layout.images
         bias = self._relative_bias(q, layout)
         padding = self._padding_key(q, bias, layout)
         if rotary is not None:
             q, k = rotary.rotate(q, self.windowed), rotary.rotate(k, self.windowed)
-        return packed_attention(q, k, v, segments, bias, padding, self.backend)
+        return fill_up(packed_attention(q, k, v, segments, bias, padding, self.backend), filled)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (R, C) -> queries, keys and values (R, H, D) before any rotation."""
@@ -114,7 +115,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return branch
         kept = branch.new_empty(layout.batch).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return branch * kept[layout.image_R, None]
+        return branch * fill_up(kept[layout.image_R, None], len(branch))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -139,7 +140,7 @@ class ConvResidual(nn.Module):
         feature_map = scatter_tokens(x, layout)
         for layer in self.children():
             feature_map = layer(feature_map)
-        return x + gather_tokens(feature_map, layout)
+        return x + fill_up(gather_tokens(feature_map, layout), len(x))
 
 
 class Block(nn.Module):

@@ -125,6 +125,11 @@ def build_layout(
     )
 
 
+def real_rows(rows: Tensor, layout: TokenLayout) -> Tensor:
+    """Rows (R, ...) without any that follow them to fill them up."""
+    return rows[: layout.images.total]
+
+
 def check_prefix_rows(num_prefix: int, window_size: int) -> None:
     """Raise a ValueError for prefix rows together with windows."""
     if window_size and num_prefix:

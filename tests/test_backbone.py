@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from references import noise, normalise, randomise
 from torch import Tensor
 
-from apt_dense import APTViT
+from apt_dense import APTViT, attention, backbone
+from apt_dense.kernels import onednn
 from apt_dense.partition import DROPPED
 
 PATCH = 4
@@ -601,3 +602,40 @@ def test_built_models_take_no_name_arguments() -> None:
 def test_thresholds_of_a_config_are_lists() -> None:
     model = APTViT(**SMALL, thresholds=[4.0, np.float64(3)], out_indices=[0, 1])
     assert model.thresholds == (4.0, 3.0) and model.out_indices == (0, 1)
+
+
+# ---- rows that fill up
+
+
+@pytest.mark.parametrize("options", [{"class_token": True}, WINDOWED], ids=["class token", "windows"])
+def test_rows_that_fill_up_change_nothing(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(drop_path_rate=0.5, **options).train()
+    images, found = mixed_batch(), []
+    for whole in (backbone.whole_rows, lambda count: count, lambda count: count + 1):
+        monkeypatch.setattr(backbone, "whole_rows", whole)
+        torch.manual_seed(0)  # of the drawn drop paths
+        maps = model(images)
+        gradients = torch.autograd.grad(maps[-1].square().sum(), list(model.parameters()))
+        found.append((*maps, *gradients))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-3)
+
+
+def test_images_of_any_content_share_the_shapes_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN makes and keeps a kernel for every shape, 0.7 MB each."""
+    shapes, tokens, plain = set(), set(), onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda x, w, *bias: shapes.add((x.shape, w.shape)) or plain(x, w, *bias))
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)  # so that attention takes part
+    monkeypatch.setattr(onednn, "_FEW_PRODUCTS", 0)
+    model = small(img_size=96)
+    for seed in range(48):
+        is_flat = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(seed)) < 0.1 + seed / 120
+        is_flat = is_flat.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        image = torch.where(is_flat, flat(96, 96), noisy(96, 96))
+        with torch.no_grad():
+            model(image)
+        tokens.add(len(model.layout(image, model.partition(image)).image_N))
+    wholes = len({onednn.whole_rows(count) for count in tokens})
+    assert len(tokens) > 40 and wholes < 25
+    # Three of linear layers and four of attention; linear layers of coarse patches besides.
+    assert len(shapes) <= 7 * wholes + 40

@@ -31,9 +31,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def whole_rows(count: int) -> int:
-    """The next of the numbers of rows that kernels are made for: multiples of 64, above 4096 of more, 32 to 64 of them
-    up to the next power of two."""
-    step = 1 << max(6, count.bit_length() - 6)
+    """The next of the numbers of rows that kernels are made for: multiples of 16, and from 512 on 32 of them up to the
+    next power of two, so that it adds at most a thirty-second."""
+    step = 1 << max(4, count.bit_length() - 6)
     return -(-count // step) * step
 
 
