@@ -37,7 +37,7 @@ class BlockOptions(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, on CPUs by oneDNN."""
+    """``nn.Linear``, on CPUs by oneDNN. Tools that go by the exact type (``quantize_dynamic``) need to be told of it."""
 
     @classmethod
     def like(cls, layer: nn.Linear) -> "Linear":

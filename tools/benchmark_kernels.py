@@ -21,7 +21,7 @@ from torch import Tensor
 from apt_dense.attention import BACKENDS, packed_attention
 from apt_dense.kernels.onednn import linear
 from apt_dense.kernels.terms import RelativeBias
-from apt_dense.layout import Segments, build_layout
+from apt_dense.layout import Cells, Segments, build_layout
 
 Run = Callable[[], object]
 
@@ -56,7 +56,7 @@ def _attend(qkv: Sequence[Tensor], segments: Segments, bias: RelativeBias | None
     return packed_attention(*qkv, segments, bias, backend=backend)
 
 
-def _one_image(rows: int, side: int, device: torch.device) -> tuple[Segments, object]:
+def _one_image(rows: int, side: int, device: torch.device) -> tuple[Segments, Cells]:
     """A grid of that side, of which that many cells hold a patch."""
     scale_map = torch.full((1, side * side), -1, dtype=torch.int8, device=device)
     scale_map[:, :rows] = 0
@@ -92,7 +92,7 @@ def compare(title: str, variants: Sequence[tuple[str, Run]], options: argparse.N
                     seconds[name].append(seconds_of(run, torch.device(options.device)))
                 except (ValueError, RuntimeError) as error:
                     failures[name] = str(error).splitlines()[0]
-    first = statistics.median(seconds[variants[0][0]][1:])
+    first = statistics.median(seconds[variants[0][0]][1:] or [math.nan])
     for name, _ in variants:
         if name in failures:
             yield f"| {title} | {name} | | | {failures[name]} |"

@@ -39,13 +39,9 @@ def rows(
     """The bias is looked up, not multiplied out. ``mask`` where there is a padding key."""
     if padding is not None:
         return mask(q, k, v, segments, bias, padding)
-    queries, cells = (None, None) if bias is None else (_wide(bias.queries_RHK), bias.cells)
+    queries, cells = (None, None) if bias is None else bias
     with torch.autocast(q.device.type, enabled=False):
-        return _Rows.apply(_wide(q), _wide(k), _wide(v), queries, cells, segments).to(v.dtype)
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+        return _Rows.apply(q, k, v, queries, cells, segments)
 
 
 class _Head(NamedTuple):
@@ -89,7 +85,7 @@ class _Rows(torch.autograd.Function):
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         for head in _heads(q, k, v, queries, cells, segments):
             out[head.part] = head.attend()
-        ctx.save_for_backward(q, k, v, queries, out)
+        ctx.save_for_backward(q, k, v, queries)
         ctx.cells, ctx.segments = cells, segments
         return out
 
@@ -98,25 +94,23 @@ class _Rows(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")  # without autocast, as the forward pass
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The attention of each slice once more, then what each operand adds to the loss."""
-        q, k, v, queries, out = ctx.saved_tensors
+        q, k, v, queries = ctx.saved_tensors
         grads = tuple(None if t is None else torch.empty_like(t) for t in (q, k, v, queries))
-        covers = None if queries is None else cover_of_keys(ctx.cells, torch.float32)
-        inner = (grad * out).sum(-1)  # (R, H)
+        covers = None if queries is None else _wide(cover_of_keys(ctx.cells, q.dtype))
         for head in _heads(q, k, v, queries, ctx.cells, ctx.segments):
-            filled = (fill_up(t[head.part], len(head.k)) for t in (grad, inner))
-            cover = None if covers is None else fill_up(covers[head.part[0]].to(head.k.dtype), len(head.k)).T.contiguous()
-            for own, total in zip(_grads_of_head(head, *filled, cover), grads, strict=True):
+            own_grad = _wide(fill_up(grad[head.part], len(head.k)))
+            cover = None if covers is None else fill_up(covers[head.part[0]], len(head.k)).T.contiguous()
+            for own, total in zip(_grads_of_head(head, own_grad, cover), grads, strict=True):
                 if total is not None:
                     total[head.part] = own.T[: head.length]
         return *grads, None, None
 
 
-def _grads_of_head(head: _Head, grad: Tensor, inner: Tensor, cover: Tensor | None) -> tuple[Tensor | None, ...]:
+def _grads_of_head(head: _Head, grad: Tensor, cover: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v (D, L') and of the queries' biases (K, L'), if any.
 
     Args:
         grad: (L', D), of the head's outputs.
-        inner: (L',), products of outputs and their gradients.
         cover: (K, L'), the shares of keys in rows and columns; None without a bias.
     """
     keys, scale = head.k.T.contiguous(), head.q.shape[-1] ** -0.5
@@ -125,7 +119,8 @@ def _grads_of_head(head: _Head, grad: Tensor, inner: Tensor, cover: Tensor | Non
     for part in _slices(len(head.q)):
         attention = head.by_key(part)  # (L', Q)
         of_v += product(grad[part].T.contiguous(), attention)
-        of_scores = product(head.v, grad[part]).sub_(inner[part]).mul_(attention)
+        of_scores = product(head.v, grad[part]).mul_(attention)
+        of_scores.addcmul_(attention, of_scores.sum(0), value=-1)  # softmax's
         of_k += product(head.q[part].T.contiguous(), of_scores)
         of_q.append(product(keys, of_scores.T))
         if cover is not None:
@@ -141,12 +136,17 @@ def _heads(
     for start, stop in zip(offsets, offsets[1:]):
         whole = whole_rows(stop - start)
         for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):
-            own_q, own_k, own_v = (fill_up(t[part], whole).contiguous() for t in (q, k, v))
+            own_q, own_k, own_v = (_wide(fill_up(t[part], whole)).contiguous() for t in (q, k, v))
             table, own_codes = None, None
             if queries is not None:
-                table = pooled_bias(fill_up(queries[part], whole), cells.size, cells.num_scales).T.contiguous()
+                table = pooled_bias(_wide(fill_up(queries[part], whole)), cells.size, cells.num_scales).T.contiguous()
                 own_codes = fill_up(codes[start:stop], whole)
             yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """What is computed with."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def _slices(length: int) -> Iterator[slice]:
