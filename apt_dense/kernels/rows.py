@@ -1,8 +1,8 @@
 """Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time, whose
 scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
 
-At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 67 ms against 100 ms of fused attention (in
-bfloat16 no faster), with them 100 ms (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than the scores of a slice.
+At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 68 ms against 100 ms of fused attention (in
+bfloat16 no faster), with them 102 ms (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than the scores of a slice.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
 head, K rows + columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
@@ -23,7 +23,7 @@ from apt_dense.layout import Cells, Segments
 from apt_dense.positions import codes_of_keys, cover_of_keys, pooled_bias
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
-_FEWEST_QUERIES, _QUERIES, _SCORES = 128, 64, 2**18
+_FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
 
 
 def obstacle(q: Tensor) -> str | None:
@@ -70,10 +70,12 @@ class _Head(NamedTuple):
 
     def attend(self) -> Tensor:
         """The head's outputs (L, D)."""
-        values, parts = self.v.T.contiguous(), list(_slices(len(self.q)))
-        if self.table is None:
-            return torch.cat([product(self.by_query(part), values) for part in parts])[: self.length]
-        return torch.cat([product(values, self.by_key(part).T) for part in parts], 1).T[: self.length]
+        values, outputs = self.v.T.contiguous(), []
+        for part in _slices(len(self.q)):
+            # A slice's scores are let go after the next ones are there, or allocators return the memory each time.
+            scores = self.by_query(part) if self.table is None else self.by_key(part)
+            outputs.append(product(scores, values) if self.table is None else product(values, scores.T).T)
+        return torch.cat(outputs)[: self.length]
 
 
 class _Rows(torch.autograd.Function):
