@@ -291,7 +291,9 @@ class APTViT(nn.Module):
         layout = self.layout(images, self._partition(images))
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
         x = self._embed(images, layout)
-        return fill_up(x, whole_rows(len(x))) if x.device.type == "cpu" and not layout.is_fixed else x, layout, rotary
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            x = fill_up(x, whole_rows(len(x)))
+        return x, layout, rotary
 
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:

@@ -607,7 +607,11 @@ def test_thresholds_of_a_config_are_lists() -> None:
 # ---- rows that fill up
 
 
-@pytest.mark.parametrize("options", [{"class_token": True}, WINDOWED], ids=["class token", "windows"])
+@pytest.mark.parametrize(
+    "options",
+    [{"class_token": True}, WINDOWED, {**WINDOWED, "token_budget": 0.7}],
+    ids=["class token", "windows", "budget"],
+)
 def test_rows_that_fill_up_change_nothing(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(drop_path_rate=0.5, **options).train()
     images, found = mixed_batch(), []
