@@ -140,7 +140,7 @@ class ConvResidual(nn.Module):
         feature_map = scatter_tokens(x, layout)
         for layer in self.children():
             feature_map = layer(feature_map)
-        return x + fill_up(gather_tokens(feature_map, layout), len(x))
+        return x + gather_tokens(feature_map, layout, len(x))
 
 
 class Block(nn.Module):

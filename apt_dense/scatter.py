@@ -27,14 +27,14 @@ def scatter_tiles(tiles: Tensor, layout: TokenLayout) -> Tensor:
     return cells.transpose(2, 3).reshape(batch, h * th, w * tw, channels).permute(0, 3, 1, 2)
 
 
-def gather_tokens(feature_map: Tensor, layout: TokenLayout) -> Tensor:
+def gather_tokens(feature_map: Tensor, layout: TokenLayout, count: int | None = None) -> Tensor:
     """Feature map (B, C, h, w) -> rows (R, C): each token takes the mean of the cells it covers, prefix rows are zero.
 
-    Inverse of :func:`scatter_tokens` up to prefix rows.
+    Inverse of :func:`scatter_tokens` up to prefix rows. With a ``count`` rows of zeros follow, up to so many.
     """
     index = layout.row_Bhw.flatten()
     cells = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
-    total = len(layout.image_R)
+    total = len(layout.image_R) if count is None else count
     index = torch.where(index < 0, total, index)
     sums = cells.new_zeros(total + 1, cells.shape[1]).index_add_(0, index, cells)[:total]
     counts = cells.new_zeros(total + 1).index_add_(0, index, torch.ones_like(index, dtype=cells.dtype))[:total]
