@@ -1,5 +1,4 @@
-"""The layers that tell one family of ViTs from another, timm's norms, activations, MLPs and LayerScale, and linear ones.
-"""
+"""Linear layers, and what tells one family of ViTs from another, all timm's: norms, activations, MLPs, LayerScale."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,9 +1,9 @@
-"""Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time, whose
-scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
+"""Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time,
+whose scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
 
-At 2450 rows of 12 heads (Zen 5, two cores) without relative positions 68 ms against 100 ms of fused attention (in
-bfloat16 no faster), with them 102 ms (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than the scores of
-two slices.
+At 2450 rows of 12 heads (Zen 5, two cores) it takes 70 ms, fused attention 100 ms (in bfloat16 no less), and 102 to
+120 ms with relative positions (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than
+the scores of two slices.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
 head, K rows + columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
