@@ -138,12 +138,12 @@ def _heads(
     codes, offsets = None if queries is None else codes_of_keys(cells), segments.offsets.tolist()
     for start, stop in zip(offsets, offsets[1:]):
         whole = whole_rows(stop - start)
+        own_codes = None if codes is None else fill_up(codes[start:stop], whole)
         for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):
             own_q, own_k, own_v = (_wide(fill_up(t[part], whole)).contiguous() for t in (q, k, v))
-            table, own_codes = None, None
+            table = None
             if queries is not None:
                 table = pooled_bias(_wide(fill_up(queries[part], whole)), cells.size, cells.num_scales).T.contiguous()
-                own_codes = fill_up(codes[start:stop], whole)
             yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes)
 
 
