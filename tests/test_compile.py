@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from references import normalise, randomise
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from apt_dense import APTViT
-from apt_dense.kernels.onednn import whole_rows
+from apt_dense.ops.linear import whole_rows
+
+from support.references import normalise, randomise
 
 MODELS = {
     "class token": {"class_token": True, "reg_tokens": 2, "pre_norm": True, "rotary": {"rope_type": "dinov3"}},

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
-from apt_dense.scores import PixelFormat
+from apt_dense.patches.scores import PixelFormat
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 INSTANCES = 8  # per image, in training
@@ -101,7 +101,7 @@ def _build_detectron2(case: Case, choice: Mapping[str, Any] | None) -> nn.Module
     from detectron2.config import instantiate
     from detectron2.modeling import SimpleFeaturePyramid, ViT
 
-    from apt_dense.hosts.detectron2_run import load_config
+    from apt_dense.hosts.detectron2.run import load_config
 
     config = load_config(str(CONFIGS / "detectron2" / "mask_rcnn_apt_vitdet_b_100ep.py"))
     config.dataloader.image_size = case.size

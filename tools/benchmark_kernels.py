@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from benchmark_measure import seconds_of
 from torch import Tensor
 
-from apt_dense.attention import BACKENDS, packed_attention
-from apt_dense.kernels.onednn import linear
-from apt_dense.kernels.terms import RelativeBias
-from apt_dense.layout import Cells, Segments, build_layout
+from apt_dense.layout.packed import Cells, Segments, build_layout
+from apt_dense.ops.attention import BACKENDS, packed_attention
+from apt_dense.ops.bias import RelativeBias
+from apt_dense.ops.linear import linear
 
 Run = Callable[[], object]
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from apt_dense.checkpoint_files import SUFFIXES, read_checkpoint, write_checkpoint
-from apt_dense.checkpoint_names import FORMATS, StateDict, detect_format
-from apt_dense.checkpoints import LoadReport, unwrap
-from apt_dense.conversions import TARGETS, from_apt, problems, split_backbone, to_apt
-from apt_dense.resampling import resize_state
+from apt_dense.weights.convert import TARGETS, from_apt, problems, split_backbone, to_apt
+from apt_dense.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
+from apt_dense.weights.formats import FORMATS, StateDict, detect_format
+from apt_dense.weights.load import LoadReport, unwrap
+from apt_dense.weights.resize import resize_state
 
 #: Where other projects' whole models keep their backbone, so that their loaders find it.
 PREFIXES = {"detectron2": "backbone.net.", "eva02_det": "backbone.net.", "sam": "image_encoder."}

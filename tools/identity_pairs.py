@@ -14,11 +14,11 @@ from timm.models import vision_transformer_sam
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.checkpoint_files import read_checkpoint
-from apt_dense.checkpoints import load_backbone, unwrap
-from apt_dense.conversions import from_apt
-from apt_dense.scores import PixelFormat
-from apt_dense.timm_models import apt_arguments, create_timm_model
+from apt_dense.patches.scores import PixelFormat
+from apt_dense.weights.convert import from_apt
+from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.load import load_backbone, unwrap
+from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
 Outputs = Callable[[Tensor], dict[str, Tensor]]
 #: What adapts, reads or trains, and leaves the values of a uniform model as they are.
@@ -186,7 +186,7 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     from detectron2.config import instantiate
     from detectron2.modeling import ViT
 
-    from apt_dense.hosts.detectron2_run import load_config
+    from apt_dense.hosts.detectron2.run import load_config
 
     cfg = load_config(str(path))
     if "backbone" not in cfg.get("model", {}) or "net" not in cfg.model.backbone:

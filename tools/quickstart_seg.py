@@ -35,9 +35,9 @@ from stages import Record, Stage, run_stage
 from torch import nn
 from tqdm import tqdm
 
-from apt_dense.checkpoint_files import read_checkpoint
-from apt_dense.hosts.mmseg_run import load_config
-from apt_dense.layout import count_tokens
+from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.layout.packed import count_tokens
+from apt_dense.weights.files import read_checkpoint
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "mmseg"
 TWINS = ("uniform", "adaptive")

@@ -12,10 +12,10 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN
 
 from apt_dense import APTViT
-from apt_dense.checkpoint_files import read_checkpoint
-from apt_dense.checkpoints import load_backbone
 from apt_dense.hosts.torchvision import mask_rcnn
-from apt_dense.timm_models import create_timm_model
+from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.load import load_backbone
+from apt_dense.weights.timm_models import create_timm_model
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser, default_setup, launch
 from omegaconf import DictConfig
 
-from apt_dense.hosts import detectron2_run as run
-from apt_dense.hosts.detectron2_data import check_data, use_data_root
+from apt_dense.hosts.detectron2 import run
+from apt_dense.hosts.detectron2.data import check_data, use_data_root
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from apt_dense.hosts.mmseg_checkpoints import check_resume
-from apt_dense.hosts.mmseg_data import check_data
-from apt_dense.hosts.mmseg_run import load_config, start_processes, use_amp
+from apt_dense.hosts.mmseg.checkpoints import check_resume
+from apt_dense.hosts.mmseg.data import check_data
+from apt_dense.hosts.mmseg.run import load_config, start_processes, use_amp
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT
-from apt_dense.layout import count_tokens
-from apt_dense.scores import SCORERS
+from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.scores import SCORERS
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")

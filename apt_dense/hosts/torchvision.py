@@ -21,8 +21,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from apt_dense.backbone import APTViT
-from apt_dense.pyramid import SimpleFeaturePyramid, runs_as_written
+from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, runs_as_written
+from apt_dense.vit import APTViT
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at stride 4 to 512 at stride 64

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
-from references import noise, randomise
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import PyramidBackbone, mask_rcnn
-from apt_dense.scores import denormalise
+from apt_dense.patches.scores import denormalise
+
+from support.coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
+from support.references import noise, randomise
 
 TINY = {"img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 3}
 WINDOWS = {"window_size": 4, "window_block_indexes": (0,), "use_rel_pos": True}

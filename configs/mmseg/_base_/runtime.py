@@ -3,9 +3,9 @@ default_scope = "mmseg"
 custom_imports = dict(
     imports=[
         "apt_dense.hosts.mmseg",  # APTViT, layer-wise learning rate decay, packed testing
-        "apt_dense.hosts.mmseg_data",  # CheckLabels
-        "apt_dense.hosts.mmseg_checkpoints",  # "apt_atomic"
-        "apt_dense.hosts.mmseg_run",  # mixed precision on a CPU
+        "apt_dense.hosts.mmseg.data",  # CheckLabels
+        "apt_dense.hosts.mmseg.checkpoints",  # "apt_atomic"
+        "apt_dense.hosts.mmseg.run",  # mixed precision on a CPU
     ],
     allow_failed_imports=False,
 )

@@ -1,0 +1,151 @@
+"""What a run of MMSegmentation needs before its Runner is built: overrides of the config, and training without a GPU.
+
+The functions edit a config in place; the Runner itself is MMEngine's own.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from apt_dense.hosts.mmseg.data import dataset_configs
+
+LOG_LINES = 10  # at least so many in a run shorter than the config's
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(OptimWrapper):
+    """Mixed precision without a GPU: bfloat16 autocast, which needs no loss scaling (AmpOptimWrapper refuses a CPU)."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Forward passes in here run under autocast."""
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+
+def load_config(
+    path: str, options: Mapping | None = None, *, data_root: str | None = None, max_iters: int | None = None
+) -> Config:
+    """Read a config and override parts of it.
+
+    Args:
+        path: config file.
+        options: ``--cfg-options``: dotted key -> value. ``data_root`` and ``max_iters`` (also ``train_cfg.max_iters``)
+            mean the same as the arguments below; every other key sets one place and has the last word.
+        data_root: folder of the data, set in every data loader.
+        max_iters: iterations of training; schedule and intervals follow (``set_max_iters``).
+
+    Raises:
+        FileNotFoundError, ValueError: no such config; no whole positive number of iterations.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no config file {path}")
+    cfg, options = Config.fromfile(path), dict(options or {})
+    data_root = _first(data_root, options.pop("data_root", None))
+    max_iters = _first(max_iters, options.pop("max_iters", None), options.pop("train_cfg.max_iters", None))
+    if data_root is not None:
+        set_data_root(cfg, data_root)
+    if max_iters is not None:
+        set_max_iters(cfg, max_iters)
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is given, or None."""
+    return next((value for value in values if value is not None), None)
+
+
+def set_data_root(cfg: Config, data_root: str) -> None:
+    """Set ``data_root`` wherever a config repeats it: MMEngine copies the value into each data loader as it parses."""
+    cfg.data_root = data_root
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for dataset in dataset_configs(cfg.get(loader)):
+            dataset["data_root"] = data_root
+
+
+def set_max_iters(cfg: Config, max_iters: int) -> None:
+    """Train for ``max_iters`` iterations with the same schedule, stretched: 1500 of 160000 warm up, so 15 of 1600 do.
+
+    Intervals of validation, checkpoints and the log are shortened where the run would otherwise end before the first.
+    """
+    before = cfg.get("train_cfg", {}).get("max_iters")
+    if before is None:
+        raise ValueError("max_iters was given, but this config trains by epochs or not at all: set train_cfg instead")
+    if not isinstance(max_iters, int) or max_iters < 1:
+        raise ValueError(f"max_iters={max_iters!r}: expected a whole number of iterations, at least 1")
+    cfg.max_iters = cfg.train_cfg.max_iters = max_iters
+    cfg.train_cfg.val_interval = min(cfg.train_cfg.get("val_interval", 1000), max_iters)
+    cfg.param_scheduler = _scaled(cfg.get("param_scheduler"), max_iters / before)
+    for name, longest in (("checkpoint", max_iters), ("logger", math.ceil(max_iters / LOG_LINES))):
+        hook = cfg.get("default_hooks", {}).get(name) or {}
+        if "interval" in hook:
+            hook["interval"] = min(hook["interval"], longest)
+
+
+def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] | None:
+    """Schedulers, one or several, with their iterations times a factor."""
+    if schedulers is None:
+        return None
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    for scheduler in schedulers:
+        for key in {"begin", "end"} & scheduler.keys() if not scheduler.get("by_epoch", True) else ():
+            scheduler[key] = round(scheduler[key] * factor)
+    # A very short run rounds its warm-up to nothing, which MMEngine would refuse.
+    return [one for one in schedulers if one.get("begin", 0) < one.get("end", math.inf)]
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in mixed precision: float16 with loss scaling (or ``optim_wrapper.dtype``), on a CPU bfloat16."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
+        raise ValueError(f"--amp cannot be combined with optim_wrapper.type={wrapper.type}: only with OptimWrapper")
+    if get_device() != "cpu":
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+        return
+    dtype = wrapper.pop("dtype", "bfloat16")
+    if dtype != "bfloat16":
+        raise ValueError(f"optim_wrapper.dtype={dtype}: mixed precision on a CPU is bfloat16 only")
+    wrapper.pop("loss_scale", None)
+    wrapper.type = "CPUAmpOptimWrapper"
+
+
+def start_processes(cfg: Config, launcher: str) -> None:
+    """Set the launcher and, without a GPU, what MMEngine's distributed training takes for granted.
+
+    MMEngine selects a CUDA device per process, hands it to DistributedDataParallel, and keeps SyncBN, which has no CPU
+    code (with one process it replaces SyncBN by itself).
+    """
+    cfg.launcher = launcher
+    if launcher == "none" or get_device() != "cpu":
+        return
+    if launcher != "pytorch":
+        raise ValueError(f"--launcher {launcher} needs GPUs; without one use torchrun and --launcher pytorch")
+    for norm in _configs_of_type(cfg.model, "SyncBN"):
+        norm["type"] = "BN"
+    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    cfg.env_cfg.dist_cfg = dict(backend="gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")  # MMEngine then leaves the existing group alone
+
+
+def _configs_of_type(node: object, name: str) -> Iterator[dict]:
+    """Every dict with ``type=name`` inside nested dicts and lists."""
+    if isinstance(node, dict):
+        if node.get("type") == name:
+            yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _configs_of_type(child, name)

@@ -1,1 +1,0 @@
-"""Attention kernels, one file each, all with the signature of :func:`apt_dense.attention.packed_attention`."""

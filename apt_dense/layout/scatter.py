@@ -1,0 +1,41 @@
+"""Scatter: packed tokens -> feature map, and back."""
+
+import torch
+from torch import Tensor
+
+from apt_dense.layout.packed import TokenLayout
+
+
+def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
+    """Rows (R, C) -> feature map (B, C, h, w): each cell takes the token that covers it, dropped cells are zero."""
+    index = layout.row_Bhw
+    if layout.is_fixed or index.numel() != len(layout.image_N) or layout.num_prefix:
+        # One spare row of zeros, the last, stands for dropped cells (index -1). Grids with a token per cell need none.
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        index = torch.where(index < 0, len(rows) - 1, index)
+    cells = rows.index_select(0, index.flatten())  # not rows[index], whose backward is many times slower
+    return cells.view(*index.shape, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def scatter_tiles(tiles: Tensor, layout: TokenLayout) -> Tensor:
+    """Tiles (R + 1, th, tw, C) of packed rows -> (B, C, h * th, w * tw), channels last in memory: each cell becomes the
+    tile of the token that covers it. The last tile stands for dropped cells."""
+    batch, h, w = layout.row_Bhw.shape
+    _, th, tw, channels = tiles.shape
+    index = torch.where(layout.row_Bhw < 0, len(tiles) - 1, layout.row_Bhw)
+    cells = tiles.flatten(1).index_select(0, index.flatten()).view(batch, h, w, th, tw, channels)
+    return cells.transpose(2, 3).reshape(batch, h * th, w * tw, channels).permute(0, 3, 1, 2)
+
+
+def gather_tokens(feature_map: Tensor, layout: TokenLayout, count: int | None = None) -> Tensor:
+    """Feature map (B, C, h, w) -> rows (R, C): each token takes the mean of the cells it covers, prefix rows are zero.
+
+    Inverse of :func:`scatter_tokens` up to prefix rows. With a ``count`` rows of zeros follow, up to so many.
+    """
+    index = layout.row_Bhw.flatten()
+    cells = feature_map.permute(0, 2, 3, 1).flatten(0, 2)
+    total = len(layout.image_R) if count is None else count
+    index = torch.where(index < 0, total, index)
+    sums = cells.new_zeros(total + 1, cells.shape[1]).index_add_(0, index, cells)[:total]
+    counts = cells.new_zeros(total + 1).index_add_(0, index, torch.ones_like(index, dtype=cells.dtype))[:total]
+    return sums / counts.clamp(min=1)[:, None]

@@ -1,0 +1,1 @@
+"""Modules on packed tokens: embedding, positions, blocks, feature pyramid."""

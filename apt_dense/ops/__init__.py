@@ -1,0 +1,1 @@
+"""Numerics without parameters: attention kernels and matrix products."""

@@ -1,0 +1,1 @@
+"""From an image to its scale map: which patches it is cut into."""

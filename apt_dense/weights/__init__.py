@@ -1,0 +1,1 @@
+"""State dicts: reading, converting and loading those of all supported ViTs."""

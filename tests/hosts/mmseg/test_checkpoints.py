@@ -1,0 +1,103 @@
+"""Checkpoints are written whole, read without running code, and refused where they do not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mmseg", reason="apt_dense.hosts.mmseg.checkpoints reads and writes what MMSeg's Runner does")
+
+from mmengine.config import Config
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.logging import HistoryBuffer
+
+from apt_dense.hosts.mmseg.checkpoints import check_resume, check_weights, read_run
+
+
+def test_interrupted_write_leaves_the_finished_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = get_file_backend(backend_args=dict(backend="apt_atomic"))
+    path = tmp_path / "iter_1.pth"
+    backend.put(b"whole", str(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["iter_1.pth"]
+
+    def half(self: LocalBackend, obj: bytes, filepath: str) -> None:
+        Path(filepath).write_bytes(obj[: len(obj) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalBackend, "put", half)
+    with pytest.raises(KeyboardInterrupt):
+        backend.put(b"newer", str(path))
+    assert path.read_bytes() == b"whole"
+
+
+def test_run_history_is_read_without_running_code(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.pth")
+    torch.save(dict(message_hub=HistoryBuffer([1.0], [1]), state_dict=dict(w=torch.ones(2))), path)
+    assert read_run(path)["message_hub"].mean() == 1.0
+    torch.save(dict(state_dict={}, evil=Path("x")), path)
+    with pytest.raises(ValueError, match="cannot be read: .*pickled code other than MMEngine's"):
+        read_run(path)
+
+
+class Sneaky:
+    """Asks, on unpickling, for an attribute that no log buffer needs."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (HistoryBuffer, "__init__")
+
+
+def test_no_other_attribute_is_handed_to_a_checkpoint(tmp_path: Path) -> None:
+    torch.save(dict(evil=Sneaky()), tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_run(str(tmp_path / "run.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_damaged_checkpoint_is_named_with_its_size(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "iter_1.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"iter_1.pth \({len(content)} bytes\) cannot be read"):
+        read_run(str(path))
+
+
+def resuming(work_dir: Path, checkpoint: str | None, end: int = 10) -> Config:
+    if checkpoint is not None:
+        (work_dir / "last_checkpoint").write_text(checkpoint)
+    return Config(dict(work_dir=str(work_dir), param_scheduler=[dict(by_epoch=False, begin=0, end=end)]))
+
+
+def test_nothing_to_resume_starts_from_the_beginning(tmp_path: Path) -> None:
+    check_resume(resuming(tmp_path, None))
+
+
+def test_resume_from_a_moved_checkpoint_names_both_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="last_checkpoint names: .*gone.pth does not exist"):
+        check_resume(resuming(tmp_path, str(tmp_path / "gone.pth")))
+
+
+def test_resume_from_an_empty_marker_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="last_checkpoint names"):
+        check_resume(resuming(tmp_path, ""))
+
+
+def test_resume_with_another_length_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "iter_4.pth")
+    torch.save(dict(state_dict={}, param_schedulers=[dict(by_epoch=False, begin=0, end=10)]), path)
+    check_resume(resuming(tmp_path, path, end=10))
+    with pytest.raises(ValueError, match="schedule of 10 iterations, but 20 are asked for"):
+        check_resume(resuming(tmp_path, path, end=20))
+
+
+def test_weights_must_fit_the_model_except_for_those_of_coarse_patches() -> None:
+    model = torch.nn.Module()
+    model.head, model.bn = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+    state = model.state_dict()
+    coarse = {"backbone.coarse_embed.zero.weight": torch.ones(1)}
+    without_counter = {name: value for name, value in state.items() if name != "bn.num_batches_tracked"}
+    check_weights(model, dict(state_dict=state | coarse), "x.pth")
+    check_weights(model, {f"module.{name}": value for name, value in without_counter.items()}, "x.pth")
+    wrong = {"bn.weight": torch.ones(3), "other": torch.ones(1)}
+    with pytest.raises(
+        ValueError, match=r"x.pth .* 5 missing \(.*1 unknown \(other\); 1 of another shape \(bn.weight\)"
+    ):
+        check_weights(model, wrong, "x.pth")

@@ -1,0 +1,360 @@
+"""Attention: softmax inside each segment and nothing across, whatever the lengths."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from apt_dense.layout.fixed import build_fixed_layout
+from apt_dense.layout.packed import Bucket, Cells, Segments
+from apt_dense.nn.positions import MASKED
+from apt_dense.ops import attention, varlen
+from apt_dense.ops import sdpa as bucketed
+from apt_dense.ops import sliced as rows
+from apt_dense.ops.attention import BACKENDS, packed_attention
+from apt_dense.ops.bias import PaddingKey, RelativeBias
+
+from support.references import layout_of, noise
+
+HEADS, DIM = 2, 4
+
+
+def segments(*lengths: int) -> Segments:
+    return layout_of(*lengths).images
+
+
+def qkv(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(2 * noise(rows, HEADS, DIM, seed=seed) for seed in (1, 2, 3))
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    out, start = torch.zeros_like(v), 0
+    for length in lengths:
+        rows = range(start, start + length)
+        for head in range(HEADS):
+            for i in rows:
+                scores = [math.exp((q[i, head] @ k[j, head]).item() / math.sqrt(DIM)) for j in rows]
+                out[i, head] = sum(score / sum(scores) * v[j, head] for score, j in zip(scores, rows, strict=True))
+        start += length
+    return out
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,), (5,), (3, 3), (1, 1, 1), (2, 4, 3), (0, 3), (3, 0, 0, 2), (0, 2, 2), (7, 1)], ids=str
+)
+def test_attention_stays_inside_its_segment(lengths: tuple[int, ...]) -> None:
+    q, k, v = qkv(sum(lengths))
+    expected = naive_attention(q, k, v, lengths)
+    torch.testing.assert_close(packed_attention(q, k, v, segments(*lengths)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (0, 0)], ids=str)
+def test_no_rows(lengths: tuple[int, ...]) -> None:
+    out = packed_attention(*qkv(0), segments(*lengths))
+    assert out.shape == (0, HEADS, DIM)
+
+
+def test_a_segment_of_one_row_returns_its_value() -> None:
+    q, k, v = qkv(4)
+    torch.testing.assert_close(packed_attention(q, k, v, segments(1, 1, 1, 1)), v)
+
+
+def test_other_segments_change_nothing() -> None:
+    q, k, v = qkv(9)
+    whole = packed_attention(q, k, v, segments(2, 4, 3))
+    alone = packed_attention(q[2:6], k[2:6], v[2:6], segments(4))
+    torch.testing.assert_close(whole[2:6], alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (2, 0, 4)], ids=str)
+def test_gradients_match_the_reference(lengths: tuple[int, ...]) -> None:
+    q, k, v = (t.double().requires_grad_() for t in qkv(sum(lengths)))
+    assert torch.autograd.gradcheck(lambda *t: packed_attention(*t, segments(*lengths)), (q, k, v), fast_mode=True)
+
+
+@pytest.mark.parametrize("lengths", [(3,), (4, 4), ()], ids=str)
+def test_layout_of_another_batch_is_refused(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"5 rows, but the segments hold {sum(lengths)}"):
+        packed_attention(*qkv(5), segments(*lengths))
+
+
+@pytest.mark.parametrize("lengths", [(4, 4), (2, 7, 0, 3)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_same(lengths: tuple[int, ...], backend: str) -> None:
+    q, k, v = qkv(sum(lengths))
+    expected = naive_attention(q, k, v, lengths)
+    out = attend(backend, q, k, v, segments(*lengths))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+# ---- relative positions and a key for padding
+
+LENGTHS = [(3, 3), (1, 5, 0, 2), (40, 33, 34, 64, 39), (70, 130, 20)]  # the last two are filled up, or cross blocks
+GRID = (7, 5)
+
+
+def terms(rows: int, lengths: tuple[int, ...]) -> tuple[RelativeBias, PaddingKey]:
+    """Relative positions of random patches of three scales, aligned to nothing, and a padding key that the first
+    segment has no use for."""
+    generator = torch.Generator().manual_seed(11)
+    scale = torch.randint(3, (rows,), generator=generator)
+    y, x = ((torch.rand(rows, generator=generator) * (size - 2**scale + 1)).long() for size in GRID)
+    bias = RelativeBias(noise(rows, HEADS, sum(GRID), seed=4), Cells(GRID, y, x, scale, 3, None, None))
+    logit = noise(rows, HEADS, seed=6)
+    logit[: lengths[0]] = MASKED
+    return bias, PaddingKey(logit, noise(HEADS, DIM, seed=7), noise(HEADS, DIM, seed=8))
+
+
+def bias_matrix(bias: RelativeBias, head: int, rows: range) -> Tensor:
+    """Logits of all pairs: the mean over a key's cells of the query's value for their row and for their column."""
+    _, y, x, scale = (t.tolist() if isinstance(t, Tensor) else t for t in bias.cells[:4])
+    cover = torch.zeros(len(rows), sum(GRID))
+    for place, k in enumerate(rows):
+        for i in range(2 ** scale[k]):
+            cover[place, y[k] + i] = cover[place, GRID[0] + x[k] + i] = 1 / 2 ** scale[k]
+    return bias.queries_RHK[rows.start : rows.stop, head] @ cover.T
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], bias: RelativeBias | None, padding: PaddingKey | None
+) -> Tensor:
+    """One segment and head after the other, with the whole matrix of logits; a padding key is one more column."""
+    out, start = [torch.zeros(0, HEADS, DIM)], 0
+    for length in lengths:
+        part, heads = slice(start, start + length), []
+        for head in range(HEADS):
+            keys, values, extra = k[part, head], v[part, head], torch.zeros(length, length)
+            if bias is not None:
+                extra = bias_matrix(bias, head, range(start, start + length))
+            if padding is not None:
+                keys, values = torch.cat([keys, padding.k_HD[head][None]]), torch.cat([values, padding.v_HD[head][None]])
+                extra = torch.cat([extra, padding.logit_RH[part, head, None]], 1)
+            heads.append((q[part, head] @ keys.T / math.sqrt(DIM) + extra).softmax(-1) @ values)
+        out.append(torch.stack(heads, 1))
+        start += length
+    return torch.cat(out)
+
+
+def naive_varlen(
+    q: Tensor, k: Tensor, v: Tensor, offsets_q: Tensor, offsets_k: Tensor, longest_q: int, longest_k: int, scale: float
+) -> Tensor:
+    """What a variable-length kernel computes, and what it asks of its arguments."""
+    assert q.shape[1:] == k.shape[1:] == v.shape[1:]
+    assert offsets_q.dtype == offsets_k.dtype == torch.int32
+    assert len(q) == offsets_q[-1] and len(k) == len(v) == offsets_k[-1]
+    assert longest_q >= offsets_q.diff().max() and longest_k >= offsets_k.diff().max()
+    out = [q[:0]]
+    for a, b, c, d in zip(offsets_q, offsets_q[1:], offsets_k, offsets_k[1:], strict=False):
+        weights = (torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale).softmax(-1)
+        out.append(torch.einsum("hqk,khd->qhd", weights, v[c:d]))
+    return torch.cat(out)
+
+
+def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor:
+    """``packed_attention`` by a backend; the CUDA kernel of "varlen" is stood in for, all around it is real."""
+    if backend == "varlen":
+        bias, padding = (*others[1:], None, None)[:2]
+        return varlen.run(naive_varlen, q, k, v, others[0], bias, padding)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return packed_attention(q, k, v, *others, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_bias_and_padding_key(lengths: tuple[int, ...], use: tuple[bool, bool], backend: str) -> None:
+    q, k, v = qkv(sum(lengths))
+    bias, padding = (part if used else None for part, used in zip(terms(sum(lengths), lengths), use, strict=True))
+    expected = plain_attention(q, k, v, lengths, bias, padding)
+    with torch.no_grad():
+        out = attend(backend, q, k, v, segments(*lengths), bias, padding)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("entries", [1, 100, 2**21])
+@pytest.mark.parametrize("slice_of_queries", [1, 3, 128])
+@pytest.mark.parametrize("backend", ["mask", "rows"])
+def test_parts_of_any_size_give_the_same(
+    backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucketed, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(rows, "_FEWEST_QUERIES", slice_of_queries)
+    monkeypatch.setattr(rows, "_QUERIES", slice_of_queries)
+    lengths = (9, 4, 10, 9)
+    q, k, v = qkv(sum(lengths))
+    leaves = [t.detach().requires_grad_() for t in (q, k, v, terms(sum(lengths), lengths)[0].queries_RHK)]
+    cells = terms(sum(lengths), lengths)[0].cells
+    assert_same_with_gradients(backend, lengths, leaves, lambda of: (RelativeBias(of[3], cells), None))
+
+
+def assert_same_with_gradients(
+    backend: str, lengths: tuple[int, ...], leaves: list[Tensor], terms_of: Callable[[list[Tensor]], tuple]
+) -> None:
+    """Outputs, and gradients of all leaves: q, k, v and what the terms are made of."""
+    outputs, weights = [], noise(*leaves[2].shape, seed=9)
+    for function, of in ((partial(attend, backend), segments(*lengths)), (plain_attention, lengths)):
+        out = function(*leaves[:3], of, *terms_of(leaves))
+        outputs.append((out, *torch.autograd.grad((out * weights).sum(), leaves)))
+    for own, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "rows", "varlen"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: str, use: tuple[bool, bool]) -> None:
+    bias, padding = terms(sum(lengths), lengths)
+    leaves, parts = list(qkv(sum(lengths))), []
+    for used, tensors in zip(use, ([bias.queries_RHK], padding), strict=True):
+        parts.append(slice(len(leaves), len(leaves) + used * len(tensors)))
+        leaves += tensors[: used * len(tensors)]
+
+    def terms_of(leaves: list[Tensor]) -> tuple[RelativeBias | None, PaddingKey | None]:
+        of_bias, of_padding = (leaves[part] for part in parts)
+        return RelativeBias(*of_bias, bias.cells) if of_bias else None, PaddingKey(*of_padding) if of_padding else None
+
+    assert_same_with_gradients(backend, lengths, [t.detach().requires_grad_() for t in leaves], terms_of)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
+    """As long as the segments that take this way by themselves, one of them with products that oneDNN takes over."""
+    lengths = (attention._LONG_SEGMENT + 3, attention._LONG_SEGMENT + 64)
+    q, k, v = qkv(sum(lengths))
+    bias = terms(sum(lengths), lengths)[0] if with_bias else None
+    leaves = [t.detach().requires_grad_() for t in (q, k, v, *([bias.queries_RHK] if bias else []))]
+    assert attention._suitable(*leaves[:3], segments(*lengths), bias, None) == "rows"
+    terms_of = lambda of: (RelativeBias(of[3], bias.cells) if bias else None, None)
+    assert_same_with_gradients("auto", lengths, leaves, terms_of)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_FEWEST_QUERIES", 3)
+    monkeypatch.setattr(rows, "_QUERIES", 3)
+    lengths = (5, 0, 2)
+    bias, _ = terms(sum(lengths), lengths)
+    leaves = [t.double().requires_grad_() for t in (*qkv(sum(lengths)), bias.queries_RHK)][: 3 + with_bias]
+
+    def run(*of: Tensor) -> Tensor:
+        terms = RelativeBias(of[3], bias.cells) if with_bias else None
+        return packed_attention(*of[:3], segments(*lengths), terms, backend="rows")
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("backward_in_autocast", [True, False])
+def test_slices_of_16_bits_compute_in_float32(with_bias: bool, kind: torch.dtype, backward_in_autocast: bool) -> None:
+    lengths = (30, 7)
+    bias = terms(37, lengths)[0]
+    leaves = [t.to(kind).requires_grad_() for t in (*qkv(37), bias.queries_RHK)][: 3 + with_bias]
+    plain = [t.detach().float().requires_grad_() for t in leaves]
+
+    def run(of: list[Tensor]) -> Tensor:
+        term = RelativeBias(of[3], bias.cells) if with_bias else None
+        return packed_attention(*of[:3], segments(*lengths), term, backend="rows")
+
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run(leaves)
+        loss = out.float().square().sum()
+        if backward_in_autocast:
+            loss.backward()
+    if not backward_in_autocast:
+        loss.backward()
+    expected = run(plain)
+    expected.square().sum().backward()
+    assert out.dtype == kind
+    torch.testing.assert_close(out, expected.to(kind), atol=0, rtol=0)
+    for own, reference in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(own.grad.float(), reference.grad, atol=2e-2, rtol=2e-2)
+
+
+def test_slices_keep_no_scores() -> None:
+    """What the forward pass keeps for the backward grows with the rows, not with their square."""
+    length, kept = 600, 0
+    leaves = [t.requires_grad_() for t in qkv(length)]
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        packed_attention(*leaves, segments(length), backend="rows")
+    assert kept <= 3 * length * HEADS * DIM
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["varlen", "flex", "sdpa"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
+    rows, kind = sum(lengths), torch.bfloat16
+    bias, padding = terms(rows, lengths)
+    q, k, v = (t.cuda().to(kind).requires_grad_() for t in qkv(rows))
+    cells = Cells(*(t.cuda() if isinstance(t, Tensor) else t for t in bias.cells))
+    on_gpu = RelativeBias(bias.queries_RHK.cuda().to(kind), cells), PaddingKey(*(t.cuda().to(kind) for t in padding))
+    bucket = segments(*lengths)
+    buckets = tuple(Bucket(b.rows.cuda(), b.valid if b.valid is None else b.valid.cuda()) for b in bucket.buckets)
+    bucket = bucket._replace(offsets=bucket.offsets.cuda(), place_R=bucket.place_R.cuda(), buckets=buckets)
+    out = packed_attention(q, k, v, bucket, *on_gpu, backend=backend)
+    out.float().square().sum().backward()
+    plain = [t.detach().float().cpu().requires_grad_() for t in (q, k, v)]
+    expected = plain_attention(*plain, lengths, bias, padding)
+    expected.square().sum().backward()
+    torch.testing.assert_close(out.float().cpu(), expected, atol=5e-2, rtol=5e-2)
+    for own, reference in zip((q, k, v), plain, strict=True):
+        torch.testing.assert_close(own.grad.float().cpu(), reference.grad, atol=1e-1, rtol=1e-1)
+
+
+@pytest.mark.parametrize(
+    "backend, message",
+    [("fast", "unknown; expected one of"), ("varlen", "on cpu, not cuda"), ("flex", "no backward on a CPU")],
+)
+def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(4))
+    with pytest.raises(ValueError, match=message):
+        packed_attention(q, k, v, segments(4), backend=backend)
+
+
+def test_slices_are_for_cpus() -> None:
+    q, k, v = (t.to("meta") for t in qkv(4))
+    with pytest.raises(ValueError, match="'rows' cannot run: it loops over segments on the host, and the tensors are on meta"):
+        packed_attention(q, k, v, segments(4), backend="rows")
+
+
+def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    (bias, padding), (q, k, v) = terms(6, (6,)), qkv(6)
+    assert attention._suitable(q, k, v, segments(6), bias, None) == "mask"
+    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q.clone().requires_grad_(), k, v, segments(6), bias, None) == "sdpa"
+    trained = bias._replace(queries_RHK=bias.queries_RHK.clone().requires_grad_())
+    assert attention._suitable(q, k, v, segments(6), trained, None) == "sdpa"
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
+    assert attention._suitable(q, k, v, segments(6), trained, None) == "rows"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "rows"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "sdpa"
+    assert attention._suitable(q, k, v, segments(6), None, None) == "rows"
+    assert attention._suitable(q, k, v, segments(6), bias, padding) == "mask"
+    monkeypatch.setattr(attention, "_LONG_SEGMENT", 4)
+    assert attention._suitable(q, k, v, segments(5, 1), None, None) == "mask"  # one long one, but short by the mean
+    monkeypatch.setattr(torch.backends.mkldnn.__class__, "enabled", False)
+    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
+
+
+def test_inert_rows_do_not_make_windows_long() -> None:
+    scale_map = torch.zeros(1, 40, 40, dtype=torch.int8)
+    fixed = build_fixed_layout(scale_map, 1, 1600, window_size=8)
+    assert fixed.windows.longest == 1600
+    q, k, v = (noise(1600, 1, 4, seed=seed) for seed in (1, 2, 3))
+    assert attention._suitable(q, k, v, fixed.windows, None, None) == "mask"

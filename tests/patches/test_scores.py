@@ -1,0 +1,315 @@
+"""Scores: equal to their plain definitions, on photographs and at the edges, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from apt_dense.patches import scores
+from apt_dense.patches.scores import (
+    SCORERS,
+    PixelFormat,
+    denormalise,
+    entropy_scores,
+    grey_levels,
+    laplacian_scores,
+    resolve_scorer,
+    score_maps,
+    upsampling_error_scores,
+)
+
+from support.references import HALF, noise, normalise, released_entropy
+
+FORMATS = {
+    "imagenet": PixelFormat(),
+    "half": HALF,
+    "imagenet-bgr": PixelFormat((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), "BGR"),
+    "detectron2-bgr": PixelFormat((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR"),
+}
+
+
+def random_pixels(*shape: int, seed: int = 0) -> Tensor:
+    """8-bit noise, as float32."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def constant(value: float, rows: int = 32, columns: int = 32) -> Tensor:
+    return torch.full((1, 3, rows, columns), value)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the bytes of the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every image larger than one strip."""
+    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 1)
+
+
+# ---- pixels
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_all_8_bit_levels_survive_normalisation(name: str) -> None:
+    levels = torch.arange(256.0).expand(1, 3, 4, 256)
+    assert torch.equal(denormalise(normalise(levels, FORMATS[name]), FORMATS[name]), levels)
+
+
+def test_all_8_bit_levels_survive_the_normalisation_of_images_in_0_to_1() -> None:
+    levels = torch.arange(256.0).expand(1, 3, 1, 256)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.equal(denormalise((levels / 255 - mean) / std, PixelFormat()), levels)
+
+
+def test_denormalised_channels_are_rgb() -> None:
+    pixels = random_pixels(2, 3, 4, 5)
+    bgr = FORMATS["imagenet-bgr"]
+    assert torch.equal(denormalise(normalise(pixels, bgr), bgr), pixels)
+
+
+def test_levels_out_of_range_are_clamped_and_fractions_rounded() -> None:
+    pixels = torch.tensor([-20.0, 300.0, 0.25, 100.7]).expand(1, 3, 1, 4)
+    restored = denormalise(normalise(pixels, HALF), HALF)
+    assert restored[0, 0, 0].tolist() == [0.0, 255.0, 0.0, 101.0]
+
+
+def test_grey_weights_go_to_their_channels() -> None:
+    assert grey_levels(torch.eye(3).view(1, 3, 3, 1) * 100).flatten().tolist() == pytest.approx([29.89, 58.7, 11.4])
+
+
+# ---- entropy
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_entropy_of_photos_is_the_released_definition(photos: dict[str, Tensor], name: str) -> None:
+    for photo in photos.values():
+        images = normalise(photo[None], FORMATS[name])
+        for scale, map_ in zip((1, 2), score_maps(images, 16, (1, 2), entropy_scores, FORMATS[name]), strict=True):
+            torch.testing.assert_close(map_[0], released_entropy(photo, 16 * 2**scale), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 41), (33, 100), (16, 16), (8, 200)])
+@pytest.mark.parametrize("scales", [(0, 1, 2), (1, 2), (2,), (0, 2), (1, 3)])
+def test_entropy_of_noise_is_the_released_definition(size: tuple[int, int], scales: tuple[int, ...]) -> None:
+    pixels = random_pixels(2, 3, *size)
+    maps = entropy_scores(pixels, 8, scales)
+    for scale, map_ in zip(scales, maps, strict=True):
+        assert map_.dtype == torch.float32 and map_.shape == (2, size[0] // (8 << scale), size[1] // (8 << scale))
+        for image in range(2):
+            torch.testing.assert_close(map_[image], released_entropy(pixels[image], 8 << scale), atol=1e-3, rtol=0)
+
+
+def test_entropy_of_fractional_levels_is_the_released_definition() -> None:
+    """Resized images have levels between whole numbers, where 512 bins tell apart what 256 do not."""
+    pixels = F.interpolate(random_pixels(1, 3, 20, 20), size=(64, 64), mode="bilinear")
+    torch.testing.assert_close(
+        entropy_scores(pixels, 16, (0,))[0][0], released_entropy(pixels[0], 16), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("scales", [(1, 2), (0, 3), (2,)])
+def test_strips_change_nothing(scales: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = random_pixels(2, 3, 150, 83) // 16
+    in_strips = entropy_scores(pixels, 4, scales)
+    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 2**40)
+    at_once = entropy_scores(pixels, 4, scales)
+    assert all(torch.equal(a, b) for a, b in zip(in_strips, at_once, strict=True))
+
+
+@pytest.mark.usefixtures("narrow_strips")
+def test_strips_of_a_photo_match_the_definition(photos: dict[str, Tensor]) -> None:
+    photo = photos["rocket"]
+    for scale, map_ in zip((1, 2), entropy_scores(photo[None].float(), 16, (1, 2)), strict=True):
+        torch.testing.assert_close(map_[0], released_entropy(photo, 16 << scale), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 77.3, 128.0, 255.0])
+@pytest.mark.parametrize("patch_size", [1, 3, 8, 14])
+def test_entropy_of_one_colour_is_zero_and_not_below(value: float, patch_size: int) -> None:
+    """A score below 0 would merge patches at a threshold of 0."""
+    for map_ in entropy_scores(constant(value, 56, 56), patch_size, (0, 1, 2)):
+        assert (map_ == 0).all()
+
+
+def test_entropy_of_equally_many_levels_is_their_logarithm() -> None:
+    pixels = torch.arange(256.0).view(16, 16).expand(1, 3, 16, 16)
+    assert entropy_scores(pixels, 16, (0,))[0].item() == pytest.approx(8, abs=1e-5)
+    assert entropy_scores((pixels >= 128) * 100.0, 16, (0,))[0].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_entropy_memory_is_far_below_the_one_hot_definition() -> None:
+    height, width = 1024, 512
+    with LargestTensor() as memory:
+        entropy_scores(constant(9.0, height, width), 16, (1, 2))
+    assert 0 < memory.largest < height * width * 512 * 4 / 50
+
+
+def test_entropy_memory_does_not_grow_with_the_number_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches of one pixel: 512 bins for each would be 4 KiB per pixel."""
+    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 2**15)
+    peaks = []
+    for height in (256, 1024):
+        with LargestTensor() as memory:
+            entropy_scores(constant(9.0, height, 64), 1, (0, 1))
+        peaks.append(memory.largest / (height * 64))
+    assert peaks[0] < 100 and peaks[1] < 30
+
+
+# ---- Laplacian
+
+
+def naive_laplacian(pixels: Tensor, size: int) -> Tensor:
+    """(3, H, W) -> (H // size, W // size) by the eight differences of every pixel; mirrored at the border."""
+    grey = grey_levels(pixels[None])[0] / 255
+    height, width = grey.shape
+    scores = torch.zeros(height // size, width // size)
+    for y in range(height // size * size):
+        for x in range(width // size * size):
+            response = 0.0
+            for dy, dx in [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+                response += grey[mirrored(y + dy, height), mirrored(x + dx, width)].item() - grey[y, x].item()
+            scores[y // size, x // size] += abs(response) / size**2
+    return scores
+
+
+def mirrored(index: int, length: int) -> int:
+    index = abs(index)
+    return max(0, 2 * (length - 1) - index) if index >= length else index
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 16), (5, 2)])
+def test_laplacian_is_the_mean_of_absolute_neighbour_differences(size: tuple[int, int]) -> None:
+    pixels = random_pixels(2, 3, *size)
+    for scale, map_ in zip((0, 1), laplacian_scores(pixels, 4, (0, 1)), strict=True):
+        for image in range(2):
+            torch.testing.assert_close(map_[image], naive_laplacian(pixels[image], 4 << scale), atol=1e-5, rtol=1e-5)
+
+
+def test_laplacian_of_flat_is_zero_and_of_a_lone_pixel_known() -> None:
+    assert laplacian_scores(constant(200.0), 16, (0, 1))[0].max() < 1e-5
+    pixels = constant(0.0, 8, 8)
+    pixels[..., 4, 4] = 255
+    # The pixel itself answers 8 and each of its neighbours 1, over 64 pixels.
+    assert laplacian_scores(pixels, 8, (0,))[0].item() == pytest.approx(16 / 64 * 0.9999, rel=1e-4)
+
+
+def test_laplacian_of_a_single_pixel() -> None:
+    assert laplacian_scores(constant(50.0, 1, 1), 1, (0, 1))[0].shape == (1, 1, 1)
+
+
+# ---- upsampling error
+
+
+def linear_samples(length: int, new: int) -> list[list[tuple[int, float]]]:
+    """For each of ``new`` samples, the old ones it mixes and their weights (half-pixel centres)."""
+    samples = []
+    for i in range(new):
+        position = max(0.0, (i + 0.5) * length / new - 0.5)
+        low = min(int(position), length - 1)
+        samples.append([(low, 1 - (position - low)), (min(low + 1, length - 1), position - low)])
+    return samples
+
+
+def naive_bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) -> (3, *size), sample by sample."""
+    rows, columns = (linear_samples(length, new) for length, new in zip(image.shape[1:], size, strict=True))
+    result = torch.zeros(3, *size)
+    for y, ys in enumerate(rows):
+        for x, xs in enumerate(columns):
+            result[:, y, x] = sum(image[:, i, j] * a * b for i, a in ys for j, b in xs)
+    return result
+
+
+def naive_upsampling_error(pixels: Tensor, patch_size: int, scale: int) -> Tensor:
+    size = patch_size << scale
+    h, w = pixels.shape[1] // size, pixels.shape[2] // size
+    image = pixels[:, : h * size, : w * size] / 255
+    small = naive_bilinear(image, (h * patch_size, w * patch_size))
+    error = (image - naive_bilinear(small, (h * size, w * size))).square().mean(0)
+    return torch.stack([
+        torch.stack([error[y * size : (y + 1) * size, x * size : (x + 1) * size].mean() for x in range(w)])
+        for y in range(h)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "scale"), [((8, 8), 1), ((13, 9), 1), ((9, 17), 2), ((8, 8), 0)])
+def test_upsampling_error_is_shrinking_and_enlarging(size: tuple[int, int], scale: int) -> None:
+    pixels = random_pixels(1, 3, *size)
+    (map_,) = upsampling_error_scores(pixels, 2, (scale,))
+    torch.testing.assert_close(map_[0], naive_upsampling_error(pixels[0], 2, scale), atol=1e-6, rtol=1e-4)
+
+
+def test_upsampling_error_of_flat_and_of_scale_0_is_zero() -> None:
+    assert all(map_.max() < 1e-10 for map_ in upsampling_error_scores(constant(90.0), 8, (1, 2)))
+    assert upsampling_error_scores(random_pixels(1, 3, 16, 16), 8, (0,))[0].max() < 1e-10
+
+
+# ---- all scorers
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("size", [(16, 16), (31, 64), (15, 15), (1, 1), (3, 100)])
+def test_every_scorer_scores_complete_patches_only(name: str, size: tuple[int, int]) -> None:
+    maps = SCORERS[name](random_pixels(2, 3, *size), 8, (1, 2))
+    assert [tuple(map_.shape) for map_ in maps] == [(2, size[0] // s, size[1] // s) for s in (16, 32)]
+    assert all(map_.dtype == torch.float32 and map_.isfinite().all() for map_ in maps)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_scorer_ranks_flat_below_photo_below_noise(name: str, photos: dict[str, Tensor]) -> None:
+    photo = photos["chelsea"][None, :, 100:164, 100:164].float()
+    values = [SCORERS[name](p, 16, (2,))[0].item() for p in (constant(80.0, 64, 64), photo, random_pixels(1, 3, 64, 64))]
+    assert values[0] < values[1] < values[2]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scores_of_an_image_do_not_depend_on_its_batch_mates(name: str) -> None:
+    pixels = random_pixels(3, 3, 33, 40)
+    together = SCORERS[name](pixels, 8, (1, 2))
+    for image in range(3):
+        for whole, alone in zip(together, SCORERS[name](pixels[image : image + 1], 8, (1, 2)), strict=True):
+            torch.testing.assert_close(whole[image], alone[0], atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_scores_in_float32(name: str, dtype: torch.dtype) -> None:
+    images = normalise(random_pixels(1, 3, 32, 32))
+    plain = score_maps(images, 8, (1, 2), SCORERS[name], PixelFormat())
+    with torch.autocast("cpu", dtype=dtype):
+        cast = score_maps(images, 8, (1, 2), SCORERS[name], PixelFormat())
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
+def test_scores_carry_no_gradient_and_no_scale_needs_no_scores() -> None:
+    images = noise(1, 3, 16, 16).requires_grad_()
+    assert not score_maps(images, 8, (1,), laplacian_scores, PixelFormat())[0].requires_grad
+    assert score_maps(images, 8, (), entropy_scores, PixelFormat()) == ()
+
+
+def test_scorers_by_name_or_as_callables() -> None:
+    assert resolve_scorer("entropy") is entropy_scores
+    assert resolve_scorer(naive_laplacian) is naive_laplacian
+
+
+@pytest.mark.parametrize("scorer", ["Entropy", "", None, 3])
+def test_unknown_scorer_is_refused_with_the_choices(scorer: object) -> None:
+    with pytest.raises(ValueError, match=r"scorer=.*laplacian"):
+        resolve_scorer(scorer)

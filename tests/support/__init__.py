@@ -1,0 +1,1 @@
+"""Plain references and tiny data sets that several tests share."""

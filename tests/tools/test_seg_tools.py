@@ -1,0 +1,181 @@
+"""tools/train_seg.py and tools/test_seg.py on the shrunken real config and a tiny folder in ADE20K's layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support.tiny_ade import CONFIGS, load_tool, one_thread, shrink_options, write_ade, write_mask  # noqa: F401
+
+pytest.importorskip("mmseg", reason="the segmentation tools need the packages of the extra 'mmseg'")
+
+from apt_dense.hosts.mmseg.checkpoints import read_run
+from apt_dense.hosts.mmseg.run import load_config
+
+train_seg, test_seg = load_tool("train_seg"), load_tool("test_seg")
+SIZE = (128, 192)
+
+
+@pytest.fixture(scope="module")
+def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ade(tmp_path_factory.mktemp("data") / "ade", size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """upernet_apt_vit-b16_160k_ade20k-512x512.py with everything small, as a file of its own."""
+    real = next(path for path in CONFIGS if path.name.startswith("upernet_apt_vit-b16"))
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    cfg = load_config(str(real), shrink_options(real))
+    cfg.tta_pipeline[1].transforms[0] = cfg.tta_pipeline[1].transforms[0][:2]  # two of the six scales
+    cfg.dump(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(config: str, ade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work dir after 4 iterations with checkpoints at 2 and 4."""
+    work_dir = tmp_path_factory.mktemp("work")
+    train(config, ade, work_dir, "--cfg-options", "default_hooks.checkpoint.interval=2", "randomness.seed=0")
+    return work_dir
+
+
+def train(config: str, ade: Path, work_dir: Path, *extra: str, max_iters: int = 4) -> None:
+    common = [config, "--data-root", str(ade), "--max-iters", str(max_iters), "--work-dir", str(work_dir)]
+    train_seg.main([*common, *extra])
+
+
+def failure(main: object, argv: list[str]) -> str:
+    """The one line that a tool ends with."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    message = str(ended.value.code)
+    assert "\n" not in message
+    return message
+
+
+def logged(work_dir: Path) -> list[dict]:
+    """The training lines of the newest JSON log."""
+    newest = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime_ns)
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_training_saves_validates_and_logs(trained: Path) -> None:
+    assert {path.name for path in trained.glob("*.pth")} == {"iter_2.pth", "iter_4.pth", "best_mIoU_iter_4.pth"}
+    assert (trained / "last_checkpoint").read_text() == str(trained / "iter_4.pth")
+    lines = logged(trained)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) and 0 < line["tokens_kept"] <= 1 for line in lines)
+
+
+def test_resume_continues_from_the_last_checkpoint(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "resumed"
+    work_dir.mkdir()
+    shutil.copy(trained / "iter_2.pth", work_dir)
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_2.pth"))
+    train(config, ade, work_dir, "--resume")
+    before, after = logged(trained), logged(work_dir)
+    assert [line["step"] for line in after] == [3, 4]
+    assert [line["lr"] for line in after] == [line["lr"] for line in before[2:]]
+    assert read_run(str(work_dir / "iter_4.pth"))["meta"]["seed"] == 0
+
+
+def test_resume_from_a_cut_off_checkpoint_names_it(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
+    (tmp_path / "iter_2.pth").write_bytes((trained / "iter_2.pth").read_bytes()[:100_000])
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    argv = [config, "--data-root", str(ade), "--work-dir", str(tmp_path), "--resume", "--max-iters", "4"]
+    message = failure(train_seg.main, argv)
+    assert "iter_2.pth (100000 bytes) cannot be read" in message and "last_checkpoint" in message
+
+
+def test_resume_for_longer_is_refused(trained: Path, config: str, ade: Path) -> None:
+    argv = [config, "--data-root", str(ade), "--work-dir", str(trained), "--resume", "--max-iters", "8"]
+    assert "schedule of 4 iterations, but 8 are asked for" in failure(train_seg.main, argv)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for mixed precision on a CPU")
+def test_amp_trains_in_bfloat16(config: str, ade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, plain = set(), torch.nn.Conv2d.forward
+
+    def forward(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        output = plain(self, x)
+        seen.add((self.training, output.dtype))
+        return output
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    train(config, ade, tmp_path, "--amp", max_iters=1)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}, "MMEngine validates in full precision"
+    state = read_run(str(tmp_path / "iter_1.pth"))["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def test_label_out_of_range_stops_training_with_its_file(config: str, ade: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(ade, tmp_path / "bad")
+    paths = [write_mask(bad, np.full(SIZE, 200, np.uint8), name=f"{i}.png") for i in range(2)]
+    with pytest.raises(ValueError, match="label 199 after reduce_zero_label") as raised:
+        train(config, bad, tmp_path / "work")
+    assert str(paths[0]) in str(raised.value) or str(paths[1]) in str(raised.value)
+
+
+@pytest.mark.parametrize("tool", [train_seg, test_seg], ids=["train", "test"])
+def test_missing_data_root_is_named_before_a_model_is_built(
+    tool: object, config: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool.Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
+    checkpoint = [str(trained / "iter_4.pth")] if tool is test_seg else []
+    message = failure(tool.main, [config, *checkpoint, "--data-root", str(tmp_path / "nowhere")])
+    assert f"the folder {tmp_path}/nowhere/images/" in message and "--data-root DIR" in message
+
+
+def test_missing_config_and_checkpoint_are_named(config: str, ade: Path, tmp_path: Path) -> None:
+    assert failure(train_seg.main, ["nowhere.py"]) == "train_seg: no config file nowhere.py"
+    argv = [config, "nowhere.pth", "--data-root", str(ade), "--work-dir", str(tmp_path)]
+    assert "nowhere.pth does not exist" in failure(test_seg.main, argv)
+
+
+def test_testing_gives_metrics_masks_and_paintings(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
+    masks, paintings = tmp_path / "masks", tmp_path / "paintings"
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path / "work"),
+            "--out", str(masks), "--show-dir", str(paintings)]  # fmt: skip
+    metrics = test_seg.main(argv)
+    assert set(metrics) == {"aAcc", "mIoU", "mAcc"} and 0 <= metrics["mIoU"] <= 100
+    predicted = np.asarray(Image.open(masks / "0.png"))
+    assert predicted.shape == SIZE and 1 <= predicted.min() <= predicted.max() <= 150, "labels are written as in ADE20K"
+    assert len(list(paintings.rglob("*.png"))) == 2
+
+
+def test_testing_with_augmentation(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), "--tta"]
+    assert set(test_seg.main(argv)) == {"aAcc", "mIoU", "mAcc"}
+
+
+def test_packed_augmentation_predicts_what_mmsegs_own_does(
+    trained: Path, config: str, ade: Path, tmp_path: Path
+) -> None:
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), "--tta", "--out"]
+    test_seg.main([*argv, str(tmp_path / "packed")])
+    own = ["--cfg-options", "model.type=EncoderDecoder", "tta_model.type=SegTTAModel"]
+    test_seg.main([*argv, str(tmp_path / "own"), *own])
+    for name in ("0.png", "1.png"):
+        packed, expected = (np.asarray(Image.open(tmp_path / folder / name)) for folder in ("packed", "own"))
+        assert len(np.unique(packed)) > 1
+        assert np.mean(packed == expected) > 0.999, "rounding may decide between two equal logits"
+
+
+def test_checkpoint_of_another_model_is_refused(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path),
+            "--cfg-options", "model.decode_head.channels=16"]  # fmt: skip
+    assert "iter_4.pth does not fit this config's model" in failure(test_seg.main, argv)
+
+
+def test_checkpoint_with_thresholds_may_be_tested_without(
+    trained: Path, config: str, ade: Path, tmp_path: Path
+) -> None:
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path),
+            "--cfg-options", "model.backbone.thresholds=()"]  # fmt: skip
+    assert "mIoU" in test_seg.main(argv)

@@ -1,0 +1,483 @@
+"""tools/train_det.py on the shrunken real config and tiny folders in COCO's layout: data, training, weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
+    ADAPTIVE,
+    CATEGORIES,
+    ROOT,
+    SHRINK_MASK_RCNN,
+    TINY_YACS,
+    UNIFORM,
+    annotation,
+    one_thread,
+    write_coco,
+)
+
+pytest.importorskip("shapely", reason="Detectron2's training loader crops masks with shapely: pip install shapely")
+
+from detectron2.config import get_cfg, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import defaults
+
+from apt_dense.hosts.detectron2 import add_apt_config
+from apt_dense.hosts.detectron2 import loader as detectron2_loader
+from apt_dense.hosts.detectron2 import run as detectron2_run
+from apt_dense.hosts.detectron2.data import check_data, find_split, use_data_root
+from apt_dense.hosts.detectron2.loader import build_resumable_loader, random_numbers, resumable
+from apt_dense.hosts.detectron2.run import apply_overrides, complete_config, load_config
+
+spec = importlib.util.spec_from_file_location("train_det", ROOT / "tools" / "train_det.py")
+train_det = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(train_det)
+
+RESULTS = Path("inference", "coco_instances_results.json")
+EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]
+
+
+def arguments(data: Path, out: Path, *extra: str, flags: tuple[str, ...] = (), config: Path = ADAPTIVE) -> list[str]:
+    options = ["--config-file", str(config), "--data-root", str(data), *flags]
+    return [*options, *SHRINK_MASK_RCNN, *EVERY_LINE, f"train.output_dir={out}", *extra]
+
+
+def logged(out: Path) -> dict[int, dict]:
+    """The lines of metrics.json by iteration; what was written last counts."""
+    lines = (json.loads(line) for line in (out / "metrics.json").read_text().splitlines())
+    return {line["iteration"]: line for line in lines if "total_loss" in line}
+
+
+def losses(out: Path) -> list[float]:
+    return [line["total_loss"] for _, line in sorted(logged(out).items())]
+
+
+def failure(argv: list[str]) -> str:
+    """The one line that the tool ends with."""
+    with pytest.raises(SystemExit) as ended:
+        train_det.main(argv)
+    message = str(ended.value.code)
+    assert message.startswith("train_det: ") and "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_logs() -> Iterator[None]:
+    """Detectron2's handlers would keep, for good, the output streams that pytest lends to a single test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "setup_logger", lambda *_, name="detectron2", **__: logging.getLogger(name))
+        yield
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("data") / "coco")
+
+
+@pytest.fixture(scope="module")
+def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of 20 iterations, with checkpoints after 8 and 16."""
+    out = tmp_path_factory.mktemp("trained")
+    train_det.main(arguments(coco, out, "train.max_iter=20", "train.checkpointer.period=8"))
+    return out
+
+
+# ---- training and evaluation -----------------------------------------------------------------------------------------
+
+
+def test_training_learns_saves_and_logs(trained: Path) -> None:
+    lines = logged(trained)
+    assert sorted(lines) == list(range(20))
+    assert np.mean(losses(trained)[-5:]) < 0.8 * np.mean(losses(trained)[:5])
+    assert all(0 < line["tokens_kept"] <= 1 for line in lines.values())
+    saved = {path.name for path in trained.glob("*.pth")}
+    assert saved == {"model_0000007.pth", "model_0000015.pth", "model_final.pth"}
+
+
+def test_training_ends_with_an_evaluation_of_boxes_and_masks(trained: Path) -> None:
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "segm/AP", "bbox/AP-red", "segm/AP-blue"} <= set(last)
+    assert (trained / RESULTS).is_file()
+
+
+def test_evaluation_alone_gives_the_same_numbers(coco: Path, trained: Path, tmp_path: Path) -> None:
+    weights = f"train.init_checkpoint={trained / 'model_final.pth'}"
+    only_val = shutil.copytree(coco, tmp_path / "only_val", ignore=shutil.ignore_patterns("*train*"))
+    train_det.main(arguments(only_val, tmp_path, weights, flags=("--eval-only",)))
+    expected, found = (json.loads((out / RESULTS).read_text()) for out in (trained, tmp_path))
+    assert [thing["bbox"] for thing in found] == [thing["bbox"] for thing in expected]
+    assert {thing["category_id"] for thing in found} <= {category["id"] for category in CATEGORIES}
+
+
+def test_boxes_and_masks_are_reported_also_where_nothing_is_found(coco: Path, trained: Path, tmp_path: Path) -> None:
+    cfg = train_det.prepare(train_det.parse_args(arguments(
+        coco, tmp_path, f"train.init_checkpoint={trained / 'model_final.pth'}",
+        "model.roi_heads.box_predictor.test_score_thresh=1.1", flags=("--eval-only",),
+    )))  # fmt: skip
+    results = detectron2_run.evaluate_checkpoint(cfg)
+    assert list(results) == ["bbox", "segm"] and all(math.isnan(result["AP"]) for result in results.values())
+
+
+def test_uniform_twin_is_evaluated_with_adaptive_weights(coco: Path, trained: Path, tmp_path: Path) -> None:
+    weights = f"train.init_checkpoint={trained / 'model_final.pth'}"
+    train_det.main(arguments(coco, tmp_path, weights, flags=("--eval-only",), config=UNIFORM))
+    assert (tmp_path / RESULTS).is_file()
+
+
+def test_yacs_config_trains_with_detectron2_s_own_trainer(coco: Path, tmp_path: Path) -> None:
+    lazy = load_config(str(ADAPTIVE))
+    use_data_root(lazy, str(coco), ["train"])
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(ADAPTIVE.with_name("mask_rcnn_apt_vitdet_b.yaml")))
+    cfg.merge_from_list([
+        *TINY_YACS, "DATASETS.TRAIN", (lazy.dataloader.train.dataset.names,), "DATASETS.TEST", (),
+        "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2,
+        "INPUT.MIN_SIZE_TRAIN", (90,), "INPUT.MAX_SIZE_TRAIN", 120, "DATALOADER.NUM_WORKERS", 0,
+    ])  # fmt: skip
+    defaults.DefaultTrainer(cfg).train()
+    assert (tmp_path / "model_final.pth").is_file()
+    assert all(map(math.isfinite, losses(tmp_path)))
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_run_has_the_same_losses_with_any_workers(coco: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "model_0000007.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    train_det.main(arguments(coco, tmp_path, "train.max_iter=20", "train.eval_period=0",
+                             "dataloader.train.num_workers=1", flags=("--resume",)))  # fmt: skip
+    assert sorted(logged(tmp_path)) == list(range(8, 20))
+    assert losses(tmp_path) == pytest.approx(losses(trained)[8:], rel=1e-4)
+
+
+def test_killed_run_goes_on_as_if_it_had_not_been(coco: Path, trained: Path, tmp_path: Path) -> None:
+    command = arguments(coco, tmp_path, "train.max_iter=20", "train.checkpointer.period=4", "train.eval_period=0")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "train_det.py"), *command],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    # Its first checkpoint is that of iteration 3; what comes after it is lost.
+    while process.poll() is None and time.monotonic() < deadline:
+        if (tmp_path / "last_checkpoint").exists() and max(logged(tmp_path), default=0) >= 5:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    train_det.main([*command[:4], "--resume", *command[4:]])
+    assert sorted(logged(tmp_path)) == list(range(20))
+    assert losses(tmp_path) == pytest.approx(losses(trained), rel=1e-4)
+
+
+def test_nothing_to_resume_starts_from_the_beginning(coco: Path, trained: Path, tmp_path: Path) -> None:
+    train_det.main(arguments(coco, tmp_path, "train.max_iter=2", "train.eval_period=0", flags=("--resume",)))
+    assert losses(tmp_path)[0] == pytest.approx(losses(trained)[0], rel=1e-4)
+
+
+def batches(data: Path, start: int, count: int, *overrides: str) -> list[list[tuple]]:
+    """File names and the sum of pixels of the first batches of the training loader."""
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(data), ["train"])
+    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.total_batch_size=3", *overrides])
+    loader = instantiate(resumable(cfg.dataloader.train, 5, start))
+    return [
+        [(image["file_name"], image["image"].shape, image["image"].sum().item()) for image in batch]
+        for batch in itertools.islice(loader, count)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_starts_at_any_iteration(coco: Path, workers: int) -> None:
+    all_of_them = batches(coco, 0, 12, "dataloader.train.num_workers=0")
+    assert batches(coco, 7, 5, f"dataloader.train.num_workers={workers}") == all_of_them[7:]
+    assert len({str(batch) for batch in all_of_them}) == 12
+
+
+def test_loader_keeps_wide_and_tall_images_apart(coco: Path) -> None:
+    drawn = batches(coco, 0, 10, "dataloader.train.num_workers=0")
+    odd = [{int(Path(name).stem) % 2 for name, *_ in batch} for batch in drawn]
+    assert all(len(kinds) == 1 for kinds in odd) and {0, 1} == set().union(*odd)
+
+
+def test_loader_is_unlike_with_another_seed(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(coco), ["train"])
+    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.num_workers=0"])
+    first = [next(iter(instantiate(resumable(cfg.dataloader.train, seed, 0))))[0]["image"] for seed in (0, 1)]
+    assert first[0].shape != first[1].shape or not torch.equal(*first)
+
+
+def test_other_loaders_are_left_alone() -> None:
+    cfg = load_config(str(ADAPTIVE))
+    assert resumable(cfg.dataloader.test, 0, 3) is cfg.dataloader.test
+
+
+def test_random_numbers_inside_follow_the_seed_and_leave_no_trace() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    with random_numbers(1, 2):
+        first = draw()
+    with random_numbers(1, 2):
+        assert draw() == first
+    with random_numbers(2, 1):
+        assert draw() != first
+    assert random.getstate() == before[0]
+    assert (np.random.get_state()[1] == before[1]).all() and torch.equal(torch.get_rng_state(), before[2])
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_coco_and_of_the_demo_are_found(coco: Path, tmp_path: Path) -> None:
+    train = find_split(coco, "train")
+    assert (train.annotations.name, train.images) == ("instances_train2017.json", coco / "train2017")
+    assert train.categories == ((3, "red"), (7, "green"), (20, "blue"))
+    (tmp_path / "images").mkdir()
+    shutil.copytree(coco / "annotations", tmp_path / "coco" / "annotations")
+    for ours, theirs, demo in (("train", "train2017", "training"), ("val", "val2017", "validation")):
+        annotations = tmp_path / "coco" / "annotations"
+        (annotations / f"instances_{theirs}.json").rename(annotations / f"instances_{ours}.json")
+        shutil.copytree(coco / theirs, tmp_path / "images" / demo)
+        for root in (tmp_path, tmp_path / "coco"):
+            assert find_split(root, ours).images == tmp_path / "images" / demo
+
+
+def test_data_root_sets_names_classes_and_evaluator(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    for _ in range(2):  # a second time in the same process is no conflict
+        use_data_root(cfg, str(coco), ["train", "val"])
+    assert cfg.model.roi_heads.num_classes == 3
+    assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+    images = DatasetCatalog.get(cfg.dataloader.train.dataset.names)
+    assert {thing["category_id"] for image in images for thing in image["annotations"]} == {0, 1, 2}
+    assert MetadataCatalog.get(cfg.dataloader.train.dataset.names).thing_classes == ["red", "green", "blue"]
+
+
+def rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+TRAIN, VAL = Path("annotations/instances_train2017.json"), Path("annotations/instances_val2017.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root), "does not exist, so there is no annotations/instances_train.*expected DIR/"),
+        (lambda root: (root / VAL).unlink(), r"holds no annotations/instances_val\*.json; expected"),
+        (lambda root: (root / TRAIN).write_text("{"), "instances_train2017.json is damaged: it is no JSON"),
+        (lambda root: (root / TRAIN).write_text('{"images": [1]}'), "has no annotations and no categories; expected"),
+        (lambda root: shutil.rmtree(root / "train2017"), r"no image that .*train2017.json names \(0+1.png, ...\) is"),
+        (lambda root: (root / "val2017/000000000002.png").unlink(), "1 of 4 images that .* the first is 0+2.png"),
+        (lambda root: rewrite(root / VAL, lambda c: c["categories"].pop()), "differ in their categories"),
+        (lambda root: rewrite(root / TRAIN, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
+         "has only crowds"),
+        (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"][0].update(segmentation=[])),
+         r"1 of \d+ objects in .* have no segmentation \(annotation ids \[1\]"),
+        (lambda root: [(root / TRAIN).rename(root / "annotations" / "instances_train_a.json"),
+                       shutil.copy(root / VAL, root / "annotations" / "instances_train_b.json")],
+         "several annotation files for train"),
+    ],
+)  # fmt: skip
+def test_bad_folders_are_refused_before_a_model_is_built(
+    coco: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    root = shutil.copytree(coco, tmp_path / "damaged")
+    damage(root)
+    found = failure(arguments(root, tmp_path / "out"))
+    assert str(root) in found
+    assert re.search(message, found)
+
+
+def add_difficult_objects(content: dict) -> None:
+    """A crowd, boxes without width or area, a polygon of two points, and images without objects."""
+    crowd = {"counts": [0, 90 * 50, 120 * 90 - 90 * 50], "size": [120, 90]}
+    things = content["annotations"]
+    things.append(annotation(content, 1, 7, (0, 0, 50, 90), iscrowd=1, segmentation=crowd))
+    things.append(annotation(content, 1, 3, (10, 10, 0, 20)))
+    things.append(annotation(content, 2, 20, (10, 10, 0, 0)))
+    things.append(annotation(content, 2, 20, (10, 10, 5, 5), segmentation=[[10, 10, 15, 15]]))
+    things[:] = [thing for thing in things if thing["image_id"] != 3]
+
+
+def test_difficult_objects_are_trained_with_or_left_out(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "difficult", change=add_difficult_objects)
+    train_det.main(arguments(root, tmp_path / "out", "train.max_iter=4", "train.eval_period=0"))
+    assert len(losses(tmp_path / "out")) == 4 and all(map(math.isfinite, losses(tmp_path / "out")))
+    names = {Path(name).stem for batch in batches(root, 0, 8, "dataloader.train.num_workers=0") for name, *_ in batch}
+    assert names == {f"{number:012d}" for number in (1, 2, 4)}  # the image without objects is left out
+
+
+def test_unreadable_image_is_named(coco: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(coco, tmp_path / "damaged")
+    for image in (root / "train2017").iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(OSError, match="truncated|cannot identify"):
+        batches(root, 0, 1, "dataloader.train.num_workers=0")
+
+
+def test_categories_of_objects_must_exist(coco: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(coco, tmp_path / "damaged")
+    rewrite(root / TRAIN, lambda c: c["annotations"][0].update(category_id=4))
+    with pytest.raises(KeyError, match="category_id=4 but this id does not exist"):
+        batches(root, 0, 1)
+
+
+def test_registered_data_sets_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    with pytest.raises(FileNotFoundError, match="'coco_2017_train' needs .*Set .* DETECTRON2_DATASETS"):
+        check_data(cfg, ["train"])
+    with pytest.raises(ValueError, match="data set 'mine' is not registered"):
+        apply_overrides(cfg, ["dataloader.train.dataset.names=mine"])
+        check_data(cfg, ["train"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install shapely"):
+        check_data(cfg, ["train"])
+
+
+def test_classes_of_model_and_data_set_must_agree(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(coco), ["train", "val"])
+    DatasetCatalog.get(cfg.dataloader.train.dataset.names)  # from here on Detectron2 knows the classes
+    cfg.model.roi_heads.num_classes = 80
+    with pytest.raises(ValueError, match="num_classes=80, but data set .* has 3 classes"):
+        check_data(cfg, ["train"])
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "checkpoint .* does not exist; correct train.init_checkpoint"),
+        (b"", r"weights.pth \(0 bytes\) cannot be read: it is cut off or damaged"),
+        (b"no weights", r"weights.pth \(10 bytes\) cannot be read"),
+        ("half", r"weights.pth \(\d+ bytes\) cannot be read"),
+        ("other", r"does not fit backbone.net: 1 loaded; .*\d+ missing \("),
+    ],
+)
+def test_bad_weights_are_not_evaluated(
+    coco: Path, trained: Path, tmp_path: Path, content: bytes | str | None, message: str
+) -> None:
+    path, good = tmp_path / "weights.pth", (trained / "model_final.pth").read_bytes()
+    if content == "other":
+        torch.save({"model": {"backbone.net.pos_embed": torch.zeros(1, 197, 48)}}, path)
+    elif content is not None:
+        path.write_bytes(good[: len(good) // 2] if content == "half" else content)
+    found = failure(arguments(coco, tmp_path / "out", f"train.init_checkpoint={path}", flags=("--eval-only",)))
+    assert re.search(message, found)
+
+
+def test_damaged_pickle_of_a_model_zoo_is_named(coco: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.pkl").write_bytes(b"\x80\x04cut")
+    argv = arguments(coco, tmp_path, f"train.init_checkpoint={tmp_path / 'weights.pkl'}", flags=("--eval-only",))
+    assert "weights.pkl (5 bytes) cannot be read" in failure(argv)
+
+
+def test_no_weights_are_nothing_to_evaluate(coco: Path, tmp_path: Path) -> None:
+    found = failure(arguments(coco, tmp_path, flags=("--eval-only",)))
+    assert "nothing to evaluate: set train.init_checkpoint" in found
+
+
+@pytest.mark.parametrize("marker", ["gone.pth", ""])
+def test_resume_from_a_missing_or_damaged_checkpoint_names_the_marker(coco: Path, tmp_path: Path, marker: str) -> None:
+    (tmp_path / "last_checkpoint").write_text(marker)
+    assert str(tmp_path / "last_checkpoint") in failure(arguments(coco, tmp_path, flags=("--resume",)))
+
+
+def test_weights_of_another_size_are_refused_on_resume(coco: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "model_0000007.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    found = failure(arguments(coco, tmp_path, "model.backbone.net.img_size=512", flags=("--resume",)))
+    assert "attn.rel_pos_h is (127, 24) instead of (63, 24)" in found
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_keep_equals_signs_and_add_options_of_the_backbone() -> None:
+    cfg = load_config(str(ADAPTIVE))
+    weights = "train.init_checkpoint=a/b.pth?matching_heuristics=True"
+    apply_overrides(cfg, [weights, "model.backbone.net.scorer=laplacian", "model.backbone.net.thresholds=[3.0]"])
+    assert cfg.train.init_checkpoint == "a/b.pth?matching_heuristics=True"
+    assert (cfg.model.backbone.net.scorer, list(cfg.model.backbone.net.thresholds)) == ("laplacian", [3.0])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.maxiter=3", "train has no 'maxiter'; it has .*max_iter"),
+        ("max_iter=3", "the config has no 'max_iter'; it has dataloader"),
+        ("--resume", "'--resume' is no key=value; options that begin with -- go before"),
+    ],
+)
+def test_overrides_without_effect_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(load_config(str(ADAPTIVE)), [override])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [("", "no config file"), ("gone.py", "no config file gone.py"),
+     (str(ROOT / "configs" / "detectron2" / "mask_rcnn_apt_vitdet_b.yaml"), "is a yacs config.*add_apt_config")],
+)  # fmt: skip
+def test_config_must_be_a_lazy_one(config: str, message: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        load_config(config)
+
+
+def test_without_a_gpu_it_runs_on_the_cpu_without_amp(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = load_config(str(ADAPTIVE))
+    with caplog.at_level(logging.WARNING, detectron2_run.logger.name):
+        detectron2_run.logger.addHandler(caplog.handler)
+        complete_config(cfg)
+        detectron2_run.logger.removeHandler(caplog.handler)
+    assert "train.device=cuda, but no GPU was found: running on the CPU without mixed precision" in caplog.text
+    assert (cfg.train.device, cfg.train.amp.enabled) == ("cpu", False)
+    assert cfg.dataloader.evaluator.output_dir == os.path.join(cfg.train.output_dir, "inference")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = load_config(str(ADAPTIVE))
+    complete_config(cfg)
+    assert (cfg.train.device, cfg.train.amp.enabled) == ("cuda", True)
+
+
+def test_negative_seed_is_refused() -> None:
+    cfg = load_config(str(ADAPTIVE))
+    cfg.train.seed = -1
+    with pytest.raises(ValueError, match="train.seed=-1"):
+        complete_config(cfg)
+
+
+def test_batches_must_divide_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detectron2_loader.comm, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="total_batch_size=4 must be a positive multiple of the 3 processes"):
+        build_resumable_loader([{}], mapper=None, total_batch_size=4, seed=0)

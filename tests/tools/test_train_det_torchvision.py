@@ -1,0 +1,317 @@
+"""tools/train_det_torchvision.py: training, interruption and resuming, evaluation, weights, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.coco_folder import TINY, TINY_PRESET, TOOLS, one_thread, write_coco  # noqa: F401 (a fixture, applied by itself)
+
+pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
+
+import torchvision_model
+import torchvision_training
+import train_det_torchvision as tool
+from coco_data import load_split
+from torchvision_model import Settings, build_model, layer_of, make_optimizer, rate_at, windowed_blocks
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
+torchvision_model.PRESETS["tiny"] = TINY_PRESET  # with drop path, so that random numbers matter
+ITERATIONS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("data") / "coco", images=3)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an uninterrupted run; tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    start(data, out)
+    return out
+
+
+def start(data: Path, out: Path, *options: str, iterations: int = ITERATIONS) -> dict | None:
+    return tool.main([str(data), "--out", str(out), *TINY, "--iterations", str(iterations), *options])
+
+
+def logged(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def curve(out: Path) -> list[dict]:
+    """The log without times, and without evaluations."""
+    lines = [{k: v for k, v in entry.items() if k != "seconds"} for entry in logged(out)]
+    return [line for line in lines if "loss" in line]
+
+
+def failure(*argv: object) -> str:
+    """The one line that the tool ends with."""
+    with pytest.raises(SystemExit) as ended:
+        tool.main(list(map(str, argv)))
+    assert "\n" not in str(ended.value.code)
+    return str(ended.value.code)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_on_two_images(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", images=2)
+    results = start(data, tmp_path / "out", "--no-amp", "--clip", "0", iterations=40)
+    losses = [entry["loss"] for entry in logged(tmp_path / "out")]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_log_and_results(whole_run: Path) -> None:
+    lines, results = curve(whole_run), json.loads((whole_run / "results.json").read_text())
+    assert [line["iteration"] for line in lines] == list(range(ITERATIONS))
+    parts = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+    assert all(line["loss"] == pytest.approx(sum(line[part] for part in parts)) for line in lines)
+    assert all(0 < line["tokens_kept"] < 1 for line in lines)  # grey ground in large patches
+    assert set(results) == {"bbox", "segm", "tokens_kept"} and len(results["bbox"]) == len(results["segm"]) == 12
+    assert 0 < results["tokens_kept"] < 1
+    assert not list(whole_run.glob("*.partial"))
+
+
+@pytest.mark.parametrize("options", [("--thresholds", "none", "--no-drop-padding"), ("--amp", "--checkpoint-blocks")])
+def test_variants(data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    start(data, tmp_path, *options, "--eval-every", "1", iterations=2)
+    lines = logged(tmp_path)
+    assert [("loss" in line, line["iteration"]) for line in lines] == [(True, 0), (False, 1), (True, 1)]
+    assert (lines[0]["tokens_kept"] == 1) == ("none" in options)
+    assert lines[1]["bbox"]["AP"] >= 0
+
+
+def test_training_on_images_without_objects(tmp_path: Path) -> None:
+    start(write_coco(tmp_path / "data", change=lambda c: c["annotations"].clear()), tmp_path / "out", iterations=2)
+    assert all(entry["loss_mask"] == 0 < entry["loss"] for entry in logged(tmp_path / "out"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> None:
+    message = failure(data, "--out", tmp_path, *TINY, "--lr", "1e30", "--clip", "0", "--iterations", "9")
+    assert "loss of iteration" in message and "lower --lr" in message or "NaN or infinite" in message
+
+
+# ---- interruption ---------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+from support import coco_folder
+import torch, torchvision_model, torchvision_training, train_det_torchvision
+torch.set_num_threads(1)
+torchvision_model.PRESETS["tiny"] = coco_folder.TINY_PRESET
+step = torchvision_training.Trainer.step
+def step_or_die(self, *batch):
+    entry = step(self, *batch)
+    if self.iteration == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return entry
+torchvision_training.Trainer.step = step_or_die
+train_det_torchvision.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_takes_the_same_course_when_resumed(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    paths = [str(TOOLS), str(Path(__file__).parents[1]), str(TOOLS.parent)]
+    argv = [str(data), "--out", str(tmp_path), *TINY, "--iterations", str(ITERATIONS), "--save-every", "4"]
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(paths=paths), *argv], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"iteration": 6, "lo')  # as a line that was being written
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
+    torch.manual_seed(99)
+    results = tool.main([str(data), "--out", str(tmp_path), "--resume", "--workers", "0", "--device", "cpu"])
+    resumed, whole = curve(tmp_path), curve(whole_run)
+    assert [line["iteration"] for line in resumed] == list(range(ITERATIONS))
+    for line, expected in zip(resumed, whole, strict=True):
+        assert line == pytest.approx(expected, abs=1e-6)
+    assert results == json.loads((whole_run / "results.json").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    data: Path, whole_run: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torchvision_training.Trainer.step
+
+    def interrupted(self: torchvision_training.Trainer, *batch: object) -> dict:
+        if self.iteration == 2:
+            os.kill(os.getpid(), number)
+        return step(self, *batch)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(torchvision_training.Trainer, "step", interrupted)
+        assert start(data, tmp_path) is None
+    assert signal.getsignal(number) is before
+    assert len(curve(tmp_path)) == 3
+    tool.main([str(data), "--out", str(tmp_path), "--resume", *TINY])
+    assert curve(tmp_path) == curve(whole_run)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    data: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = torchvision_training.Trainer(Settings(model="tiny", size=64), load_split(data, "train"))
+    trainer.save(tmp_path / "last.pth")
+    before = (tmp_path / "last.pth").read_bytes()
+
+    def half(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save(tmp_path / "last.pth")
+    assert (tmp_path / "last.pth").read_bytes() == before
+
+
+def test_resuming_a_finished_run_evaluates_it(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    assert start(data, tmp_path / "run", "--resume") == json.loads((whole_run / "results.json").read_text())
+    assert curve(tmp_path / "run") == curve(whole_run)
+
+
+def test_resume_without_a_checkpoint_starts(data: Path, tmp_path: Path) -> None:
+    start(data, tmp_path, "--resume", iterations=1)
+    assert len(curve(tmp_path)) == 1
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_only(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    common = [str(data), "--out", str(tmp_path), "--eval-only", "--workers", "0", "--device", "cpu"]
+    common += ["--checkpoint", str(whole_run / "last.pth")]
+    expected = json.loads((whole_run / "results.json").read_text())
+    assert tool.main(common) == expected == json.loads((tmp_path / "results.json").read_text())
+    assert tool.main([*common, "--thresholds", "none"])["tokens_kept"] == 1
+    assert 0 < tool.main([*common, "--size", "96"])["tokens_kept"] <= 1
+
+
+def test_eval_only_refuses_other_categories(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    def rename(content: dict) -> None:
+        content["categories"] = [{"id": 3, "name": "red"}, {"id": 90, "name": "blue"}]
+
+    other = write_coco(tmp_path / "data", change=rename)
+    message = failure(other, "--out", tmp_path, "--eval-only", "--checkpoint", whole_run / "last.pth")
+    assert "categories (id, name) of the val data differ" in message and "blue" in message
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_checkpoints(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    common = (data, "--out", tmp_path, "--device", "cpu")
+    assert "does not exist" in failure(*common, "--eval-only")
+    whole = (whole_run / "last.pth").read_bytes()
+    for content in (b"", b"nothing", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        for option in ("--eval-only", "--resume"):
+            assert "cannot be read as weights" in failure(*common, option)
+    torch.save({"model": {}}, path)
+    assert "is no checkpoint of this tool: it lacks ['optimizer'" in failure(*common, "--resume")
+    checkpoint = torch.load(whole_run / "last.pth")
+    torch.save(checkpoint | {"model": dict(list(checkpoint["model"].items())[:-5])}, path)
+    assert "does not fit the model: 5 problems, such as" in failure(*common, "--eval-only")
+
+
+def test_resume_with_other_settings(data: Path, whole_run: Path) -> None:
+    message = failure(data, "--out", whole_run, "--resume", *TINY, "--lr", "5e-3", "--iterations", ITERATIONS)
+    assert "belongs to another run (lr: 0.002 against 0.005)" in message
+    assert "exists; add --resume to continue that run" in failure(data, "--out", whole_run, *TINY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--thresholds", "a"), "--thresholds a: expected numbers such as 5.5 4.0, or none"),
+        (("--thresholds", "4", "5"), "rise with the scale"),
+        (("--size", "3"), "size=3 must be at least 32"),
+        (("--lr", "0"), "lr=0.0 must be above 0"),
+        (("--model", "vit_tinny"), "timm has no model 'vit_tinny'"),
+        (("--pretrained", "timm"), "--pretrained timm goes with a timm model"),
+        (("--pretrained", "gone.pth"), "gone.pth does not exist"),
+        (("--scale-jitter", "2", "1"), "scale jitter (2.0, 1.0)"),
+    ],
+)
+def test_bad_settings(data: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in failure(data, "--out", tmp_path, *TINY, *options)
+
+
+def test_train_and_val_need_the_same_categories(data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 91, "name": "new"})
+    path.write_text(json.dumps(content))
+    assert "both files need the same list" in failure(root, "--out", tmp_path / "out", *TINY)
+
+
+# ---- weights and optimizer ------------------------------------------------------------------------------------------
+
+
+def test_a_vit_file_as_pretrained_weights(tmp_path: Path) -> None:
+    """timm's names with a class token's position and a head, without relative positions."""
+    source = build_model(Settings(model="tiny", size=64), 3).backbone.net.state_dict()
+    weights = {k: torch.randn_like(v) for k, v in source.items() if "rel_pos" not in k and "coarse" not in k}
+    others = {"cls_token": torch.zeros(1, 1, 48), "head.weight": torch.zeros(9, 48)}
+    torch.save({"model": weights | others}, tmp_path / "vit.pth")
+    settings = Settings(model="tiny", size=64, pretrained=str(tmp_path / "vit.pth"))
+    loaded = build_model(settings, 3).backbone.net.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+    torch.save({"model": {"norm1.weight": torch.zeros(3)}}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match="vit.pth does not fit the backbone"):
+        build_model(settings, 3)
+
+
+def test_a_timm_model() -> None:
+    net = build_model(Settings(model="vit_tiny_patch16_224", size=64, thresholds=(5.0,)), 3).backbone.net
+    assert net.window_size == 14 and net.thresholds == (5.0,) and net.cls_token is None and net.drop_padding
+
+
+def test_windowed_blocks() -> None:
+    assert windowed_blocks(12) == (0, 1, 3, 4, 6, 7, 9, 10)
+    assert windowed_blocks(2) == ()
+
+
+def test_learning_rates() -> None:
+    model = build_model(Settings(model="tiny", size=64), 3)
+    optimizer = make_optimizer(model, Settings(model="tiny", lr=1.0, lr_decay=0.5))
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(groups) == len(list(model.parameters()))
+    net = model.backbone.net
+    expected = (
+        (net.pos_embed, 0.25, 0), (net.patch_embed.proj.weight, 0.25, 0.1), (net.blocks[0].attn.rel_pos_h, 0.5, 0),
+        (net.blocks[1].mlp.fc1.weight, 1, 0.1), (net.blocks[1].mlp.fc1.bias, 1, 0),
+        (model.rpn.head.cls_logits.weight, 1, 0.1), (model.backbone.simfp_4[0].weight, 1, 0.1),
+        (net.coarse_embed.down.weight, 1, 0.1),
+    )  # fmt: skip
+    for parameter, rate, decay in expected:
+        assert (groups[id(parameter)]["lr"], groups[id(parameter)]["weight_decay"]) == (rate, decay)
+
+
+def test_layers_of_heads() -> None:
+    names = ("patch_embed.proj.bias", "blocks.2.norm1.bias", "rpn.x", "norm.bias")
+    assert [layer_of(name, 4) for name in names] == [0, 3, 4, 4]
+
+
+def test_schedule() -> None:
+    rates = [rate_at(i, warmup=3, iterations=270) for i in (0, 1, 3, 100, 239, 240, 259, 260)]
+    assert rates == pytest.approx([0.25, 0.5, 1, 1, 1, 0.1, 0.1, 0.01])

@@ -1,0 +1,80 @@
+"""Visualize: the picture shows the partition, and bad input is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm", reason="the tools show their progress with it")
+
+import visualize
+from drawing import TINT, draw_patches, scale_colour
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """64 x 96 pixels: the left half flat, the right half noise."""
+    rng = np.random.default_rng(0)
+    image = np.full((64, 96, 3), 100, np.uint8)
+    image[:, 64:] = rng.integers(0, 256, (64, 32, 3))
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), image)
+    return path
+
+
+def test_counts_are_those_of_the_partition(photo: Path) -> None:
+    model = visualize.make_partitioner(16, (5.5, 4.0))
+    scale_map, per_scale = visualize.partition_photo(visualize.read_image(photo), model)
+    assert per_scale == [8, 0, 1] and (scale_map[:, :4] == 2).all() and (scale_map[:, 4:] == 0).all()
+
+
+def test_pictures_are_written_whole(photo: Path, tmp_path: Path) -> None:
+    visualize.main([str(photo), "--out", str(tmp_path / "drawn")])
+    picture = cv2.imread(str(tmp_path / "drawn" / "photo_patches.png"))
+    assert picture.shape[0] > 64 and not list(tmp_path.rglob("*.partial"))
+
+
+def test_coarse_patches_are_tinted_and_fine_ones_are_not() -> None:
+    image = np.full((32, 64, 3), 200, np.uint8)
+    scale_map = np.array([[1, 1, 0, 0], [1, 1, 0, 0]])
+    drawn = draw_patches(image, scale_map, 16)
+    tinted = np.rint(200 + (np.array(scale_colour(1)) - 200) * TINT)
+    assert (drawn[8, 8] == tinted).all() and (drawn[8, 40] == 200).all()
+    assert (drawn[0, 8] != tinted).any() and (drawn[0, 40] != 200).any() and (image == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["missing.jpg"], "does not exist"),
+        (["."], "holds no photos"),
+        (["photo.png", "--thresholds", "4", "5.5"], "rise with the scale"),
+        (["photo.png", "--scorer", "laplacian"], "--thresholds"),
+        (["photo.png", "--config", "missing.py"], "missing.py"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(
+    arguments: list[str], named: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    if arguments[0] == "photo.png":
+        arguments = [str(photo), *arguments[1:]]
+    with pytest.raises(SystemExit, match=named) as stopped:
+        visualize.main([*arguments, "--out", str(tmp_path / "drawn")])
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_broken_photo_is_left_out_and_the_others_are_drawn(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photo.parent / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(SystemExit, match="1 of 2 photos could not be read"):
+        visualize.main([str(photo.parent), "--out", str(tmp_path / "drawn")])
+    assert "broken.jpg" in capsys.readouterr().err
+    assert (tmp_path / "drawn" / "photo_patches.png").is_file()
+    assert not (tmp_path / "drawn" / "broken_patches.png").exists()

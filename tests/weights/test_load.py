@@ -1,0 +1,314 @@
+"""Checkpoints: other models' weights find their places, and everything else is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from apt_dense import APTViT
+from apt_dense.weights.load import LoadReport, fit_state, load_backbone, unwrap
+from apt_dense.weights.resize import resize_positions
+from apt_dense.weights.timm_models import apt_arguments
+
+from support.references import noise, randomise
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def small(seed: int = 0, **options: Any) -> APTViT:
+    return randomise(APTViT(**{**SMALL, **options}), 0.2, seed)
+
+
+def small_timm(**options: Any) -> torch.nn.Module:
+    options = {**SMALL, "dynamic_img_size": True, **options}
+    return randomise(timm.create_model("vit_tiny_patch16_224", **options), 0.2, 1)
+
+
+def mmseg_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names -> those of MMSeg's VisionTransformer, written out by hand."""
+    parts = {
+        "patch_embed.proj": "patch_embed.projection",
+        "norm1": "ln1",
+        "norm2": "ln2",
+        "attn.qkv.": "attn.attn.in_proj_",
+        "attn.proj": "attn.attn.out_proj",
+        "mlp.fc1": "ffn.layers.0.0",
+        "mlp.fc2": "ffn.layers.1",
+        "blocks.": "layers.",
+    }
+    renamed = {}
+    for name, value in state.items():
+        if name.startswith("norm."):
+            name = name.replace("norm.", "ln1.")
+        for theirs, ours in parts.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = value
+    return renamed
+
+
+def same_weights(model: APTViT, state: dict[str, Tensor]) -> bool:
+    """Whether a model holds the weights of another state dict wherever both know a name."""
+    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if name in state)
+
+
+# ---- conversions
+
+
+def test_own_weights_come_back() -> None:
+    source, model = small(0, thresholds=(4.0,), class_token=True), small(1, thresholds=(4.0,), class_token=True)
+    report = load_backbone(model, source.state_dict())
+    assert same_weights(model, source.state_dict())
+    assert report == LoadReport(list(source.state_dict()), [], [], [], [], [])
+
+
+def test_timm_weights() -> None:
+    theirs = small_timm()
+    model = small(class_token=True, final_norm=True, thresholds=(4.0,))
+    report = load_backbone(model, theirs.state_dict())
+    assert same_weights(model, theirs.state_dict())
+    assert report.new == [f"coarse_embed.{layer}.{kind}" for layer in ("down", "zero") for kind in ("weight", "bias")]
+    assert report.unused == ["head.weight", "head.bias"] and report.missing == report.unexpected == []
+    assert len(report.loaded) == len(theirs.state_dict()) - 2
+
+
+def test_new_parameters_stay_as_initialised() -> None:
+    model = APTViT(**SMALL, class_token=True, final_norm=True, thresholds=(4.0,))
+    before = model.coarse_embed.down.weight.clone()
+    load_backbone(model, small_timm().state_dict())
+    assert torch.equal(model.coarse_embed.down.weight, before) and not model.coarse_embed.zero.weight.any()
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_mmseg_weights(final_norm: bool) -> None:
+    source = small(0, class_token=True, final_norm=final_norm)
+    model = small(1, class_token=True, final_norm=final_norm)
+    renamed = mmseg_state(source.state_dict())
+    assert "layers.1.attn.attn.in_proj_bias" in renamed and ("ln1.weight" in renamed) == final_norm
+    report = load_backbone(model, renamed)
+    assert same_weights(model, source.state_dict()) and not report.converted
+
+
+def mae_state() -> dict[str, Tensor]:
+    """What a MAE pre-training file holds beside the encoder."""
+    decoder = ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.norm1.weight", "decoder_norm.bias")
+    encoder = {name: value for name, value in small_timm().state_dict().items() if not name.startswith("head")}
+    return {**encoder, **{name: torch.zeros(3) for name in [*decoder, "decoder_pred.weight"]}}
+
+
+def test_mae_weights_leave_the_decoder_out() -> None:
+    model = small(class_token=True, final_norm=True)
+    report = load_backbone(model, {"model": mae_state()})
+    assert len(report.unused) == 6 and not report.unexpected and same_weights(model, mae_state())
+
+
+def test_parts_that_the_model_lacks_by_design_are_unused() -> None:
+    source = small_timm(depth=4)
+    model = small(depth=4, out_indices=1)
+    report = load_backbone(model, source.state_dict())
+    assert same_weights(model, {k: v for k, v in source.state_dict().items() if k != "pos_embed"})
+    assert {name.split(".")[0] for name in report.unused} == {"cls_token", "norm", "head", "blocks"}
+    assert {name.split(".")[1] for name in report.unused if name.startswith("blocks")} == {"2", "3"}
+
+
+def test_loading_changes_no_tensor_of_the_checkpoint() -> None:
+    state = small_timm(img_size=64).state_dict()
+    copies = {name: value.clone() for name, value in state.items()}
+    load_backbone(small(class_token=True, final_norm=True), state)
+    assert all(torch.equal(state[name], value) for name, value in copies.items())
+
+
+# ---- positions
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (3, 20)], ids=str)
+@pytest.mark.parametrize("num_prefix", [0, 1])
+def test_positions_are_resampled_as_timm_does(grid: tuple[int, int], num_prefix: int) -> None:
+    pos_embed = noise(1, 14 * 14 + 1, 5)
+    resized = resize_positions(pos_embed, grid, num_prefix)
+    expected = resample_abs_pos_embed(pos_embed, list(grid), [14, 14], num_prefix_tokens=1)
+    torch.testing.assert_close(resized, expected[:, 1 - num_prefix :], atol=1e-6, rtol=0)
+
+
+def test_positions_without_a_class_position() -> None:
+    pos_embed = noise(1, 16, 2)
+    assert torch.equal(resize_positions(pos_embed, (4, 4), 0), pos_embed)
+    with pytest.raises(ValueError, match=r"pos_embed of shape \(1, 16, 2\) does not fit"):
+        resize_positions(pos_embed, (4, 4), 1)
+
+
+def test_positions_of_no_square_grid_are_refused() -> None:
+    """198 = 196 + 2: a distilled DeiT."""
+    with pytest.raises(ValueError, match="set img_size and class_token as in the checkpoint"):
+        resize_positions(noise(1, 198, 2), (14, 14), 1)
+
+
+def test_a_model_of_another_size_answers_as_before() -> None:
+    """Resampling when loading and resampling in each forward are the same thing."""
+    theirs = small_timm()
+    larger = APTViT(**{**SMALL, "img_size": (48, 64)}, class_token=True, final_norm=True)
+    report = load_backbone(larger, theirs.state_dict())
+    assert report.converted == ["pos_embed"] and "pos_embed" in report.loaded
+    images = noise(1, 3, 48, 64)
+    expected = theirs.forward_features(images)[:, 1:]
+    torch.testing.assert_close(larger(images)[0].flatten(2).mT, expected, atol=1e-4, rtol=0)
+
+
+def test_own_positions_of_a_grid_that_is_no_square_come_back() -> None:
+    source, model = (small(seed, img_size=(16, 40), class_token=True) for seed in (0, 1))
+    assert load_backbone(model, source.state_dict()).converted == []
+    assert torch.equal(model.pos_embed, source.pos_embed)
+
+
+# ---- wrappers
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_ema", "module"])
+def test_wrapped_state_dicts(wrapper: str) -> None:
+    state = small().state_dict()
+    assert unwrap({wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}}).keys() == state.keys()
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.backbone."])
+def test_prefixes_are_taken_off(prefix: str) -> None:
+    state = small().state_dict()
+    whole = {prefix + name: value for name, value in state.items()} | {
+        prefix.replace("backbone.", "") + "decode_head.conv_seg.weight": torch.zeros(2)
+    }
+    unwrapped = unwrap({"state_dict": whole})
+    assert state.keys() <= unwrapped.keys() and all(torch.equal(unwrapped[k], v) for k, v in state.items())
+    if "backbone" in prefix:
+        assert unwrapped.keys() == state.keys()
+
+
+def test_the_backbone_prefix_is_kept_on_request() -> None:
+    state = {"backbone.pos_embed": torch.zeros(1), "decode_head.bias": torch.zeros(1)}
+    assert unwrap(state, backbone=False) == state
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, {"state_dict": {"a": 1}}, [1, 2], torch.zeros(2)], ids=str)
+def test_content_without_weights_is_refused(content: Any) -> None:
+    with pytest.raises(ValueError, match="no state dict found in the checkpoint"):
+        unwrap(content)
+
+
+# ---- what does not fit
+
+
+def test_missing_weights_are_named() -> None:
+    state = small().state_dict()
+    del state["blocks.1.mlp.fc2.bias"]
+    with pytest.raises(ValueError, match=r"1 missing \(blocks\.1\.mlp\.fc2\.bias\)") as error:
+        load_backbone(small(), state)
+    assert "Set depth, class_token" in str(error.value)
+
+
+def test_unexpected_weights_are_named_with_what_they_look_like() -> None:
+    state = small().state_dict()
+    state["blocks.0.attn.qvk.weight"] = state.pop("blocks.0.attn.qkv.weight")
+    with pytest.raises(ValueError, match=r"1 missing .* 1 unexpected") as error:
+        load_backbone(small(), state)
+    assert "Alike: blocks.0.attn.qkv.weight ~ blocks.0.attn.qvk.weight" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "norm_pre.weight", "dist_token"])
+def test_weights_of_features_without_a_counterpart_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"1 unexpected .{name}"):
+        load_backbone(small(), {**small().state_dict(), name: torch.ones(16)})
+
+
+def test_a_failed_load_leaves_the_model_alone() -> None:
+    model = small(1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        load_backbone(model, {**small(0).state_dict(), "extra": torch.zeros(1)})
+    assert same_weights(model, before)
+
+
+def test_without_strict_the_rest_is_loaded() -> None:
+    source, model = small(0).state_dict(), small(1)
+    kept = model.pos_embed.clone()
+    del source["pos_embed"]
+    report = load_backbone(model, {**source, "extra": torch.zeros(1)}, strict=False)
+    assert report.missing == ["pos_embed"] and report.unexpected == ["extra"]
+    assert same_weights(model, source) and torch.equal(model.pos_embed, kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"embed_dim": 32}, "pos_embed|patch_embed"),
+        ({"patch_size": 16, "img_size": 64}, "patch_embed.proj.weight"),
+        ({"mlp_ratio": 2.0}, "blocks.0.mlp.fc1.weight"),
+        ({"in_chans": 1}, "patch_embed.proj.weight"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_another_shape_are_named_with_both_shapes(options: dict, name: str, strict: bool) -> None:
+    with pytest.raises(ValueError, match=rf"({name}).* is \(.*\) in the checkpoint and \(.*\) in the model; set patch_size"):
+        load_backbone(small(), small(**options).state_dict(), strict)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ({"depth": 1}, {"depth": 2}),
+        ({"depth": 4}, {"depth": 2}),
+        ({}, {"final_norm": True}),
+        ({}, {"class_token": True}),
+        ({"qkv_bias": False}, {}),
+        ({"patch_bias": False}, {}),
+        ({}, {"patch_bias": False}),
+    ],
+    ids=str,
+)
+def test_another_architecture_is_refused(source: dict, target: dict) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        load_backbone(small(**target), small(**source).state_dict())
+
+
+def test_a_convolutional_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit the backbone: 0 loaded") as error:
+        load_backbone(small(), timm.create_model("resnet18").state_dict())
+    assert len(str(error.value)) < 2000
+
+
+def test_fit_state_says_what_became_of_each_name() -> None:
+    state = {**small_timm(img_size=64).state_dict(), "strange": torch.zeros(1)}
+    del state["blocks.0.norm1.weight"]
+    model = small(class_token=True, thresholds=(4.0,))
+    fitted, report = fit_state(state, model)
+    assert report.loaded == list(fitted) and report.converted == ["pos_embed"]
+    assert report.missing == ["blocks.0.norm1.weight"] and report.unexpected == ["strange"]
+    assert report.unused == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+    targets = model.state_dict()
+    assert all(value.shape == targets[name].shape for name, value in fitted.items())
+    assert len(report.loaded) + len(report.missing) + len(report.new) == len(targets)
+
+
+def test_the_summary_is_one_line_that_counts() -> None:
+    report = LoadReport(["a", "b"], ["b"], [], [], [f"head.{i}" for i in range(9)], [])
+    expected = "2 loaded; 1 converted (b); 9 unused (head.0, head.1, head.2, head.3, head.4, head.5, ...)"
+    assert report.summary() == expected
+
+
+def test_load_state_dict_takes_the_names_of_other_vits() -> None:
+    """torch's own method, also for a backbone inside another module; what does not fit is torch's own error."""
+    tiny = {"num_classes": 0, "embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 28}
+    source = randomise(timm.create_model("eva02_tiny_patch14_224", **tiny))
+    model = APTViT(**apt_arguments(source))
+    wrapped = nn.ModuleDict({"backbone": model})
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("fc_norm.")}
+    model.load_state_dict(state)
+    expected = model.state_dict()
+    model.reset_parameters()
+    wrapped.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({name: value for name, value in state.items() if "norm1" not in name})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict({**state, "blocks.0.gate.weight": torch.zeros(1)})
