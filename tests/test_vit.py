@@ -238,7 +238,14 @@ def test_a_coarse_token_is_the_embedding_of_the_downsampled_patch(fresh: bool) -
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"class_token": True}, {"thresholds": ()}, {"drop_padding": True}, WINDOWED, {**WINDOWED, "drop_padding": True}],
+    [
+        {},
+        {"class_token": True},
+        {"thresholds": ()},
+        {"drop_padding": True},
+        WINDOWED,
+        {**WINDOWED, "drop_padding": True},
+    ],
     ids=str,
 )
 @torch.inference_mode()
@@ -328,7 +335,9 @@ def test_pixels_that_fill_up_a_patch_are_no_image() -> None:
 # ---- sizes
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (4, 4), (5, 9), (15, 31), (16, 16), (33, 20), (7, 64)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 40), (3, 2), (4, 4), (5, 9), (15, 31), (16, 16), (33, 20), (7, 64)], ids=str
+)
 @pytest.mark.parametrize("content", [flat, noisy])
 @pytest.mark.parametrize("options", [{"class_token": True}, WINDOWED], ids=["class token", "windowed"])
 @torch.inference_mode()

@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build(THRESHOLDS, options.size)
     kept = count_tokens(model.partition(photos(options.size, 1)), len(THRESHOLDS) + 1).sum().item()
     cells = (options.size // model.patch_size) ** 2
-    print(f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: {kept} of {cells} tokens ({kept / cells:.0%})")
+    print(
+        f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: {kept} of {cells} tokens ({kept / cells:.0%})"
+    )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     print("| step | median ms | fastest-slowest ms | share of the ViT-B forward | extra memory, MiB |")
     print("|---|---|---|---|---|")

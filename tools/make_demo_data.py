@@ -176,9 +176,7 @@ def load_shipped() -> tuple[list[Material], list[Photo]]:
 
 def read_shipped(folder: Path, file: str) -> np.ndarray:
     if not (folder / file).is_file():
-        raise DemoDataError(
-            f"{folder} has no {file}: pip install --force-reinstall scikit-image, or pass --images DIR"
-        )
+        raise DemoDataError(f"{folder} has no {file}: pip install --force-reinstall scikit-image, or pass --images DIR")
     return read_photo(folder / file)
 
 

@@ -72,9 +72,7 @@ def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, forc
         )
         done[twin] = run_stage(stage, root, force)
     uses = {twin: done[twin].made for twin in TWINS} | {"shown": plan.shown}
-    sheet = Stage(
-        "detection_sheet", uses, lambda folder: draw_sheet(folder, scenes, plan, done), ["detections.png"]
-    )
+    sheet = Stage("detection_sheet", uses, lambda folder: draw_sheet(folder, scenes, plan, done), ["detections.png"])
     done["sheet"] = run_stage(sheet, root, force)
     return done
 
@@ -155,7 +153,9 @@ def draw_objects(pixels: np.ndarray, masks: np.ndarray, labels: Sequence[int]) -
         return pixels
     chosen = torch.from_numpy(np.ascontiguousarray(masks[filled]))
     colours = [tuple(PALETTE[(labels[i] - 1) % len(PALETTE)]) for i in filled]
-    drawn = draw_segmentation_masks(torch.from_numpy(pixels.copy()).permute(2, 0, 1), chosen, alpha=0.45, colors=colours)
+    drawn = draw_segmentation_masks(
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1), chosen, alpha=0.45, colors=colours
+    )
     boxes = torch.tensor([_box(mask) for mask in masks[filled]], dtype=torch.float32)
     return draw_bounding_boxes(drawn, boxes, colors=colours, width=2).permute(1, 2, 0).numpy()
 

@@ -193,7 +193,7 @@ def predict(model: nn.Module, image: np.ndarray) -> np.ndarray:
 
 
 def _batch(image: np.ndarray) -> dict[str, list]:
-    shape = {name: image.shape[:2] for name in ("img_shape", "ori_shape", "pad_shape")}
+    shape = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), image.shape[:2])
     bgr = torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)  # as MMSegmentation loads files
     return {"inputs": [bgr], "data_samples": [SegDataSample(metainfo=shape)]}
 
@@ -241,9 +241,7 @@ def _title(done: Mapping[str, Record]) -> str:
     return "   |   ".join(parts)
 
 
-def _row(
-    models: Mapping[str, nn.Module], image: np.ndarray, palette: list, truth: np.ndarray | None
-) -> np.ndarray:
+def _row(models: Mapping[str, nn.Module], image: np.ndarray, palette: list, truth: np.ndarray | None) -> np.ndarray:
     """Pictures of one width side by side, enlarged so that the smallest patches can be told apart."""
     backbone = models["adaptive"].backbone
     factor = SHOWN_PATCH / backbone.patch_size

@@ -177,9 +177,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="photo, or folder of photos")
     parser.add_argument("--out", type=Path, required=True, help="folder, or for a single photo FILE.png")
-    parser.add_argument("--thresholds", type=float, nargs="*", metavar="T",
-                        help="for patches of 2, 4, ... times the patch size: flat if the score is lower (default: "
-                             f"{' '.join(map(str, THRESHOLDS))})")
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="*",
+        metavar="T",
+        help="for patches of 2, 4, ... times the patch size: flat if the score is lower (default: "
+        f"{' '.join(map(str, THRESHOLDS))})",
+    )
     parser.add_argument("--scorer", choices=sorted(SCORERS), help="what measures flatness (default: entropy)")
     parser.add_argument("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
     parser.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")

@@ -25,7 +25,12 @@ from apt_dense.patches.partition import DROPPED
 
 
 def build_fixed_layout(
-    scale_map: Tensor, num_scales: int, tokens: int, window_size: int = 0, num_prefix: int = 0, may_be_inert: bool = True
+    scale_map: Tensor,
+    num_scales: int,
+    tokens: int,
+    window_size: int = 0,
+    num_prefix: int = 0,
+    may_be_inert: bool = True,
 ) -> TokenLayout:
     """Number the tokens of a batch, ``tokens`` for every image.
 
@@ -84,7 +89,9 @@ def _places(anchors_BP: Tensor, rank_BP: Tensor, tokens: int) -> Tensor:
     batch, cells = anchors_BP.shape
     places = torch.arange(cells, device=anchors_BP.device).expand(batch, cells)
     target = torch.where(anchors_BP & (rank_BP < tokens), rank_BP, tokens)  # the last column takes what is no token
-    return torch.zeros(batch, tokens + 1, dtype=torch.int64, device=places.device).scatter(1, target, places)[:, :tokens]
+    return torch.zeros(batch, tokens + 1, dtype=torch.int64, device=places.device).scatter(1, target, places)[
+        :, :tokens
+    ]
 
 
 def _cover(scale_map: Tensor, anchors_BP: Tensor, rank_BP: Tensor, first_B: Tensor, order_P: Tensor) -> Tensor:

@@ -156,9 +156,7 @@ def window_major_order(h: int, w: int, window_size: int, device: torch.device) -
     if not window_size:
         return torch.arange(h * w, device=device), [h * w]
     order = window_of_cells(h, w, window_size, device).argsort(stable=True)
-    rows, columns = (
-        [min(window_size, size - first) for first in range(0, size, window_size)] for size in (h, w)
-    )
+    rows, columns = ([min(window_size, size - first) for first in range(0, size, window_size)] for size in (h, w))
     return order, [row * column for row in rows for column in columns]
 
 
@@ -173,8 +171,7 @@ def _count(
     scale_map: Tensor, anchors: Tensor, anchors_BP: Tensor, window_sizes: list[int], num_scales: int,
     finite: Tensor | None,
 ) -> tuple[Tensor, list[int]]:  # fmt: skip
-    """Patches per image and window (B, W), and per scale, on the host. Checks the partition and ``finite`` on the way.
-    """
+    """Patches per image and window (B, W), and per scale, on the host. Checks the partition and ``finite`` on the way."""
     per_window = torch.stack([part.sum(1) for part in anchors_BP.split(window_sizes, 1)], 1)
     chosen = torch.where(anchors, scale_map, DROPPED)
     per_scale = torch.stack([(chosen == s).sum() for s in range(num_scales)])
@@ -184,7 +181,12 @@ def _count(
     # The one wait for the device of a forward pass.
     host = torch.cat([per_window.flatten(), per_scale, covered[None], stray[None], finite]).cpu()
     per_window, rest = host[: per_window.numel()].view_as(per_window), host[per_window.numel() :].tolist()
-    per_scale, covered, stray, finite = rest[:num_scales], rest[num_scales], rest[num_scales + 1], rest[num_scales + 2 :]
+    per_scale, covered, stray, finite = (
+        rest[:num_scales],
+        rest[num_scales],
+        rest[num_scales + 1],
+        rest[num_scales + 2 :],
+    )
     _check(per_scale, covered, stray, finite)
     return per_window, per_scale
 

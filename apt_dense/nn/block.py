@@ -129,7 +129,11 @@ class ConvResidual(nn.Module):
         super().__init__()
         width = dim // 2
         self.conv1, self.norm1, self.act1 = nn.Conv2d(dim, width, 1, bias=False), LayerNorm2d(width), nn.GELU()
-        self.conv2, self.norm2, self.act2 = nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width), nn.GELU()
+        self.conv2, self.norm2, self.act2 = (
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            LayerNorm2d(width),
+            nn.GELU(),
+        )
         self.conv3, self.norm3 = nn.Conv2d(width, dim, 1, bias=False), LayerNorm2d(dim)
         for conv in (self.conv1, self.conv2, self.conv3):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

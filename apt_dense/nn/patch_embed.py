@@ -129,9 +129,7 @@ def _take(flat: Tensor, image: Tensor, y: Tensor, x: Tensor, grid: tuple[int, in
     return flat.index_select(0, (image * h + y) * w + x)
 
 
-def _positions(
-    positions: Tensor, grid: tuple[int, int], scale: int, y: Tensor, x: Tensor, antialias: bool
-) -> Tensor:
+def _positions(positions: Tensor, grid: tuple[int, int], scale: int, y: Tensor, x: Tensor, antialias: bool) -> Tensor:
     table = positions_of_scale(positions, grid, scale, antialias)
     return table.flatten(0, 1).index_select(0, (y >> scale) * table.shape[1] + (x >> scale))
 
@@ -145,9 +143,7 @@ def _blocks(cells: Tensor, image: Tensor, y: Tensor, x: Tensor, scale: int) -> T
     return cells.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, channels)
 
 
-def _shrunk_patches(
-    images: Tensor, image: Tensor, y: Tensor, x: Tensor, scale: int, patch_embed: PatchEmbed
-) -> Tensor:
+def _shrunk_patches(images: Tensor, image: Tensor, y: Tensor, x: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:
     """E of the patches at (image, y, x), shrunk by 2**scale (bilinear): (N, C)."""
     size = patch_embed.patch_size
     small = _shrunk_image(images, scale, size)

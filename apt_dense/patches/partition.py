@@ -71,9 +71,7 @@ def filled_region(images: Tensor) -> Tensor:
     return torch.stack(extents, dim=1)
 
 
-def uncut_blocks(
-    region: Tensor, grid: tuple[int, int], scale: int, patch_size: int, window_size: int = 0
-) -> Tensor:
+def uncut_blocks(region: Tensor, grid: tuple[int, int], scale: int, patch_size: int, window_size: int = 0) -> Tensor:
     """Which patches of a scale cross neither the region's edge nor a window's border.
 
     Args:

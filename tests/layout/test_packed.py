@@ -88,7 +88,9 @@ def test_prefix_rows_lead_each_image(case: tuple[Tensor, int, int], num_prefix: 
     for image, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
         assert layout.image_R[start:end].tolist() == [image] * (end - start)
         assert rows[start : start + num_prefix] == [None] * num_prefix
-        assert [layout.image_N[i].item() for i in rows[start + num_prefix : end]] == [image] * (end - start - num_prefix)
+        assert [layout.image_N[i].item() for i in rows[start + num_prefix : end]] == [image] * (
+            end - start - num_prefix
+        )
 
 
 @given(scale_maps(), st.integers(0, 2))

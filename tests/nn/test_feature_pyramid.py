@@ -74,13 +74,25 @@ def test_pointwise_layers_run_once_per_token() -> None:
         nn.Sequential(nn.Conv2d(CHANNELS, 4, 1, bias=False), nn.GELU(), nn.Conv2d(4, 4, 1)),
         nn.Sequential(),
     ],
-    ids=["3 x 3", "batch norm", "overlapping", "grouped", "dilated", "padded", "grouped 1 x 1", "all pointwise", "empty"],
+    ids=[
+        "3 x 3",
+        "batch norm",
+        "overlapping",
+        "grouped",
+        "dilated",
+        "padded",
+        "grouped 1 x 1",
+        "all pointwise",
+        "empty",
+    ],
 )
 def test_other_layers_keep_their_order(stage: nn.Sequential) -> None:
     layout = layout_of_mixed_patches(6, 4)
     rows = noise(len(layout.image_R), CHANNELS)
     randomise(stage, 0.3).train()
-    torch.testing.assert_close(late_scatter(stage, rows, layout), stage(scatter_tokens(rows, layout)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        late_scatter(stage, rows, layout), stage(scatter_tokens(rows, layout)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_tiles_are_laid_out_in_place() -> None:

@@ -110,7 +110,7 @@ def test_every_token_is_the_sum_of_its_terms(fresh: bool, grid: tuple[int, int])
     images, positions, prefix = noise(2, 3, grid[0] * PATCH, grid[1] * PATCH), noise(3, 3, WIDTH), noise(1, WIDTH)
     layout = build_layout(scale_map, 3, num_prefix=1)
     rows = embed_patches(images, layout, embed, coarse, positions, prefix)
-    expected = {start: prefix[0] for start in layout.images.offsets.tolist()[:-1]}
+    expected = dict.fromkeys(layout.images.offsets.tolist()[:-1], prefix[0])
     for token in tokens_of(scale_map):
         row = layout.row_Bhw[token.image, token.y, token.x].item()
         expected[row] = naive_token(images[token.image], embed, coarse, positions, grid, *token[1:])

@@ -30,7 +30,7 @@ GRIDS = [(14, 14), (7, 7), (5, 9), (20, 3), (1, 7), (28, 28)]
 
 def naive_positions(positions: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
     """Antialiased bicubic samples at the centres of the coarse patches, (grid >> scale, C), one by one."""
-    rows, columns = ([trained / cells for trained, cells in zip(positions.shape[:2], grid, strict=True)])
+    rows, columns = [trained / cells for trained, cells in zip(positions.shape[:2], grid, strict=True)]
     side = 2**scale
     table = torch.zeros(grid[0] >> scale, grid[1] >> scale, positions.shape[2])
     for y in range(table.shape[0]):

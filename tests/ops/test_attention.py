@@ -133,7 +133,10 @@ def plain_attention(
             if bias is not None:
                 extra = bias_matrix(bias, head, range(start, start + length))
             if padding is not None:
-                keys, values = torch.cat([keys, padding.k_HD[head][None]]), torch.cat([values, padding.v_HD[head][None]])
+                keys, values = (
+                    torch.cat([keys, padding.k_HD[head][None]]),
+                    torch.cat([values, padding.v_HD[head][None]]),
+                )
                 extra = torch.cat([extra, padding.logit_RH[part, head, None]], 1)
             heads.append((q[part, head] @ keys.T / math.sqrt(DIM) + extra).softmax(-1) @ values)
         out.append(torch.stack(heads, 1))
@@ -327,7 +330,9 @@ def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
 
 def test_slices_are_for_cpus() -> None:
     q, k, v = (t.to("meta") for t in qkv(4))
-    with pytest.raises(ValueError, match="'rows' cannot run: it loops over segments on the host, and the tensors are on meta"):
+    with pytest.raises(
+        ValueError, match="'rows' cannot run: it loops over segments on the host, and the tensors are on meta"
+    ):
         packed_attention(q, k, v, segments(4), backend="rows")
 
 

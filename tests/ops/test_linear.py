@@ -43,7 +43,9 @@ def test_onednn_is_what_runs() -> None:
     assert ONEDNN in operators_of(lambda: product(*operands()[:2]))
 
 
-@pytest.mark.parametrize("shape", [(ROWS, IN), (7, 200, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)])
+@pytest.mark.parametrize(
+    "shape", [(ROWS, IN), (7, 200, IN), (1, 1, ROWS, IN), (5, IN), (1, IN), (0, IN), (0, 3, IN), (IN,)]
+)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("few", [0, onednn._FEW_PRODUCTS])
 def test_linear_is_pytorchs(shape: tuple[int, ...], with_bias: bool, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +204,11 @@ def test_weights_of_another_kind_answer_for_themselves() -> None:
 
 def test_flops_are_counted() -> None:
     x, weight, bias = operands()
-    for action in (lambda: linear(x, weight, bias), lambda: product(x, weight), lambda: product(x, weight, noise(ROWS, OUT))):
+    for action in (
+        lambda: linear(x, weight, bias),
+        lambda: product(x, weight),
+        lambda: product(x, weight, noise(ROWS, OUT)),
+    ):
         with FlopCounterMode(display=False) as counter:
             action()
         assert counter.get_total_flops() == 2 * ROWS * IN * OUT

@@ -52,7 +52,9 @@ def naive_scale(scores: list[Tensor], thresholds: list[float], region: Tensor, y
 def maps_of(grid: tuple[int, int], scales: int, values: list[float], rng: random.Random) -> list[Tensor]:
     """Random score maps (2, grid >> s) with values of a short list, so that ties with thresholds occur."""
     shapes = [(2, grid[0] >> s, grid[1] >> s) for s in range(1, scales + 1)]
-    return [torch.tensor(rng.choices(values, k=math.prod(shape) or 1)[: math.prod(shape)]).view(shape) for shape in shapes]
+    return [
+        torch.tensor(rng.choices(values, k=math.prod(shape) or 1)[: math.prod(shape)]).view(shape) for shape in shapes
+    ]
 
 
 # ---- thresholds -> scale map
@@ -173,7 +175,9 @@ def test_padding_takes_part_in_large_patches_but_not_across_its_edge() -> None:
 
 
 @given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)), scales=st.integers(0, 2), rng=st.randoms(use_true_random=False)
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    scales=st.integers(0, 2),
+    rng=st.randoms(use_true_random=False),
 )
 def test_dropping_keeps_exactly_the_cells_with_a_filled_pixel(
     grid: tuple[int, int], scales: int, rng: random.Random

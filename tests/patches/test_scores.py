@@ -275,7 +275,9 @@ def test_every_scorer_scores_complete_patches_only(name: str, size: tuple[int, i
 @pytest.mark.parametrize("name", SCORERS)
 def test_every_scorer_ranks_flat_below_photo_below_noise(name: str, photos: dict[str, Tensor]) -> None:
     photo = photos["chelsea"][None, :, 100:164, 100:164].float()
-    values = [SCORERS[name](p, 16, (2,))[0].item() for p in (constant(80.0, 64, 64), photo, random_pixels(1, 3, 64, 64))]
+    values = [
+        SCORERS[name](p, 16, (2,))[0].item() for p in (constant(80.0, 64, 64), photo, random_pixels(1, 3, 64, 64))
+    ]
     assert values[0] < values[1] < values[2]
 
 

@@ -74,7 +74,9 @@ def test_fused_attention_is_counted_with_its_backward() -> None:
     q = torch.randn(2, 3, 40, 8, requires_grad=True)
     product = 2 * 2 * 3 * 40 * 40 * 8  # one of two in the forward pass and of five in the backward pass
     assert gflops_of(lambda: F.scaled_dot_product_attention(q, q, q)) * 1e9 == pytest.approx(2 * product)
-    assert gflops_of(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()) * 1e9 == pytest.approx(7 * product)
+    assert gflops_of(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()) * 1e9 == pytest.approx(
+        7 * product
+    )
 
 
 def test_slices_of_attention_are_counted_as_fused_attention_is() -> None:

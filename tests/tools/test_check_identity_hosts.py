@@ -129,7 +129,10 @@ def test_detectron2_fails_where_a_number_differs(tmp_path: Path, monkeypatch: py
     ("text", "message"),
     [
         (DETECTRON2.format(options="class_token=True, pre_norm=True"), "ViT has no class_token, pre_norm, so"),
-        (DETECTRON2.format(options="k_bias=False, rotary={}"), "k_bias, rotary, so there is nothing to compare with. EVA"),
+        (
+            DETECTRON2.format(options="k_bias=False, rotary={}"),
+            "k_bias, rotary, so there is nothing to compare with. EVA",
+        ),
         ("model = dict()", "has no model.backbone.net"),
     ],
 )
@@ -155,4 +158,4 @@ def test_neutral_options_are_arguments() -> None:
     known = {"type", "_target_"}
     for model in (identity_pairs.APTViT, detectron2.APTViT, mmseg.APTViT):
         known |= set(inspect.signature(model).parameters)
-    assert identity_pairs._NEUTRAL <= known
+    assert known >= identity_pairs._NEUTRAL

@@ -56,7 +56,9 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
 
 
 def test_tables_show_figures_and_ratios() -> None:
-    text = quickstart.as_markdown("Task", [("mIoU", [50.0, 40.0]), ("tokens kept, test", [1.0, 0.25]), ("AP", [0.0, 0.5])])
+    text = quickstart.as_markdown(
+        "Task", [("mIoU", [50.0, 40.0]), ("tokens kept, test", [1.0, 0.25]), ("AP", [0.0, 0.5])]
+    )
     assert "| mIoU | 50.0 | 40.0 | 0.80 |" in text
     assert "| tokens kept, test | 100% | 25% | 0.25 |" in text
     assert "| AP | 0.000 | 0.500 | - |" in text

@@ -103,7 +103,7 @@ def test_training_on_images_without_objects(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> None:
     message = failure(data, "--out", tmp_path, *TINY, "--lr", "1e30", "--clip", "0", "--iterations", "9")
-    assert "loss of iteration" in message and "lower --lr" in message or "NaN or infinite" in message
+    assert ("loss of iteration" in message and "lower --lr" in message) or "NaN or infinite" in message
 
 
 # ---- interruption ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ def small() -> APTViT:
     return randomise(APTViT(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2), 0.2)
 
 
-
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
 def test_files_are_read(tmp_path: Path, suffix: str) -> None:
     state, path = small().state_dict(), tmp_path / f"weights{suffix}"

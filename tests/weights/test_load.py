@@ -95,7 +95,13 @@ def test_mmseg_weights(final_norm: bool) -> None:
 
 def mae_state() -> dict[str, Tensor]:
     """What a MAE pre-training file holds beside the encoder."""
-    decoder = ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.norm1.weight", "decoder_norm.bias")
+    decoder = (
+        "mask_token",
+        "decoder_pos_embed",
+        "decoder_embed.weight",
+        "decoder_blocks.0.norm1.weight",
+        "decoder_norm.bias",
+    )
     encoder = {name: value for name, value in small_timm().state_dict().items() if not name.startswith("head")}
     return {**encoder, **{name: torch.zeros(3) for name in [*decoder, "decoder_pred.weight"]}}
 
@@ -190,7 +196,9 @@ def test_the_backbone_prefix_is_kept_on_request() -> None:
     assert unwrap(state, backbone=False) == state
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, {"state_dict": {"a": 1}}, [1, 2], torch.zeros(2)], ids=str)
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, {"model": {}}, {"state_dict": {"a": 1}}, [1, 2], torch.zeros(2)], ids=str
+)
 def test_content_without_weights_is_refused(content: Any) -> None:
     with pytest.raises(ValueError, match="no state dict found in the checkpoint"):
         unwrap(content)
@@ -215,7 +223,9 @@ def test_unexpected_weights_are_named_with_what_they_look_like() -> None:
     assert "Alike: blocks.0.attn.qkv.weight ~ blocks.0.attn.qvk.weight" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "norm_pre.weight", "dist_token"])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.ls1.gamma", "blocks.1.attn.q_norm.weight", "reg_token", "norm_pre.weight", "dist_token"]
+)
 def test_weights_of_features_without_a_counterpart_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"1 unexpected .{name}"):
         load_backbone(small(), {**small().state_dict(), name: torch.ones(16)})
@@ -249,7 +259,9 @@ def test_without_strict_the_rest_is_loaded() -> None:
 )
 @pytest.mark.parametrize("strict", [True, False])
 def test_weights_of_another_shape_are_named_with_both_shapes(options: dict, name: str, strict: bool) -> None:
-    with pytest.raises(ValueError, match=rf"({name}).* is \(.*\) in the checkpoint and \(.*\) in the model; set patch_size"):
+    with pytest.raises(
+        ValueError, match=rf"({name}).* is \(.*\) in the checkpoint and \(.*\) in the model; set patch_size"
+    ):
         load_backbone(small(), small(**options).state_dict(), strict)
 
 

@@ -54,7 +54,11 @@ def test_arguments_of_a_mae() -> None:
     ("name", "options", "expected"),
     [
         ("deit_tiny_patch16_224", {}, {"pixel_mean": (0.485 * 255, 0.456 * 255, 0.406 * 255)}),
-        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, {"class_token": False, "final_norm": False}),
+        (
+            "vit_tiny_patch16_224",
+            {"class_token": False, "global_pool": "avg"},
+            {"class_token": False, "final_norm": False},
+        ),
         ("vit_tiny_patch16_224", {"no_embed_class": True}, {"class_token": True, "no_embed_class": True}),
         ("vit_tiny_patch16_224", {"final_norm": False}, {"final_norm": False}),
         ("vit_tiny_patch16_224", {"qkv_bias": False}, {"qkv_bias": False}),
@@ -65,24 +69,58 @@ def test_arguments_of_a_mae() -> None:
         ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh"}, {"act_layer": "gelu_tanh"}),
         ("vit_tiny_patch16_224", {"act_layer": nn.GELU}, {}),
         ("deit3_small_patch16_224", {}, {"no_embed_class": True, "init_values": 1e-6}),
-        ("vit_base_patch16_clip_quickgelu_224", {}, {
-            "pre_norm": True, "act_layer": "quick_gelu", "patch_bias": False,
-        }),
+        (
+            "vit_base_patch16_clip_quickgelu_224",
+            {},
+            {
+                "pre_norm": True,
+                "act_layer": "quick_gelu",
+                "patch_bias": False,
+            },
+        ),
         ("vit_base_patch16_siglip_224", {}, {"class_token": False, "final_norm": True}),
-        ("vit_giant_patch14_reg4_dinov2", {"mlp_ratio": 5}, {
-            "mlp_layer": "swiglu_packed", "mlp_ratio": 2.5, "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5,
-        }),
-        ("eva02_base_patch16_clip_224", {}, {
-            "mlp_layer": "swiglu", "scale_mlp_norm": True, "scale_attn_norm": True, "qkv_fused": False, "k_bias": False,
-            "rotary": Rotary(ref_feat_shape=(16, 16)),
-        }),
-        ("vit_small_patch16_dinov3", {}, {
-            "qkv_bias": False, "reg_tokens": 4, "use_abs_pos": False, "init_values": 1e-5,
-            "rotary": Rotary("dinov3", 100.0, rotate_half=True),
-        }),
-        ("vit_pe_core_tiny_patch16_384", {}, {
-            "pre_norm": True, "rotary": Rotary(ref_feat_shape=(24, 24), grid_offset=1.0, grid_indexing="xy"),
-        }),
+        (
+            "vit_giant_patch14_reg4_dinov2",
+            {"mlp_ratio": 5},
+            {
+                "mlp_layer": "swiglu_packed",
+                "mlp_ratio": 2.5,
+                "reg_tokens": 4,
+                "no_embed_class": True,
+                "init_values": 1e-5,
+            },
+        ),
+        (
+            "eva02_base_patch16_clip_224",
+            {},
+            {
+                "mlp_layer": "swiglu",
+                "scale_mlp_norm": True,
+                "scale_attn_norm": True,
+                "qkv_fused": False,
+                "k_bias": False,
+                "rotary": Rotary(ref_feat_shape=(16, 16)),
+            },
+        ),
+        (
+            "vit_small_patch16_dinov3",
+            {},
+            {
+                "qkv_bias": False,
+                "reg_tokens": 4,
+                "use_abs_pos": False,
+                "init_values": 1e-5,
+                "rotary": Rotary("dinov3", 100.0, rotate_half=True),
+            },
+        ),
+        (
+            "vit_pe_core_tiny_patch16_384",
+            {},
+            {
+                "pre_norm": True,
+                "rotary": Rotary(ref_feat_shape=(24, 24), grid_offset=1.0, grid_indexing="xy"),
+            },
+        ),
         ("vit_small_patch32_224", {}, {"patch_size": 32}),
         ("vit_tiny_patch16_224", {"norm_layer": functools.partial(nn.LayerNorm, eps=1e-3)}, {"norm_eps": 1e-3}),
     ],
@@ -131,7 +169,10 @@ UNSUPPORTED = {
     "eva02_enormous_patch14_clip_224": ({}, "blocks of type EvaBlockPostNorm"),
     "vit_dwee_patch16_reg1_gap_256": ({}, "attention of type DiffAttention"),
     "vit_small_patch16_rope_mixed_224": ({}, "rotary positions of type RotaryEmbeddingMixed"),
-    "eva02_tiny_patch14_224": ({"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)}, "rotary positions of type RotaryEmbeddingMRope"),
+    "eva02_tiny_patch14_224": (
+        {"rope_type": "mrope", "rope_mrope_section": (2, 3, 3)},
+        "rotary positions of type RotaryEmbeddingMRope",
+    ),
     "vit_base_patch16_sapiens2": ({"num_kv_heads": 1}, r"grouped-query attention \(1 heads of keys for 2 of q"),
 }
 

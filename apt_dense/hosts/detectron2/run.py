@@ -157,7 +157,6 @@ class APTCheckpointer(DetectionCheckpointer):
             _check_complete(report.missing_keys, report.incorrect_shapes)
         return report
 
-
     def _convert(self, state: dict) -> None:
         """Bring positions to the backbone's shape, before Detectron2 takes out what has another."""
         self._convert_ndarray_to_tensor(state)

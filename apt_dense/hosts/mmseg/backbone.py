@@ -65,7 +65,9 @@ class APTViT(vit.APTViT, BaseModule):
             raise ValueError("pretrained and init_cfg both say where weights come from; give one of them")
         super().__init__(checkpoint_blocks=with_cp, pos_antialias=pos_antialias, **options)
         if not -1 <= frozen_stages <= len(self.blocks):
-            raise ValueError(f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}")
+            raise ValueError(
+                f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}"
+            )
         self.init_cfg = {"type": "Pretrained", "checkpoint": pretrained} if pretrained is not None else init_cfg
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self._freeze()

@@ -13,9 +13,7 @@ def use_vit_l(model: DictConfig, optimizer: DictConfig, train: DictConfig) -> No
     _use(model, optimizer, train, lr_decay_rate=0.8, weights="large")
 
 
-def use_vit_h(
-    model: DictConfig, optimizer: DictConfig, train: DictConfig, lr_multiplier: DictConfig
-) -> None:
+def use_vit_h(model: DictConfig, optimizer: DictConfig, train: DictConfig, lr_multiplier: DictConfig) -> None:
     model.backbone.net.update(embed_dim=1280, depth=32, num_heads=16, drop_path_rate=0.5)
     _use(model, optimizer, train, lr_decay_rate=0.9, weights="huge_p14to16")
     # H decays norms and positions as everything else.
@@ -28,13 +26,9 @@ def use_vit_h(
     steps.num_updates = train.max_iter
 
 
-def _use(
-    model: DictConfig, optimizer: DictConfig, train: DictConfig, lr_decay_rate: float, weights: str
-) -> None:
+def _use(model: DictConfig, optimizer: DictConfig, train: DictConfig, lr_decay_rate: float, weights: str) -> None:
     depth = model.backbone.net.depth
     # The last block of each quarter attends over the image, the others inside windows.
     model.backbone.net.window_block_indexes = [i for i in range(depth) if (i + 1) % (depth // 4)]
-    optimizer.params.lr_factor_func = partial(
-        get_apt_lr_decay_rate, lr_decay_rate=lr_decay_rate, num_layers=depth
-    )
+    optimizer.params.lr_factor_func = partial(get_apt_lr_decay_rate, lr_decay_rate=lr_decay_rate, num_layers=depth)
     train.init_checkpoint = _MAE.format(weights)

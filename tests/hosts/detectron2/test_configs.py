@@ -181,4 +181,3 @@ def test_optimizer_gives_each_parameter_its_rate() -> None:
     assert decayed["pos_embed"] == decayed["blocks.0.norm1.weight"] == 0
     assert decayed["blocks.0.attn.qkv.weight"] == decayed["coarse_embed.down.weight"] == 0.1
     assert len(new) == 4 and all(of[id(parameter)]["lr"] == pytest.approx(1e-4) for parameter in new)
-

@@ -359,7 +359,11 @@ def test_weights_of_timm_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "named"),
-    [({"num_heads": 4}, "num_heads=4"), ({"act_layer": "gelu_tanh"}, "act_layer=gelu_tanh"), ({"init_values": 0.1}, "ls1")],
+    [
+        ({"num_heads": 4}, "num_heads=4"),
+        ({"act_layer": "gelu_tanh"}, "act_layer=gelu_tanh"),
+        ({"init_values": 0.1}, "ls1"),
+    ],
 )
 def test_models_of_timm_that_differ_are_refused(theirs: dict, named: str, small_timm: dict[str, Any]) -> None:
     """Also where all shapes fit, so that only the model tells."""

@@ -63,7 +63,15 @@ def batch(height: int, width: int, images: int = 2) -> dict:
 
 def test_there_are_configs_for_every_family_and_twins_of_the_plain_vits() -> None:
     families = [path.name.split("_")[2] for path in CONFIGS if "_apt_" in path.name]
-    assert sorted(set(families)) == ["dinov2-b14", "dinov2-l14", "dinov3-b16", "dinov3-l16", "eva02-l16", "vit-b16", "vit-l16"]
+    assert sorted(set(families)) == [
+        "dinov2-b14",
+        "dinov2-l14",
+        "dinov3-b16",
+        "dinov3-l16",
+        "eva02-l16",
+        "vit-b16",
+        "vit-l16",
+    ]
     assert {path.name.replace("_uniform_", "_apt_") for path in UNIFORM} == {
         path.name for path in CONFIGS if "_apt_vit-" in path.name
     }
@@ -78,7 +86,9 @@ FAMILIES = {
 CHOSEN = {"img_size", "pixel_mean", "pixel_std", "final_norm", "patch_size"}
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.name.split("_")[2] in FAMILIES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.name.split("_")[2] in FAMILIES], ids=lambda path: path.stem
+)
 def test_backbone_is_that_of_the_family(path: Path) -> None:
     """The architecture that timm builds under the family's name."""
     with torch.device("meta"):
