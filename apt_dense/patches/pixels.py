@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
+from apt_dense.runtime import require, runs_on_host
 
 
 def check_images(images: Tensor, in_chans: int) -> Tensor:
@@ -54,6 +55,16 @@ def check_finite(finite: Sequence[int | bool]) -> None:
             f"images {bad} of the batch hold NaN or infinite pixels; expected finite normalised pixels. "
             f"Look at their files and at the transforms before the backbone"
         )
+
+
+def require_finite(images: Tensor) -> None:
+    """Raise on images (B, C, H, W) with NaN or infinite pixels: on a CPU at once, naming them as :func:`check_finite`;
+    compiled or on another device by an assertion, for which nothing waits."""
+    finite = are_finite(images)
+    if runs_on_host(finite):
+        check_finite(finite.tolist())
+    else:
+        require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
 
 
 @torch.no_grad()
