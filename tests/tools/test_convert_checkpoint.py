@@ -160,7 +160,7 @@ def test_incomplete_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
         ({}, "no state dict found"),
         ([1, 2], "no state dict found"),
         ({"model": {"a": 1}}, "no state dict found"),
-        ({"a": torch.zeros(2)}, r"this is no whole backbone: 0 loaded"),
+        ({"a": torch.zeros(2)}, r"this is not a whole backbone: 0 loaded"),
     ],
     ids=str,
 )
@@ -189,7 +189,7 @@ def test_the_wrong_source_format_is_noticed(tmp_path: Path) -> None:
         (["in.pth", "out.onnx"], "ends in '.onnx'; expected .pth or .safetensors"),
         (["in.pth", "no/folder/out.pth"], "no/folder does not exist"),
         (["in.pth", "out.pth", "--patch-size", "0"], "patch_size=0: expected at least 1"),
-        (["in.pth", "out.pth", "--img-size", "30"], "is no multiple of patches of 8"),
+        (["in.pth", "out.pth", "--img-size", "30"], "is not a multiple of patches of 8"),
         (["in.pth", "out.pth", "--img-size", "1", "2", "3"], "takes one number or two, not 3"),
         (["in.pth", "out.pth", "--to", "eva02_det"], "EVA-02's detectors has no place for"),
     ],

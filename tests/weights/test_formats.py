@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.weights.formats import fold_class_position, is_table, rename, without_key_biases
+from apt_dense.weights.convert import without_key_biases
+from apt_dense.weights.formats import is_table, rename
 from apt_dense.weights.load import load_backbone
+from apt_dense.weights.resize import fold_class_position
 from apt_dense.weights.timm_models import apt_arguments
 
 from support.references import noise, randomise
@@ -125,6 +127,6 @@ def test_what_needs_no_change_stays_as_it_is() -> None:
     state = {"pos_embed": torch.ones(1, 10, 2), "cls_token": torch.ones(1, 1, 2)}
     biases = {"blocks.0.attn.qkv.bias": torch.ones(3)}
     assert without_key_biases(biases, biases) == biases
-    assert fold_class_position(state, torch.Size([1, 10, 2])) is state  # a grid of 2 x 5, and not of 3 x 3 and a class
-    folded = fold_class_position(state, torch.Size([1, 16, 2]))
-    assert folded["pos_embed"].shape == (1, 9, 2) and (folded["cls_token"] == 2).all()
+    assert fold_class_position(state, (2, 5)) == {}  # a grid of 2 x 5, and not of 3 x 3 and a class
+    folded = fold_class_position(state, (4, 4))
+    assert folded["pos_embed"].shape == (1, 3, 3, 2) and (folded["cls_token"] == 2).all()
