@@ -36,6 +36,7 @@ from apt_dense.patches.partition import check_thresholds, drop_padding, filled_r
 from apt_dense.patches.scores import PixelFormat, Scorer, resolve_scorer, score_maps
 from apt_dense.runtime import outside_graphs
 from apt_dense.weights.load import LoadReport, convert_below, load_backbone
+from apt_dense.weights.resize import note_grid
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
 
@@ -235,13 +236,19 @@ class APTViT(nn.Module):
         load_backbone(backbone, model.state_dict())
         return backbone
 
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """Note the grid of the positions in torch's metadata: their number does not tell 16 x 4 from 8 x 8."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_grid(destination, prefix, self.pos_grid)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """torch's way to adapt other checkpoints: ``load_state_dict`` takes those of all ViTs in checkpoint_names.py."""
+        """Convert the state dict first, so that ``load_state_dict`` takes those of all ViTs in weights/formats.py."""
         try:
-            error_msgs.extend(self._loading_errors(convert_below(self, state_dict, prefix), prefix))
+            report = convert_below(self, state_dict, prefix, local_metadata.get("pos_grid"))
+            error_msgs.extend(self._loading_errors(report, prefix))
         except ValueError as error:
             error_msgs.append(str(error))
         super()._load_from_state_dict(
