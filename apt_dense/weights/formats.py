@@ -48,7 +48,7 @@ _TIMM = tuple(feature for feature in FEATURES if feature not in ("thresholds", "
 
 
 class Place(NamedTuple):
-    """What a project's ViT has a place for, by our names."""
+    """Weights that a project's ViT has a place for, by our names."""
 
     names: re.Pattern
     class_position: bool = False  # pos_embed has a row for a class token, even where there is no class token

@@ -2,7 +2,7 @@
 
 Understood: our own, timm's ViTs and EVAs (also inside MAE and DeiT files), MMSeg's VisionTransformer, Detectron2's ViT,
 SAM's image encoder, the APT release, and the files of DINOv2, DINOv3, EVA-02 and its detectors, each also as part of a
-whole model. What needs no model is in convert.py.
+whole model. Conversions that need no model are in convert.py.
 """
 
 import difflib
@@ -171,7 +171,7 @@ def _is_unused(name: str, model: nn.Module) -> bool:
 
 def convert_below(model: nn.Module, state: dict[str, Tensor], prefix: str, noted: Grid | None = None) -> LoadReport:
     """Convert the entries of ``state`` below ``prefix``, in place, to those of an ``APTViT``: our names, positions
-    resampled, tables of rotary positions taken out. What has no place stays, with our name.
+    resampled, tables of rotary positions taken out. Weights without a place stay, with our names.
 
     Args:
         noted: the grid in torch's metadata for this prefix, where ``state`` has not kept its metadata.
@@ -213,7 +213,7 @@ def load_backbone(
         ValueError: with ``strict``, for weights missing from the checkpoint or unknown to the model; always for
             unreadable files, shapes that do not fit, and positions whose grid cannot be told.
     """
-    content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     ours = to_apt(unwrap(content))
     fit = _fit(ours, model, resize_patches, source_grid(ours, grid, noted_grid(innermost(content))))
     if strict and (fit.report.missing or fit.report.unexpected):

@@ -10,7 +10,7 @@ from apt_dense.weights.formats import StateDict
 
 #: Keys under which files keep a model's state dict.
 _WRAPPERS = "state_dict", "model", "model_ema", "module"
-#: What DDP and torch.compile put before the names of a whole model.
+#: Prefixes that DDP and torch.compile put before the names of a whole model.
 _TRAINING_PREFIXES = "module.", "_orig_mod."
 _PREFIXES = *_TRAINING_PREFIXES, "backbone.", "net.", "image_encoder.", "model."
 #: Names that a backbone alone has, below any of these prefixes.

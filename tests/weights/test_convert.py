@@ -349,7 +349,7 @@ def test_eva02_classification() -> None:
 
 
 def release_state(scale_zero: float = 1.0) -> State:
-    """What the release's Lightning module saves: some weights under two names, others with names of its own."""
+    """Return what the release's Lightning module saves: some weights under two names, others under its own."""
     shapes = {"pos_embed": (1, 17, WIDTH), **embedding("patch_embed.proj"), **plain_blocks(), **norm("norm")}
     net = filled(shapes)
     net |= {"head.weight": noise(10, WIDTH), "head.bias": noise(10)}

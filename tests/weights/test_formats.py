@@ -117,7 +117,7 @@ def test_learned_frequencies_are_no_table() -> None:
 
 
 def test_names_of_the_model_stay() -> None:
-    """EVA's biases beside a fused projection are not those of separate projections."""
+    """EVA's biases next to a fused projection are not those of separate projections."""
     for targets, expected in ((["q_bias"], "q_bias"), (["q_proj.weight"], "q_proj.bias"), ([], "q_bias")):
         state = {f"blocks.0.attn.{name}": torch.zeros(1) for name in targets}
         assert rename("blocks.0.attn.q_bias", state) == f"blocks.0.attn.{expected}"

@@ -96,7 +96,7 @@ def test_mmseg_weights(final_norm: bool) -> None:
 
 
 def mae_state() -> dict[str, Tensor]:
-    """What a MAE pre-training file holds beside the encoder."""
+    """The content of a MAE pre-training file, decoder included."""
     decoder = (
         "mask_token",
         "decoder_pos_embed",

@@ -62,7 +62,7 @@ def same(first: State, second: State) -> bool:
 
 
 def resampled(cells: Tensor, grid: Grid) -> Tensor:
-    """What torch makes of positions (1, rows, columns, C), without timm."""
+    """Resample positions (1, rows, columns, C) by torch alone."""
     if tuple(cells.shape[1:3]) == grid:
         return cells
     return F.interpolate(cells.permute(0, 3, 1, 2), grid, mode="bicubic", antialias=True).permute(0, 2, 3, 1)

@@ -246,12 +246,12 @@ def with_a_norm_of_queries(model: nn.Module) -> str:
 
 def with_another_epsilon(model: nn.Module) -> str:
     model.norm.eps = 0.5
-    return r"the norm LayerNorm\(.*eps=0.5.* beside LayerNorm\("
+    return r"the norm LayerNorm\(.*eps=0.5.* next to LayerNorm\("
 
 
 def with_another_norm(model: nn.Module) -> str:
     model.blocks[2].norm2 = RmsNorm(32)
-    return r"the norm RmsNorm\(\) beside LayerNorm\("
+    return r"the norm RmsNorm\(\) next to LayerNorm\("
 
 
 @pytest.mark.usefixtures("no_loading")
