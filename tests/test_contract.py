@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
-import timm
-import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from apt_dense.weights.load import LoadReport, convert_below, load_backbone
+from apt_dense.weights.resize import note_grid
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
 
@@ -44,13 +45,19 @@ class LoadableViT(nn.Module):
         load_backbone(backbone, model.state_dict())
         return backbone
 
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """Note the grid of the positions in torch's metadata: their number does not tell 16 x 4 from 8 x 8."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_grid(destination, prefix, self.pos_grid)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Let ``load_state_dict`` take the checkpoints of all ViTs in ``weights/formats.py``: torch's hook for it."""
+        """Convert the state dict first, so that ``load_state_dict`` takes those of all ViTs in ``formats.py``."""
         try:
-            error_msgs.extend(self._loading_errors(convert_below(self, state_dict, prefix), prefix))
+            report = convert_below(self, state_dict, prefix, local_metadata.get("pos_grid"))
+            error_msgs.extend(self._loading_errors(report, prefix))
         except ValueError as error:
             error_msgs.append(str(error))
         super()._load_from_state_dict(

@@ -84,7 +84,7 @@ def test_another_image_size_by_name(family: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("family", ALL)
 def test_state_dicts_load(family: str) -> None:
-    """With timm's names, from a model of another size, and with what other versions of timm keep beside the weights."""
+    """With timm's names, from a model of another size, with what other versions of timm keep next to the weights."""
     theirs = timm_model(family)
     state = {**theirs.state_dict(), "rope.periods": torch.ones(4), "rope.pos_embed": torch.ones(16, 32)}
     state |= {"blocks.0.attn.rope.freqs_cos": torch.ones(4), "blocks.1.attn.k_bias": torch.zeros(WIDTH)}
@@ -200,7 +200,7 @@ def test_checkpointed_blocks_give_the_same_gradients(family: str) -> None:
 
 
 def detector_forward(theirs: Eva, images: Tensor, window_size: int) -> Tensor:
-    """EVA-02 as its detectors run it: windows in block 0, in which positions begin anew, padding after the norm."""
+    """EVA-02 as its detectors run it: windows in block 0, in which positions start again, padding after the norm."""
     rope = RotaryEmbeddingCat(WIDTH // HEADS, in_pixels=False, ref_feat_shape=(16, 16))
     grid = theirs.patch_embed.dynamic_feat_size(images.shape[2:])
     x, over_image = theirs._pos_embed(theirs.patch_embed(images))
