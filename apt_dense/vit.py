@@ -96,7 +96,7 @@ class APTViT(LoadableViT):
         self.pos_grid = grid_of("pretrain_img_size", pretrain_size, model.patch_size)
         prefix_positions = 0 if positions.no_embed_class else model.num_prefix
         self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
-        self.patch_embed = PatchEmbed(model.patch_size, model.in_chans, model.embed_dim, model.patch_bias)
+        self.patch_embed = PatchEmbed.from_options(model, self.block_options)
         self.coarse_embed = CoarseEmbed(model.embed_dim) if self.thresholds else None
         num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (

@@ -12,6 +12,7 @@ from apt_dense.layout.tokens import Candidates, TokenLayout
 from apt_dense.nn.layers import Linear
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.ops.linear import linear
+from apt_dense.options import BlockOptions, ModelOptions
 
 
 class PatchEmbed(nn.Module):
@@ -22,9 +23,19 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, bias=bias)
 
+    @classmethod
+    def from_options(cls, model: ModelOptions, blocks: BlockOptions) -> "PatchEmbed":
+        """The embedding of a model; ``blocks`` say what kind of norms it has."""
+        return cls(model.patch_size, model.in_chans, model.embed_dim, model.patch_bias)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> one embedding per complete patch (B, H // p, W // p, C)."""
         return self.proj(images).permute(0, 2, 3, 1)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Patches (n, in_chans, p, p) cut out of images -> their embeddings (n, C)."""
+        weight = self.proj.weight.flatten(1)
+        return linear(pixels.flatten(1).to(weight.dtype), weight, self.proj.bias)
 
 
 class CoarseEmbed(nn.Module):
@@ -103,8 +114,7 @@ def _embed_chosen(images: Tensor, patches: Candidates, patch_embed: PatchEmbed) 
     else:
         tiles = small.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, p, p)
         pixels = tiles[patches.image, :, patches.y >> patches.scale, patches.x >> patches.scale]
-    weight = patch_embed.proj.weight.flatten(1)
-    return linear(pixels.flatten(1).to(weight.dtype), weight, patch_embed.proj.bias)
+    return patch_embed.embed_pixels(pixels)
 
 
 def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:

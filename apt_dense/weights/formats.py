@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from apt_dense.checks import parameters_of
+from apt_dense.options import BlockOptions, ModelOptions
 from apt_dense.weights.parameters import COARSE, is_new
 
 StateDict = dict[str, Tensor]
@@ -21,30 +23,20 @@ _BLOCK = r"blocks\.\d+\."
 #: Parameters that every backbone has, except that positions may be missing.
 _CORE = rf"patch_embed\.proj{_LAYER}|pos_embed$|{_BLOCK}(norm[12]|attn\.proj|mlp\.fc2){_LAYER}"
 
-# ==== PARAMETERS OF OPTIONAL FEATURES ====
-# Add the parameters of a new option here, by their names in our state dict, and name the feature in FORMATS below for
-# each project that has it.
-FEATURES = {
-    "class_token": r"cls_token$",
-    "reg_tokens": r"reg_token$",
-    "pre_norm": rf"norm_pre{_LAYER}",
-    "final_norm": rf"norm{_LAYER}",
+#: Parameters of optional features: those that options say they bring, and those whose names depend on several options.
+#: A new feature is one that timm's models have, unless it is left out of _TIMM below.
+FEATURES = parameters_of(ModelOptions, BlockOptions) | {
     "thresholds": rf"{re.escape(COARSE)}(down|zero){_LAYER}",
     "fused qkv": rf"{_BLOCK}attn\.qkv{_LAYER}",
     "fused q_bias": rf"{_BLOCK}attn\.[qv]_bias$",
     "separate qkv": rf"{_BLOCK}attn\.([qv]_proj{_LAYER}|k_proj\.weight$)",
     "separate k_bias": rf"{_BLOCK}attn\.k_proj\.bias$",
-    "qk_norm": rf"{_BLOCK}attn\.[qk]_norm{_LAYER}",
-    "scale_attn_norm": rf"{_BLOCK}attn\.norm{_LAYER}",
     "plain mlp": rf"{_BLOCK}mlp\.fc1{_LAYER}",
     "swiglu": rf"{_BLOCK}mlp\.fc1_[gx]{_LAYER}",
-    "scale_mlp_norm": rf"{_BLOCK}mlp\.norm{_LAYER}",
-    "init_values": rf"{_BLOCK}ls[12]\.gamma$",
-    "use_rel_pos": rf"{_BLOCK}attn\.rel_pos_[hw]$",
-    "residual": rf"{_BLOCK}residual\.(conv|norm)[123]{_LAYER}",
 }
 _PLAIN = "fused qkv", "plain mlp"
-_TIMM = tuple(feature for feature in FEATURES if feature not in ("thresholds", "use_rel_pos", "residual"))
+_OF_DETECTORS = "thresholds", "use_rel_pos", "residual_block_indexes"
+_TIMM = tuple(feature for feature in FEATURES if feature not in _OF_DETECTORS)
 
 
 class Place(NamedTuple):
@@ -145,14 +137,21 @@ FORMATS = {
         "EVA-02's detectors",
         _EVA02,
         r"rope_(win|glb)\.",
-        _place("separate qkv", "swiglu", "scale_mlp_norm", "residual", class_position=True, leaves_out=_NO_CLASS),
+        _place(
+            "separate qkv",
+            "swiglu",
+            "scale_mlp_norm",
+            "residual_block_indexes",
+            class_position=True,
+            leaves_out=_NO_CLASS,
+        ),
     ),
     "eva02": Format("EVA-02", _EVA02, r".*\.mlp\.w1\."),
     "timm_eva": Format("timm's Eva", _LAYER_SCALE, r"blocks\.\d+\.gamma_1$|.*\.attn\.q_proj\.", _place(*_TIMM)),
     "detectron2": Format(
         "Detectron2's ViT",
         sign=r"blocks\.\d+\.(attn\.rel_pos_h|residual\.)",
-        place=_place(*_PLAIN, "use_rel_pos", "residual", class_position=True, leaves_out=_NO_CLASS),
+        place=_place(*_PLAIN, "use_rel_pos", "residual_block_indexes", class_position=True, leaves_out=_NO_CLASS),
     ),
     "timm": Format("timm's VisionTransformer", place=_place(*_TIMM)),
 }
