@@ -23,8 +23,8 @@ class LoadableViT(nn.Module):
     ) -> "LoadableViT":
         """Build an adaptive ViT with the architecture and the weights of one of timm's.
 
-        AugReg, DeiT, DeiT-3, MAE, CLIP, SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE and their like, without pooling
-        heads, and SAM's encoder.
+        AugReg, DeiT, DeiT-3, MAE, CLIP, SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE, AIMv2 and their like, without
+        pooling heads, and SAM's encoder.
 
         Args:
             model: a timm name such as "vit_base_patch16_224.mae", or a timm ``VisionTransformer`` or ``Eva``.

@@ -24,7 +24,7 @@ from apt_dense.weights.timm_blocks import (
 
 _ARCHITECTURES = vision_transformer.VisionTransformer, eva.Eva, vision_transformer_sam.VisionTransformerSAM
 #: Arguments that ``apt_arguments`` leaves out where a model has these values, ...
-_OPTIONAL = "reg_tokens", "pre_norm", "rotary", "use_abs_pos"
+_OPTIONAL = "embed_norm", "reg_tokens", "pre_norm", "rotary", "use_abs_pos"
 _USUAL = defaults_of(BlockOptions) | {
     name: value for name, value in defaults_of(ModelOptions, PositionOptions).items() if name in _OPTIONAL
 }
@@ -60,7 +60,7 @@ def apt_arguments(model: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"APTViT does not support {', '.join(features)} of timm's {_name(model)}. Supported are pre-norm ViTs of "
             f"timm's VisionTransformer and Eva (AugReg, DeiT without distillation, DeiT-3, MAE, CLIP, SigLIP, DINOv2, "
-            f"EVA-02, DINOv3, PE) and SAM's image encoder"
+            f"EVA-02, DINOv3, PE, AIMv2) and SAM's image encoder"
         )
     sam = isinstance(model, vision_transformer_sam.VisionTransformerSAM)
     arguments = {**_common_arguments(model), **(_sam_arguments(model) if sam else _token_arguments(model))}
@@ -78,6 +78,7 @@ def _common_arguments(model: nn.Module) -> dict[str, Any]:
         "depth": len(model.blocks),
         **block_arguments(model.blocks[0]),
         "patch_bias": model.patch_embed.proj.bias is not None,
+        "embed_norm": not is_identity(model.patch_embed.norm),
         "use_abs_pos": model.pos_embed is not None,
         "pre_norm": not is_identity(model.norm_pre),
         **pixels,
@@ -115,7 +116,7 @@ def _unsupported(model: nn.Module) -> Iterator[str]:
     if type(model) not in _ARCHITECTURES:
         yield f"the architecture {type(model).__name__}"
         return
-    if type(model.patch_embed) is not PatchEmbed or not is_identity(model.patch_embed.norm):
+    if type(model.patch_embed) is not PatchEmbed:
         yield "its patch embedding"
     elif model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
         yield f"patches of {model.patch_embed.patch_size} pixels, which are not square"
@@ -129,7 +130,7 @@ def _unsupported(model: nn.Module) -> Iterator[str]:
 def _unsupported_norms(model: nn.Module) -> dict[str, None]:
     """Name the norms of an unknown kind or unlike the others, each once."""
     norms = [norm for block in model.blocks for norm in norms_of_block(block)]
-    norms += [model.norm_pre, getattr(model, "norm", None)]
+    norms += [getattr(model.patch_embed, "norm", None), model.norm_pre, getattr(model, "norm", None)]
     return dict.fromkeys(unsupported_norms(norms, model.blocks[0].norm1))
 
 

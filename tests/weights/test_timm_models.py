@@ -165,7 +165,6 @@ UNSUPPORTED = {
     "vit_relpos_small_patch16_224": ({}, "the architecture VisionTransformerRelPos"),
     "resnet18": (None, "the architecture ResNet"),
     "vit_small_r26_s32_224": ({}, "its patch embedding"),
-    "aimv2_large_patch14_224": ({}, "its patch embedding"),
     "vit_small_patch16_18x2_224": ({}, "blocks of type ParallelThingsBlock"),
     "eva02_enormous_patch14_clip_224": ({}, "blocks of type EvaBlockPostNorm"),
     "vit_dwee_patch16_reg1_gap_256": ({}, "attention of type DiffAttention"),
@@ -185,7 +184,7 @@ UNSUPPORTED_OPTIONS = [
     ({"norm_layer": SimpleNorm}, r"the norm SimpleNorm\(\)"),
     ({"norm_layer": functools.partial(nn.LayerNorm, bias=False)}, r"the norm LayerNorm\(.*bias=False\)"),
     ({"norm_layer": functools.partial(nn.LayerNorm, elementwise_affine=False)}, r"the norm LayerNorm\("),
-    ({"embed_norm_layer": nn.LayerNorm}, "its patch embedding"),
+    ({"embed_norm_layer": nn.LayerNorm}, "the norm LayerNorm"),
 ]
 
 
