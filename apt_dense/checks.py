@@ -182,7 +182,7 @@ def _several(name: str, value: object, expected: str) -> Sequence:
 
 
 def parameters_of(*groups: type[Options]) -> dict[str, str]:
-    """For every option that brings parameters, a regular expression of their names."""
+    """Regular expressions of the names of parameters, for every option that brings some."""
     found = {item.name: item.metadata["brings"] for group in groups for item in fields(group)}
     return {name: _pattern(brings) for name, brings in found.items() if brings}
 

@@ -171,7 +171,7 @@ class BlockOptions(Options):
 
 @dataclass(frozen=True)
 class Rotary(Options):
-    """How queries and keys are rotated; names and values as in timm (``timm.models.eva.Eva``).
+    """Rotation of queries and keys by position; names and values as in timm (``timm.models.eva.Eva``).
 
     In blocks with windows positions restart in each window, and the window takes the place of the grid below.
 
@@ -233,7 +233,7 @@ class PositionOptions(Options):
 
 @dataclass(frozen=True)
 class PixelFormat(Options):
-    """How the host normalised its images: ``images * std + mean`` are grey levels in [0, 255].
+    """Normalisation of the host's images: ``images * std + mean`` are grey levels in [0, 255].
 
     Args:
         mean, std: of the image's channels, in grey levels.
@@ -253,7 +253,7 @@ class PixelFormat(Options):
 
 @dataclass(frozen=True)
 class PatchOptions(Options):
-    """Which patches an image is cut into.
+    """The choice of patches that an image is cut into.
 
     Args:
         thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.

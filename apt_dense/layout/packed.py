@@ -109,7 +109,7 @@ def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[T
 
 
 def _places_of_true(mask: Tensor, count: int) -> Tensor:
-    """Where a mask (P,) with ``count`` true entries is true, ascending. The count is known, so this does not wait for
+    """Places at which a mask (P,) with ``count`` true entries is true, ascending. The count is known, so this does not wait for
     the device, as nonzero would."""
     places = torch.arange(len(mask), device=mask.device)
     target = torch.where(mask, mask.cumsum(0) - 1, count)  # one more place takes all that is false

@@ -42,7 +42,7 @@ def whole_patches(images: Tensor, patch_size: int, partial_patches: str) -> Tens
 
 
 def are_finite(images: Tensor) -> Tensor:
-    """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
+    """Check whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
     # A sum is finite if all of its terms are, and needs no mask of the size of the images.
     return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
 

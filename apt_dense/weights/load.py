@@ -158,7 +158,7 @@ def _report(
 
 
 def _is_unused(name: str, model: nn.Module) -> bool:
-    """Whether a name that the model lacks belongs to a part that this model leaves out by design."""
+    """Check whether a name that the model lacks belongs to a part that this model leaves out by design."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return len(model.blocks) <= int(block[1]) < model.depth

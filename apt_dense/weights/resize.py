@@ -98,7 +98,7 @@ def noted_grid(state: Mapping, prefix: str | None = None) -> Grid | None:
 
 
 def _is_grid(value: Any) -> bool:
-    """Whether a file's metadata hold a grid; they may hold anything."""
+    """Check whether a file's metadata hold a grid; they may hold anything."""
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(size, int) and size > 0 for size in value)
 
 
@@ -115,7 +115,7 @@ def source_grid(state: StateDict, grid: Grid | None, noted: Grid | None) -> Grid
 
 
 def positions_fit(pos_embed: Tensor, grid: Grid, num_prefix: int, source: Grid | None = None) -> bool:
-    """Whether positions fit a model as they are. Where their own grid (``source``) is unknown, the model decides, which
+    """Check whether positions fit a model as they are. Where their own grid (``source``) is unknown, the model decides, which
     knows its grid."""
     count = num_prefix + math.prod(grid)
     return pos_embed.ndim == 3 and pos_embed.shape[1] == count and source in (None, tuple(grid))

@@ -130,7 +130,7 @@ def is_identity(module: nn.Module | None) -> bool:
 
 
 def _has_biases(attn: nn.Module) -> tuple[bool, bool]:
-    """Whether queries have a bias, and whether keys have. EVA keeps that of queries outside its fused projection."""
+    """Check whether queries have a bias, and whether keys have. EVA keeps that of queries outside its fused projection."""
     if attn.qkv is None:
         return attn.q_proj.bias is not None, attn.k_proj.bias is not None
     fused = attn.qkv.bias is not None
@@ -138,7 +138,7 @@ def _has_biases(attn: nn.Module) -> tuple[bool, bool]:
 
 
 def _branch_scales(block: nn.Module) -> list[bool]:
-    """Whether LayerScale acts on attention, and whether on the MLP, by ViT's names or EVA's."""
+    """Check whether LayerScale acts on attention, and whether on the MLP, by ViT's names or EVA's."""
     if isinstance(block, eva.EvaBlock):
         return [gamma is not None for gamma in (block.gamma_1, block.gamma_2)]
     return [isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2)]
