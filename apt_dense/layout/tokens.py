@@ -131,7 +131,8 @@ class TokenLayout:
 
     @property
     def every_cell_has_its_row(self) -> bool:
-        """Check whether each cell is a patch and nothing else has a row, so that rows and cells are the same in number."""
+        """Check whether each cell is a patch and nothing else has a row, so that rows and cells are the same in
+        number."""
         return not self.is_fixed and self.row_Bhw.numel() == len(self.image_N) and not self.num_prefix
 
     def assemble(self, parts: Sequence[Tensor]) -> Tensor:

@@ -99,8 +99,8 @@ def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
 
 
 def runs_as_written(module: nn.Module) -> bool:
-    """Check whether nothing is hooked to a module (FSDP, feature extractors) and it is not compiled, so that a part of it may
-    be called instead."""
+    """Check whether nothing is hooked to a module (FSDP, feature extractors) and it is not compiled, so that a part of
+    it may be called instead."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
 

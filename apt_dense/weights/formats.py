@@ -172,14 +172,14 @@ _REL_POS = re.compile(FEATURES["use_rel_pos"])
 
 
 def may_be_absent(name: str) -> bool:
-    """Check whether checkpoints may lack a parameter, which starts at a neutral value: those that only APT has, and relative
-    positions, which a classification ViT does not bring to a detector."""
+    """Check whether checkpoints may lack a parameter, which starts at a neutral value: those that only APT has, and
+    relative positions, which a classification ViT does not bring to a detector."""
     return is_new(name) or bool(_REL_POS.match(name))
 
 
 def is_table(name: str, value: Tensor) -> bool:
-    """Check whether a weight follows from a model's arguments: rotary tables, and attention biases that are all zero (as most
-    files of DINOv3 have)."""
+    """Check whether a weight follows from a model's arguments: rotary tables, and attention biases that are all zero
+    (as most files of DINOv3 have)."""
     return bool(_TABLES.match(name)) or (bool(_ATTENTION_BIAS.match(name)) and not value.any())
 
 

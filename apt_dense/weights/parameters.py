@@ -47,6 +47,6 @@ def lr_scale(name: str, depth: int, decay_rate: float) -> float:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Check whether weight decay acts on a parameter: on matrices and kernels, not on vectors (biases, norms, LayerScale) nor
-    on positions, class and register tokens. Tables of relative positions decay, as in ViTDet."""
+    """Check whether weight decay acts on a parameter: on matrices and kernels, not on vectors (biases, norms,
+    LayerScale) nor on positions, class and register tokens. Tables of relative positions decay, as in ViTDet."""
     return parameter.ndim > 1 and not name.endswith(UNDECAYED)

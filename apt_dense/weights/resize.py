@@ -115,8 +115,8 @@ def source_grid(state: StateDict, grid: Grid | None, noted: Grid | None) -> Grid
 
 
 def positions_fit(pos_embed: Tensor, grid: Grid, num_prefix: int, source: Grid | None = None) -> bool:
-    """Check whether positions fit a model as they are. Where their own grid (``source``) is unknown, the model decides, which
-    knows its grid."""
+    """Check whether positions fit a model as they are. Where their own grid (``source``) is unknown, the model decides,
+    which knows its grid."""
     count = num_prefix + math.prod(grid)
     return pos_embed.ndim == 3 and pos_embed.shape[1] == count and source in (None, tuple(grid))
 

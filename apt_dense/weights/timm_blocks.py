@@ -130,7 +130,8 @@ def is_identity(module: nn.Module | None) -> bool:
 
 
 def _has_biases(attn: nn.Module) -> tuple[bool, bool]:
-    """Check whether queries have a bias, and whether keys have. EVA keeps that of queries outside its fused projection."""
+    """Check whether queries have a bias, and whether keys have. EVA keeps that of queries outside its fused
+    projection."""
     if attn.qkv is None:
         return attn.q_proj.bias is not None, attn.k_proj.bias is not None
     fused = attn.qkv.bias is not None
