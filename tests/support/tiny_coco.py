@@ -18,7 +18,7 @@ pytest.importorskip("detectron2", reason=REASON)
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+from apt_dense.hosts.detectron2.config import apply_overrides, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "detectron2").glob("*.py"))

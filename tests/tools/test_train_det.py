@@ -434,7 +434,7 @@ def test_overrides_keep_equals_signs_and_add_options_of_the_backbone() -> None:
     [
         ("train.maxiter=3", "train has no 'maxiter'; it has .*max_iter"),
         ("max_iter=3", "the config has no 'max_iter'; it has dataloader"),
-        ("--resume", "'--resume' is no key=value; options that begin with -- go before"),
+        ("--resume", "'--resume' is not key=value; options that begin with -- go before"),
     ],
 )
 def test_overrides_without_effect_are_refused(override: str, message: str) -> None:

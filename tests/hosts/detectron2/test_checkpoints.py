@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import convert_checkpoint
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.hosts.detectron2.run import APTCheckpointer, CheckpointError
+from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.resize import resize_positions

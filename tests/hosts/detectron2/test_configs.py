@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from omegaconf import DictConfig, OmegaConf
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+from apt_dense.hosts.detectron2.config import apply_overrides, load_config
 
 from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
     ADAPTIVE,
@@ -96,7 +96,8 @@ def test_values_are_the_published_ones(path: Path) -> None:
     assert (cfg.lr_multiplier.warmup_factor, cfg.lr_multiplier.warmup_length) == (0.001, 250 / 184375)
     assert (net.window_size, net.use_rel_pos, net.img_size, cfg.model.backbone.square_pad) == (14, True, 1024, 1024)
     is_huge = size_of(path) == "h"
-    assert dict(cfg.optimizer.params.overrides) == ({} if is_huge else {"pos_embed": {"weight_decay": 0.0}})
+    undecayed = {name: {"weight_decay": 0.0} for name in ("pos_embed", "cls_token", "reg_token")}
+    assert dict(cfg.optimizer.params.overrides) == ({} if is_huge else undecayed)
     assert cfg.optimizer.params.weight_decay_norm == (None if is_huge else 0.0)
 
 
