@@ -77,7 +77,8 @@ def test_boxes_are_pooled_at_the_true_strides(size: tuple[int, int]) -> None:
 
 def test_a_box_is_pooled_from_where_it_lies() -> None:
     model = detector()
-    levels = {name: torch.zeros(1, 16, 128 // s, 128 // s) for name, s in zip(("p2", "p3", "p4", "p5"), (4, 8, 16, 32))}
+    strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    levels = {name: torch.zeros(1, 16, 128 // stride, 128 // stride) for name, stride in strides.items()}
     levels["p2"][..., 8:16, 8:16] = 1  # pixels 32 to 64
     boxes = [torch.tensor([[36.0, 36.0, 60.0, 60.0], [70.0, 70.0, 100.0, 100.0]])]
     pooled = model.roi_heads.box_roi_pool(levels, boxes, [(128, 128)])
