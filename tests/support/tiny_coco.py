@@ -1,4 +1,4 @@
-"""Helpers of the Detectron2 tests: a folder in COCO's layout, the real configs shrunken to run in seconds."""
+"""Helpers of the Detectron2 tests: a folder in COCO's layout, the real configs shrunk to run in seconds."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def write_coco(root: Path, images: int = 4, change: Callable[[dict], None] | Non
 
 
 def _add_image(folder: Path, content: dict, number: int, rng: np.random.Generator) -> None:
-    # Tall and wide ones.
+    # Tall and wide images.
     height, width = (120, 90) if number % 2 else (90, 120)
     pixels = np.full((height, width, 3), 90, np.uint8)
     for category, colour in list(COLOURS.items())[: 1 + number % 3]:

@@ -85,7 +85,7 @@ TEST_MODES = {"whole": {"mode": "whole"}, "slide": {"mode": "slide", "crop_size"
 
 
 def segmentor(kind: str = "fcn", mode: str = "whole", **options: Any) -> nn.Module:
-    """A segmentor of each ``SEGMENTORS`` with random weights; ``options`` go to its backbone."""
+    """Build one of ``SEGMENTORS`` with random weights; ``options`` go to its backbone."""
     config = copy.deepcopy(SEGMENTORS[kind])
     config["backbone"] = {"type": "APTViT", **SMALL, "thresholds": (4.0,), **config["backbone"], **options}
     return MODELS.build(

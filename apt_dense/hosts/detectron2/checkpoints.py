@@ -113,7 +113,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _read_zoo_file(filename: str) -> dict:
-    """Read a pickle of Detectron2's model zoo or of Caffe2, whose names Detectron2 then matches by its own rules."""
+    """Read a pickle of Detectron2's model zoo or of Caffe2. Detectron2 then matches Caffe2's names by its own rules."""
     content = read_checkpoint(filename)
     if "model" in content and "__author__" in content:
         return content

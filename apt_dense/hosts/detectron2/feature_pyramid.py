@@ -42,5 +42,5 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What ImageList pads by, under both spellings."""
+        """The options of ImageList's padding, with both spellings of ``size_divisibility``."""
         return {**super().padding_constraints, "size_divisibility": self._size_divisibility}

@@ -97,7 +97,8 @@ def local_address(address: str) -> str:
 def _address_in_zoo(name: str) -> str:
     addresses = get_mmcls_models()
     if name not in addresses:
-        raise ValueError(f"mmcls://{name} is unknown; MMEngine lists {', '.join(n for n in addresses if 'vit_' in n)}")
+        vits = [known for known in addresses if known.startswith("vit_")]
+        raise ValueError(f"mmcls://{name} is unknown; the ViTs that MMEngine lists are {', '.join(vits)}")
     return addresses[name]
 
 

@@ -1,4 +1,4 @@
-"""What MMEngine's optimizers lack: layer-wise decay for an APTViT, and mixed precision without a GPU."""
+"""Layer-wise decay of the learning rate and mixed precision without a GPU, for MMEngine's optimizers."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -39,7 +39,7 @@ from support.tiny_detectors import TINY, WINDOWED, compare, pair
         (dict(window_size=4, window_block_indexes=[0, 1], use_rel_pos=True, qkv_bias=False), (80, 80)),
         (dict(pretrain_img_size=64, pretrain_use_cls_token=False, norm_layer=nn.LayerNorm, patch_size=8), (72, 40)),
         (dict(window_size=14, window_block_indexes=[0], use_rel_pos=True, embed_dim=96), (384, 400)),  # long segments
-        (dict(window_size=4, window_block_indexes=[0], use_rel_pos=True), (75, 101)),  # no whole number of patches
+        (dict(window_size=4, window_block_indexes=[0], use_rel_pos=True), (75, 101)),  # partial patches
     ],
 )
 def test_without_thresholds_it_is_detectron2_s_vit(options: dict, size: tuple[int, int]) -> None:
@@ -83,7 +83,7 @@ def test_weights_of_timm_models_keep_timm_s_values() -> None:
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_clip_quickgelu_224", "vit_small_patch16_dinov3"])
 def test_other_families_of_timm(name: str) -> None:
-    """Their activations and norms are names, where Detectron2's ``ViT`` takes classes."""
+    """Activations and norms given by name instead of by class as in Detectron2's ``ViT``."""
     timm = pytest.importorskip("timm")
     options = dict(num_classes=0, depth=2, embed_dim=48, num_heads=3, img_size=64, dynamic_img_size=True)
     vit = randomise(timm.create_model(name, **options))

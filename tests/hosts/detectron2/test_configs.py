@@ -136,7 +136,7 @@ def test_the_uniform_twin_is_one_line_away(path: Path) -> None:
 
 
 def comparable(cfg: DictConfig) -> dict:
-    """Plain containers; partial functions, which never equal each other, as their text."""
+    """Convert to plain containers, and partial functions, which never equal each other, to text."""
     content = OmegaConf.to_container(cfg, resolve=True)
     content["model"]["backbone"]["net"]["norm_layer"] = str(content["model"]["backbone"]["net"]["norm_layer"])
     content["optimizer"]["params"]["lr_factor_func"] = str(content["optimizer"]["params"]["lr_factor_func"])
@@ -149,7 +149,7 @@ def test_one_size_reaches_loader_and_model() -> None:
     _, resize, crop = cfg.dataloader.train.mapper.augmentations
     assert (resize.target_height, resize.target_width, list(crop.crop_size)) == (256, 256, [256, 256])
     assert cfg.dataloader.test.mapper.augmentations[0].max_size == cfg.model.backbone.square_pad == 256
-    assert cfg.model.backbone.net.img_size == 1024  # what the checkpoint's relative positions are for
+    assert cfg.model.backbone.net.img_size == 1024  # the size of the checkpoint's relative positions
 
 
 def test_a_stock_config_takes_the_backbone_in_one_line() -> None:

@@ -32,7 +32,7 @@ def test_pyramid_has_the_same_names_and_values() -> None:
 
 @pytest.mark.parametrize("norm", ["LN", "BN"])
 def test_pyramid_on_tokens_has_upstream_s_values(norm: str) -> None:
-    """Its pointwise layers run on mixed patches, with padding dropped; upstream's run on the scattered map."""
+    """Pointwise layers run on mixed patches, with padding dropped, instead of on the scattered map."""
     images = noise(2, 3, 128, 96)
     images[:, :, :70, :] = 0.3
     images[1, :, 100:] = 0

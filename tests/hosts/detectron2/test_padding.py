@@ -65,7 +65,7 @@ def test_zeros_count_as_padding_at_the_right_and_bottom_only(detector: nn.Module
 
 
 def windowed_twins() -> tuple[APTViT, APTViT]:
-    """The same ViT with windows in all blocks, once dropping padding."""
+    """Two equal ViTs with windows in all blocks, of which the second drops padding."""
     options = dict(WINDOWED, window_block_indexes=[0, 1])
     keeping, dropping = (randomise(APTViT(**options, drop_padding=drop)) for drop in (False, True))
     return keeping, dropping
@@ -76,7 +76,7 @@ def test_windows_without_padding_do_not_notice_that_it_is_dropped(detector: nn.M
     images = preprocessed(detector, photo())
     with torch.no_grad():
         kept, dropped = keeping(images)["last_feat"][0], dropping(images)["last_feat"][0]
-    # Of 5 x 7 real cells, the window of rows and columns 0-3 alone has no padding.
+    # Of the windows with real cells (5 x 7), only that of rows and columns 0 to 3 has no padding.
     changed = (kept - dropped).abs().amax(0) > 1e-6
     assert not changed[:4, :4].any()
     assert changed[:5, 4:7].all() and changed[4, :7].all()  # other real cells lose keys

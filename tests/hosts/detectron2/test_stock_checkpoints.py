@@ -1,4 +1,4 @@
-"""Checkpoints of Detectron2's own models, as it writes them and as its zoo has them, in ours."""
+"""Checkpoints of Detectron2's own models, from its trainer and from its zoo, in ours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOCK = ("model.backbone._target_=detectron2.modeling.SimpleFeaturePyramid", "mo
 
 
 def stock_model() -> nn.Module:
-    """Detectron2's own Mask R-CNN with random parameters: the uniform config without anything of ours."""
+    """Detectron2's own Mask R-CNN with random parameters: the uniform config without our parts."""
     cfg = tiny_config(UNIFORM, *STOCK)
     cfg.model.backbone.net._target_ = ViT
     for key in ("thresholds", "drop_padding", "pixel_mean", "pixel_std", "channel_order"):
@@ -39,7 +39,7 @@ def stock_model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """It, and a folder with its weights as Detectron2 writes them, model.pth, and as its zoo has them, model.pkl."""
+    """The stock model, and a folder with its weights in Detectron2's format, model.pth, and in its zoo's, model.pkl."""
     model, folder = stock_model(), tmp_path_factory.mktemp("stock")
     DetectionCheckpointer(model, str(folder)).save("model")
     state = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -48,7 +48,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 
 def load(model: nn.Module, path: str) -> Any:
-    """Load with Detectron2's checkpointer; the names that were missing and unexpected."""
+    """Load with Detectron2's checkpointer; returns the names that were missing and unexpected."""
     checkpointer, reports = DetectionCheckpointer(model), []
     checkpointer._log_incompatible_keys = reports.append
     checkpointer.load(path)

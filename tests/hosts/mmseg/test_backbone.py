@@ -135,7 +135,7 @@ def test_frozen_blocks(frozen_stages: int) -> None:
 
 
 def frozen_names(model: APTViT) -> set[str]:
-    """The parts of the model that have no trainable parameter; fails for parts frozen by half."""
+    """The parts of the model without trainable parameters; fails for parts that are partly frozen."""
     parts: dict[str, set[bool]] = {}
     for name, parameter in model.named_parameters():
         depth = 2 if name.startswith("blocks.") else 1

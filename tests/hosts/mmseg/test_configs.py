@@ -37,7 +37,7 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flat(node: object, prefix: str = "") -> dict:
-    """Nested dicts and lists -> {dotted key: leaf}; empty ones are leaves."""
+    """Flatten nested dicts and lists to {dotted key: leaf}; empty ones are leaves."""
     if not isinstance(node, (dict, list, tuple)) or not node:
         return {prefix[1:]: node}
     items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -53,7 +53,7 @@ def tiny_model(path: Path) -> nn.Module:
 
 
 def batch(height: int, width: int, images: int = 2) -> dict:
-    """What a data loader yields: images (3, H, W) uint8, BGR, and their masks."""
+    """A batch as data loaders yield it: images (3, H, W) uint8, BGR, and their masks."""
     pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
     pixels[..., : width // 2] = 90
     shapes = dict(ori_shape=(height, width), img_shape=(height, width))
@@ -84,7 +84,7 @@ FAMILIES = {
     "dinov3-b16": "vit_base_patch16_dinov3_qkvb", "dinov3-l16": "vit_large_patch16_dinov3_qkvb",
     "eva02-l16": "eva02_large_patch14_224",
 }  # fmt: skip
-#: What a config chooses for its own task; EVA-02's patches are resampled to 16 pixels.
+#: Options that depend on the task; EVA-02's patches are resampled to 16 pixels.
 CHOSEN = {"img_size", "pixel_mean", "pixel_std", "final_norm", "patch_size"}
 
 

@@ -68,6 +68,24 @@ def test_frozen_parameters_are_left_out() -> None:
     assert not any(name.startswith(("backbone.blocks", "backbone.pos_embed", "backbone.patch_embed")) for name in names)
 
 
+def test_a_missing_weight_decay_is_named() -> None:
+    config = {"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 1.0}, "paramwise_cfg": {"decay_rate": 0.5},
+              "constructor": "APTLearningRateDecayOptimWrapperConstructor"}  # fmt: skip
+    with pytest.raises(ValueError, match="give optim_wrapper.optimizer.weight_decay"):
+        build_optim_wrapper(segmentor(), ConfigDict(config))
+
+
+def test_fewer_layers_than_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"blocks\.1\..* is beyond num_layers=1"):
+        optimizer_groups(segmentor(), {"decay_rate": 0.5, "num_layers": 1})
+
+
+def test_convolutional_residuals_start_from_scratch() -> None:
+    groups = optimizer_groups(segmentor(residual_block_indexes=(0,)))
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert rates["backbone.blocks.0.residual.conv1.weight"] == 1.0 and rates["backbone.blocks.0.norm1.weight"] == 0.25
+
+
 def test_a_missing_decay_rate_is_named() -> None:
     with pytest.raises((KeyError, ValueError), match="decay_rate"):
         optimizer_groups(segmentor(), {"num_layers": 4})

@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_mmengine_load_without_running_pickled_code(tmp_path: Path) -> None:
-    """As Runner.save_checkpoint writes them: with log buffers of numpy numbers and a whole segmentor."""
+    """Runner.save_checkpoint writes a whole segmentor and log buffers of numpy numbers."""
     hub = MessageHub("log of a training")
     for step in range(3):
         hub.update_scalar("train/loss", np.float64(step))
@@ -121,7 +121,7 @@ def test_checkpoints_of_mmengine_load_without_running_pickled_code(tmp_path: Pat
 
 @pytest.fixture
 def small_timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Makes timm build small models with random weights instead of fetching pretrained ones; returns their options."""
+    """Make timm build small models with random weights instead of downloading pretrained ones; returns their options."""
     create, options = timm.create_model, {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
     def create_small(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -151,7 +151,7 @@ def test_weights_of_timm_by_name() -> None:
     ],
 )
 def test_models_of_timm_that_differ_are_refused(theirs: dict, named: str, small_timm: dict[str, Any]) -> None:
-    """Also where all shapes fit, so that only the model tells."""
+    """Also where all shapes fit and only the model's options differ."""
     small_timm.update(theirs)
     model = APTViT(**SMALL, class_token=True, final_norm=True, pretrained="timm://vit_tiny_patch16_224")
     with pytest.raises(ValueError, match=named):

@@ -52,8 +52,8 @@ def test_a_segmentor_predicts_masks_of_the_image_size(kind: str, mode: str, size
 
 
 @torch.inference_mode()
-def test_flipped_images_are_cut_up_as_mirror_images() -> None:
-    """Test-time augmentation flips: patches follow where the grid divides."""
+def test_flipped_images_have_flipped_patches() -> None:
+    """Flips of test-time augmentation flip the patches if the image is divisible into patches."""
     model = segmentor().eval()
     batch = model.data_preprocessor(samples(32, 64))["inputs"]
     scale_map, flipped = (model.backbone.partition(x) for x in (batch, batch.flip(3)))
@@ -62,7 +62,7 @@ def test_flipped_images_are_cut_up_as_mirror_images() -> None:
 
 
 def test_a_state_saved_by_the_runner_gives_the_same_output(tmp_path: Path) -> None:
-    """After a step of training, as CheckpointHook saves it: in a new segmentor, and in a backbone alone."""
+    """A state saved by CheckpointHook after a training step, loaded in a new segmentor and in a backbone alone."""
     model, before = segmentor(), noise(1, 3, 32, 48)
     runner = Runner(
         model,
