@@ -121,7 +121,7 @@ def test_checkpoints_of_mmengine_load_without_running_pickled_code(tmp_path: Pat
 
 @pytest.fixture
 def small_timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Make timm build small models with random weights instead of downloading pretrained ones; returns their options."""
+    """Make timm build small models with random weights instead of downloading weights; returns their options."""
     create, options = timm.create_model, {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
     def create_small(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
