@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.options import PixelFormat
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 INSTANCES = 8  # per image, in training

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import PyramidBackbone
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 
 
 class Case(NamedTuple):

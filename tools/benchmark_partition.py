@@ -22,7 +22,7 @@ from benchmark_photos import photos
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 from apt_dense.patches.scores import ENTROPY_BINS, denormalise, grey_levels
 
 THRESHOLDS = (5.5, 4.0)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 from apt_dense.patches.partition import filled_region, partition_by_thresholds
 from apt_dense.patches.scores import PixelFormat, resolve_scorer, score_maps
 

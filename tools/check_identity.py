@@ -23,7 +23,7 @@ import torch
 from identity_pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
 from torch import Tensor
 
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.options import PixelFormat
 
 TOLERANCE = 1e-4
 HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}

@@ -21,7 +21,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from torchvision_model import Settings, build_model, load_weights
 from torchvision_training import CHECKPOINT, LOG, Trainer, read_run, train
 
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 
 TWINS = ("uniform", "adaptive")
 GAP = 8  # pixels between pictures of the sheet

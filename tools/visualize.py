@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 from apt_dense.patches.scores import SCORERS
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits

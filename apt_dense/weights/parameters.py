@@ -30,7 +30,7 @@ def inner_name(name: str) -> str:
 
 
 def is_new(name: str) -> bool:
-    """Whether only APT has a parameter, which is named as in the backbone or as in a model around it."""
+    """Check whether only APT has a parameter, named as in the backbone or as in a model around it."""
     return _NEW.search(name) is not None
 
 
@@ -61,7 +61,7 @@ def lr_scale(name: str, depth: int, decay_rate: float) -> float:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to a parameter, named as in the backbone or as in a model around it.
+    """Check whether weight decay applies to a parameter, named as in the backbone or as in a model around it.
 
     It applies to matrices, kernels and tables of relative positions. It does not apply to vectors (biases, norms,
     LayerScale), absolute positions, class and register tokens.

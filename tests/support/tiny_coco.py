@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from apt_dense.hosts.detectron2.config import apply_overrides, load_config
+from apt_dense.hosts.detectron2.data import use_data_root
+from apt_dense.hosts.detectron2.loader import resumable
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "detectron2").glob("*.py"))
@@ -123,3 +126,15 @@ def tiny_model(path: Path = ADAPTIVE, *overrides: str) -> nn.Module:
     """Its model in eval mode, with the same random weights each time."""
     torch.manual_seed(0)
     return instantiate(tiny_config(path, *overrides).model).eval()
+
+
+def batches(data: Path, start: int, count: int, *overrides: str) -> list[list[tuple]]:
+    """File names and the sum of pixels of the first batches of the training loader."""
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(data), ["train"])
+    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.total_batch_size=3", *overrides])
+    loader = instantiate(resumable(cfg.dataloader.train, 5, start))
+    return [
+        [(image["file_name"], image["image"].shape, image["image"].sum().item()) for image in batch]
+        for batch in itertools.islice(loader, count)
+    ]

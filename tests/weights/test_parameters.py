@@ -37,6 +37,7 @@ def names_of(model: nn.Module) -> list[str]:
 LAYERS = {
     "patch_embed.proj.weight": 0,
     "patch_embed.proj.bias": 0,
+    "patch_embed.norm.weight": 0,
     "pos_embed": 0,
     "cls_token": 0,
     "reg_token": 0,

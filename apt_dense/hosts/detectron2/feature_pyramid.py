@@ -4,8 +4,8 @@ from detectron2.modeling import SimpleFeaturePyramid as PlainFeaturePyramid
 from torch import Tensor
 
 from apt_dense.hosts.detectron2.backbone import APTViT
-from apt_dense.layout.packed import TokenLayout
 from apt_dense.layout.scatter import scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.feature_pyramid import late_scatter, runs_as_written
 
 

@@ -1,18 +1,13 @@
 """The adaptive ViT in Detectron2's yacs configs."""
 
-import inspect
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from apt_dense import vit
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
-
-#: Arguments of the core's ``APTViT`` that Detectron2's ``ViT`` does not have; the core says their defaults.
-_APT_OPTIONS = "thresholds", "token_budget", "attention_backend", "scorer", "drop_padding"
+from apt_dense.options import BlockOptions, PatchOptions
 
 
 def add_apt_config(cfg: CfgNode) -> None:
@@ -25,7 +20,6 @@ def add_apt_config(cfg: CfgNode) -> None:
 
     The defaults are those of ViTDet-B; options that only APT has are off.
     """
-    arguments = inspect.signature(vit.APTViT).parameters
     cfg.MODEL.APT = CfgNode({
         "IMG_SIZE": 1024,
         "PATCH_SIZE": 16,
@@ -45,7 +39,11 @@ def add_apt_config(cfg: CfgNode) -> None:
         "USE_ACT_CHECKPOINT": False,
         "PRETRAIN_IMG_SIZE": 224,
         "PRETRAIN_USE_CLS_TOKEN": True,
-        **{name.upper(): arguments[name].default for name in _APT_OPTIONS},
+        "THRESHOLDS": PatchOptions.thresholds,
+        "TOKEN_BUDGET": PatchOptions.token_budget,
+        "ATTENTION_BACKEND": BlockOptions.attention_backend,
+        "SCORER": PatchOptions.scorer,
+        "DROP_PADDING": PatchOptions.drop_padding,
         "PYRAMID": {"SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5), "SQUARE_PAD": 1024},
     })  # fmt: skip
 

@@ -1,6 +1,5 @@
 """The adaptive ViT as a backbone of MMSegmentation and other OpenMMLab packages."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,10 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.mmseg.checkpoints import read_address
-from apt_dense.layout.packed import TokenLayout
-from apt_dense.nn.layers import usual_activation
+from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.load import load_backbone, unwrap
 from apt_dense.weights.parameters import layer_of
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
-
-_DEFAULTS = {name: argument.default for name, argument in inspect.signature(vit.APTViT).parameters.items()}
 
 
 @MODELS.register_module()
@@ -105,17 +101,16 @@ class APTViT(vit.APTViT, BaseModule):
         own |= {"class_token": self.cls_token is not None, "rotary": self.rotary}
         if own["act_layer"] == usual_activation(self.block_options.mlp_layer):
             own["act_layer"] = None
+        left_out = {"class_token": ModelOptions.class_token, "rotary": PositionOptions.rotary}
+        left_out["act_layer"] = BlockOptions.act_layer
         for name, value in own.items():
-            theirs = arguments.get(name, _DEFAULTS[name])
+            theirs = arguments.get(name, left_out.get(name))
             if theirs != value:
                 raise ValueError(f"{address} has {name}={theirs}, this backbone {name}={value}")
 
-    def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
-        layout = super().layout(images, scale_map)
-        if self.training and not layout.is_fixed:
-            share = len(layout.image_N) / scale_map.numel()
+    def _log_tokens_kept(self, share: float) -> None:
+        if self.training:
             MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
-        return layout
 
     def train(self, mode: bool = True) -> "APTViT":
         """Set the mode of all modules, except frozen ones and, with ``norm_eval``, norms, which stay in eval mode."""
