@@ -1,47 +1,48 @@
-"""Checkpoint files: read without running what they hold, written whole."""
+"""Checkpoint files: read without running the code they may hold, written whole or not at all."""
 
 import argparse
 import io
 import os
 import pickle
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 SUFFIXES = ".pth", ".safetensors"  # of files that are written
 
+# torch keeps one list of safe types per process, so two readers must not change it at the same time.
+_SAFE_TYPES_LOCK = threading.Lock()
 
-def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
-    """The content of a .safetensors file, of one written by ``torch.save``, or of a .pkl of Detectron2's model zoo, its
-    arrays as tensors; pickled code is never run.
+
+def read_checkpoint(path: str | Path, safe_types: Sequence[Any] = ()) -> Mapping:
+    """Read a .safetensors file, a file written by ``torch.save``, or a .pkl of Detectron2's model zoo, whose arrays
+    become tensors. Pickled code is never run. May be called from several threads.
 
     Args:
-        safe_types: further types that a pickle may hold beside tensors, plain containers and the command line
-            arguments that MAE and others store.
+        safe_types: types a pickle may hold in addition to tensors, plain containers and the command line arguments
+            that MAE and others store.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is damaged, of another format, or holds other pickled types.
+        ValueError: if the file is damaged, of another format, or holds other pickled types.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        if path.suffix == ".pkl":
-            return _read_pickle(path)
-        # Types that are allowed already must stay so, but torch takes back whatever it is given here.
-        allowed = torch.serialization.get_safe_globals()
-        wanted = (argparse.Namespace, *safe_types)
-        with torch.serialization.safe_globals([kind for kind in wanted if kind not in allowed]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path, safe_types)
+        _check_sizes(content, path.stat().st_size)
+        return content
     except Exception as error:  # a damaged file can fail in any part of the readers
         raise ValueError(
             f"checkpoint {path} cannot be read as weights: it is damaged, of another format, or holds pickled code, "
@@ -49,24 +50,77 @@ def read_checkpoint(path: Path, safe_types: Sequence[Any] = ()) -> Mapping:
         ) from error
 
 
-def write_checkpoint(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict as .safetensors or by ``torch.save``, beside the file and then renamed: it is there whole or
-    not at all. The suffix is one of ``SUFFIXES``."""
-    # Neither views of larger tensors nor tensors that share memory, which safetensors refuses.
+def write_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a state dict whole or not at all, as .safetensors or by ``torch.save``. The suffix is one of ``SUFFIXES``.
+
+    Raises:
+        OSError: if the file cannot be written, for example on a full disk; an existing file is left as it was.
+    """
+    # Clones, since safetensors refuses tensors that share memory, and torch.save would store all of what a view views.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with write_whole(path) as partial:
+        try:
+            if Path(path).suffix == ".safetensors":
+                safetensors.torch.save_file(state, partial, metadata={"format": "pt"})
+            else:
+                torch.save(state, partial)
+        except (RuntimeError, SafetensorError) as error:  # both libraries' errors of the file system
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file to, next to ``path``; rename it to ``path`` if the body succeeds and
+    remove it if not. Readers therefore see the old file or all of the new one. A link to a file is replaced, and the
+    file it points to stays.
+
+    Raises:
+        FileNotFoundError: if ``path`` is a link to a file that does not exist, which replacing would lose.
+    """
+    path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist; remove the link first")
     partial = path.with_name(f"{path.name}.partial")
     try:
-        if path.suffix == ".safetensors":
-            safetensors.torch.save_file(state, partial, metadata={"format": "pt"})
-        else:
-            torch.save(state, partial)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def write_text_whole(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; see :func:`write_whole`."""
+    with write_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    if path.suffix == ".pkl":
+        return _read_pickle(path)
+    with _SAFE_TYPES_LOCK:
+        # Types that are allowed already must stay so, but torch withdraws all that it is given here.
+        allowed = torch.serialization.get_safe_globals()
+        wanted = (argparse.Namespace, *safe_types)
+        with torch.serialization.safe_globals([kind for kind in wanted if kind not in allowed]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sizes(content: Any, file_size: int) -> None:
+    """Refuse tensors that repeat a few stored numbers (stride 0) to more bytes than the file has: 1 kB can claim 10^12
+    elements, which the first copy would allocate."""
+    if isinstance(content, Mapping):
+        for value in content.values():
+            _check_sizes(value, file_size)
+        return
+    strided = isinstance(content, Tensor) and content.layout is torch.strided
+    if strided and content.nbytes > max(content.untyped_storage().nbytes(), file_size):
+        raise ValueError(f"a tensor of shape {tuple(content.shape)} in a file of {file_size} bytes")
+
+
 def _culprit(error: Exception) -> str:
-    """The pickled type that was refused, if that is what went wrong."""
+    """The pickled type that was refused, if that is the error."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" (it asks for {found[1]})" if found else ""
 
@@ -108,7 +162,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _allowed_globals() -> dict[str, Callable]:
-    """By name, what arrays and tensors are pickled as, in all versions of NumPy."""
+    """The functions that rebuild pickled arrays and tensors, by their names in all versions of NumPy."""
     reconstruct, frombuffer = np.zeros(1).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
     names = {
         "numpy.ndarray": np.ndarray,
@@ -129,7 +183,7 @@ def _allowed_globals() -> dict[str, Callable]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows arrays, tensors and plain containers, and looks up nothing else."""
+    """An unpickler of arrays, tensors and plain containers that looks up nothing else."""
 
     _ALLOWED = _allowed_globals()
 

@@ -7,7 +7,11 @@ import io
 import os
 import pickle
 import random
+import signal
 from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.weights.files import read_checkpoint, write_checkpoint
+from apt_dense.weights.files import read_checkpoint, write_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import unwrap
 
 from support.references import randomise
@@ -182,3 +186,102 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, suffix: str, monk
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint({"a": table}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# ---- several threads, sizes that are not there
+
+
+class _Own:
+    """A type that torch does not know."""
+
+
+def test_several_threads_read_files_of_different_types(tmp_path: Path) -> None:
+    """torch's list of safe types is one for the process; every file must be read with its own."""
+    kinds = {"namespace": (argparse.Namespace(lr=0.1), ()), "fraction": (Fraction(1, 3), (Fraction,)),
+             "own": (_Own(), (_Own,))}  # fmt: skip
+    for name, (value, _) in kinds.items():
+        torch.save({"value": value, "w": torch.ones(300, 300)}, tmp_path / name)
+    jobs = [(tmp_path / name, types) for _ in range(40) for name, (_, types) in kinds.items()]
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(lambda job: read_checkpoint(*job), jobs))
+    assert {type(content["value"]) for content in contents} == {argparse.Namespace, Fraction, _Own}
+    assert not {argparse.Namespace, Fraction, _Own} & set(torch.serialization.get_safe_globals())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"claims{suffix}"
+    for state in ({"a": torch.zeros(1).expand(10**12)}, {"model": {"a": torch.zeros(2).expand(10**11, 2)}}):
+        torch.save(state, path) if suffix == ".pth" else path.write_bytes(pickle.dumps(state))
+        assert path.stat().st_size < 3000
+        with pytest.raises(ValueError, match="cannot be read as weights"):
+            read_checkpoint(path)
+
+
+def test_small_expanded_tensors_and_views_are_read(tmp_path: Path) -> None:
+    table = torch.arange(1e6)
+    torch.save({"view": table[5:8], "expanded": torch.ones(1).expand(20)}, tmp_path / "a.pth")
+    content = read_checkpoint(str(tmp_path / "a.pth"))
+    assert content["view"].tolist() == [5, 6, 7] and content["expanded"].sum() == 20
+
+
+# ---- writing whole
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text_whole(path, "old")
+    with write_whole(str(path)) as partial:
+        assert partial.parent == tmp_path and partial.suffix == ".partial"
+        partial.write_text("new é", encoding="utf-8")
+        assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "new é" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, ZeroDivisionError])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), write_whole(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError), write_whole(path):
+        pass  # a body that wrote nothing
+    assert path.read_text() == "old"
+
+
+def test_links(tmp_path: Path) -> None:
+    """A link to a file gives way to the new file; one to nothing would be lost, and is refused before any work."""
+    link, file = tmp_path / "last.txt", tmp_path / "first.txt"
+    file.write_text("first")
+    link.symlink_to(file)
+    write_text_whole(link, "second")
+    assert not link.is_symlink() and link.read_text() == "second" and file.read_text() == "first"
+    link.unlink()
+    link.symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(FileNotFoundError, match=r"last.txt is a link to .*gone.txt, which does not exist"):
+        write_checkpoint({"a": torch.ones(1)}, link)
+    assert link.is_symlink() and sorted(tmp_path.iterdir()) == [file, link]
+
+
+@contextmanager
+def full_disk(free: int) -> Iterator[None]:
+    """Files cannot grow beyond ``free`` bytes."""
+    resource = pytest.importorskip("resource")
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write_checkpoint({"a": torch.ones(3)}, path)
+    with full_disk(100_000), pytest.raises(OSError, match=f"out{suffix} cannot be written"):
+        write_checkpoint({"a": torch.ones(100_000)}, path)
+    assert read_checkpoint(path)["a"].tolist() == [1, 1, 1] and list(tmp_path.iterdir()) == [path]
