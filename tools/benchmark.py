@@ -20,13 +20,14 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from benchmark_hosts import detector_candidates, segmentor_candidates
-from benchmark_measure import Candidate, Way, measure
-from benchmark_models import MODELS, Case, backbone_candidates, pyramid_candidates
-from benchmark_photos import photos, thresholds_for
-from benchmark_plot import plot
-from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv
 from tqdm import tqdm
+
+from benchmarks.backbones import MODELS, Case, backbone_candidates, pyramid_candidates
+from benchmarks.detectors import detector_candidates, segmentor_candidates
+from benchmarks.measure import Candidate, Way, measure
+from benchmarks.photos import photos, thresholds_for
+from benchmarks.plot import plot
+from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,

@@ -15,13 +15,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from benchmark_measure import seconds_of
 from torch import Tensor
 
 from apt_dense.layout.packed import Cells, Segments, build_layout
 from apt_dense.ops.attention import BACKENDS, packed_attention
 from apt_dense.ops.bias import RelativeBias
 from apt_dense.ops.linear import linear
+
+from benchmarks.measure import seconds_of
 
 Run = Callable[[], object]
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmark_photos import photos
 from torch import Tensor
 
 from apt_dense import APTViT
 from apt_dense.layout.packed import count_tokens
 from apt_dense.patches.scores import ENTROPY_BINS, denormalise, grey_levels
+
+from benchmarks.photos import photos
 
 THRESHOLDS = (5.5, 4.0)
 

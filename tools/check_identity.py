@@ -20,10 +20,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from identity_pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
 from torch import Tensor
 
 from apt_dense.patches.scores import PixelFormat
+
+from identity.pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
 
 TOLERANCE = 1e-4
 HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}

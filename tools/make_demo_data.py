@@ -27,8 +27,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from demo_scenes import BACKGROUND, Cutout, Material, Photo, Scene, compose_scene
 from tqdm import tqdm
+
+from demo.scenes import BACKGROUND, Cutout, Material, Photo, Scene, compose_scene
 
 SPLITS = (("training", "train"), ("validation", "val"))  # ADE20K's name, COCO's name
 WRITTEN = {"classes.txt", "images", "annotations", "coco"}

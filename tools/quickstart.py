@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 try:
-    import quickstart_det as det
-    import quickstart_seg as seg
     from make_demo_data import DemoDataError
-    from stages import Record, write_text
+
+    from demo import detection as det
+    from demo import segmentation as seg
+    from demo.stages import Record, write_text
 except ImportError as error:
     sys.exit(f'quickstart: {error}; install what it needs with  pip install -e ".[mmseg,demo]"')
 

@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from coco_data import CocoSplit, check_same_categories, load_split
-from coco_evaluation import TokenCounter, evaluate
-from torchvision_model import PRESETS, Settings, build_model, load_weights
-from torchvision_training import CHECKPOINT, Trainer, read_run, train
+
+from torchvision_detection.data import CocoSplit, check_same_categories, load_split
+from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.model import PRESETS, Settings, build_model, load_weights
+from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
 
 _DEFAULTS = Settings()
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import draw_patches, resize_longer_side, stack, text_bar, token_caption, write_png
 from make_demo_data import PHOTO_SUFFIXES, decode, is_photo
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +27,8 @@ from tqdm import tqdm
 from apt_dense import APTViT
 from apt_dense.layout.packed import count_tokens
 from apt_dense.patches.scores import SCORERS
+
+from shared.pictures import draw_patches, resize_longer_side, stack, text_bar, token_caption, write_png
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")

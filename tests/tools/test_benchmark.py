@@ -18,9 +18,18 @@ for package in ("skimage", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason="the benchmark needs it")
 
 import benchmark
-import benchmark_hosts
 import benchmark_kernels
-from benchmark_measure import (
+
+from apt_dense import APTViT
+from apt_dense.layout.packed import build_layout
+from apt_dense.nn.positions import relative_bias_of_queries
+from apt_dense.ops import sliced
+from apt_dense.ops.attention import packed_attention
+from apt_dense.ops.bias import RelativeBias
+
+from benchmarks import detectors as benchmark_hosts
+from benchmarks.backbones import Case, as_mmseg, backbone_candidates
+from benchmarks.measure import (
     Candidate,
     Result,
     Variant,
@@ -30,17 +39,9 @@ from benchmark_measure import (
     memory_of,
     share_outside,
 )
-from benchmark_models import Case, as_mmseg, backbone_candidates
-from benchmark_photos import photos
-from benchmark_plot import plot
-from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv
-
-from apt_dense import APTViT
-from apt_dense.layout.packed import build_layout
-from apt_dense.nn.positions import relative_bias_of_queries
-from apt_dense.ops import sliced
-from apt_dense.ops.attention import packed_attention
-from apt_dense.ops.bias import RelativeBias
+from benchmarks.photos import photos
+from benchmarks.plot import plot
+from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
 
 CPU = torch.device("cpu")
 SETTING = Setting("backbone", "vit-test", "inference", 64, 2, "float32", "thresholds 5.5 4", "here")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import check_identity
 import cv2
-import identity_pairs
 import numpy as np
 import pytest
 import timm
 import torch
+
+from identity import pairs as identity_pairs
 
 TINY = "vit_tiny_patch16_224"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import check_identity
 import cv2
-import identity_pairs
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ import torch
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 
+from identity import pairs as identity_pairs
 from support.references import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
-import demo_scenes
 import make_demo_data as tool
+
+from demo import scenes as demo_scenes
 
 SMALL = {"train": 3, "val": 2, "size": 128}
 

@@ -36,6 +36,7 @@ from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no
 
 pytest.importorskip("shapely", reason="Detectron2's training loader crops masks with shapely: pip install shapely")
 
+import train_det
 from detectron2.config import get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import defaults
@@ -46,10 +47,6 @@ from apt_dense.hosts.detectron2 import run as detectron2_run
 from apt_dense.hosts.detectron2.data import check_data, find_split, use_data_root
 from apt_dense.hosts.detectron2.loader import build_resumable_loader, random_numbers, resumable
 from apt_dense.hosts.detectron2.run import apply_overrides, complete_config, load_config
-
-spec = importlib.util.spec_from_file_location("train_det", ROOT / "tools" / "train_det.py")
-train_det = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_det)
 
 RESULTS = Path("inference", "coco_instances_results.json")
 EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]

@@ -17,11 +17,12 @@ from support.coco_folder import TINY, TINY_PRESET, TOOLS, one_thread, write_coco
 
 pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
 
-import torchvision_model
-import torchvision_training
 import train_det_torchvision as tool
-from coco_data import load_split
-from torchvision_model import Settings, build_model, layer_of, make_optimizer, rate_at, windowed_blocks
+
+from torchvision_detection import model as torchvision_model
+from torchvision_detection import training as torchvision_training
+from torchvision_detection.data import load_split
+from torchvision_detection.model import Settings, build_model, layer_of, make_optimizer, rate_at, windowed_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("tqdm", reason="the tools show their progress with it")
 
 import visualize
-from drawing import TINT, draw_patches, scale_colour
+
+from shared.pictures import TINT, draw_patches, scale_colour
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import torch
-from coco_data import CocoSplit, read_image, read_objects
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from torchvision_detection.data import CocoSplit, read_image, read_objects
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

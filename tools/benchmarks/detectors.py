@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_measure import Candidate, Variant
-from benchmark_models import (
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apt_dense import APTViT
+from apt_dense.hosts.torchvision import mask_rcnn
+from apt_dense.patches.scores import PixelFormat
+
+from benchmarks.backbones import (
     AS_DETECTRON2,
     Case,
     as_mmseg,
@@ -20,14 +26,9 @@ from benchmark_models import (
     randomise_relative_positions,
     tokens_kept,
 )
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from benchmarks.measure import Candidate, Variant
 
-from apt_dense import APTViT
-from apt_dense.hosts.torchvision import mask_rcnn
-from apt_dense.patches.scores import PixelFormat
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 INSTANCES = 8  # per image, in training
 CLASSES = 80
 # Random classifiers say 1/81 for every class, below the threshold of 0.05: nothing would be found, no mask computed.

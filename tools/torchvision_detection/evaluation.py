@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from coco_batches import EvaluationImages, make_loader, to_tensor
-from coco_data import CocoSplit
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -17,6 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apt_dense import APTViT
+
+from torchvision_detection.batches import EvaluationImages, make_loader, to_tensor
+from torchvision_detection.data import CocoSplit
 
 #: In COCOeval's order: precision (all, IoU .5, IoU .75, small, medium, large), recall (1, 10, 100 detections; sizes).
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -13,15 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from coco_data import CocoSplit, load_split, read_image, read_objects
-from coco_evaluation import TokenCounter, evaluate, predict
-from drawing import Colour, describe_tokens, draw_patches, side_by_side, stack, text_bar, write_png
-from stages import Record, Stage, run_stage
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-from torchvision_model import Settings, build_model, load_weights
-from torchvision_training import CHECKPOINT, LOG, Trainer, read_run, train
 
 from apt_dense.layout.packed import count_tokens
+
+from demo.stages import Record, Stage, run_stage
+from shared.pictures import Colour, describe_tokens, draw_patches, side_by_side, stack, text_bar, write_png
+from torchvision_detection.data import CocoSplit, load_split, read_image, read_objects
+from torchvision_detection.evaluation import TokenCounter, evaluate, predict
+from torchvision_detection.model import Settings, build_model, load_weights
+from torchvision_detection.training import CHECKPOINT, LOG, Trainer, read_run, train
 
 TWINS = ("uniform", "adaptive")
 GAP = 8  # pixels between pictures of the sheet

@@ -17,9 +17,10 @@ from support.coco_folder import CATEGORIES, COLOURS, SIZE, rectangle, write_coco
 
 pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
 
-from coco_batches import EvaluationImages, TrainingImages, TrainingOrder, make_loader
-from coco_data import CocoSplit, load_split, read_image, read_objects
 from pycocotools import mask as rle
+
+from torchvision_detection.batches import EvaluationImages, TrainingImages, TrainingOrder, make_loader
+from torchvision_detection.data import CocoSplit, load_split, read_image, read_objects
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 

@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from coco_batches import TrainingImages, TrainingOrder, make_loader
-from coco_data import CocoSplit, check_same_categories
-from coco_evaluation import TokenCounter, evaluate
 from torch import Tensor
-from torchvision_model import Settings, build_model, load_weights, make_optimizer, rate_at
 from tqdm import tqdm
 
 from apt_dense.weights.files import read_checkpoint
+
+from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
+from torchvision_detection.data import CocoSplit, check_same_categories
+from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.model import Settings, build_model, load_weights, make_optimizer, rate_at
 
 CHECKPOINT = "last.pth"
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation

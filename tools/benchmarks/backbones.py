@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from benchmark_measure import Candidate, Variant
 from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import PyramidBackbone
 from apt_dense.layout.packed import count_tokens
+
+from benchmarks.measure import Candidate, Variant
 
 
 class Case(NamedTuple):

@@ -15,7 +15,20 @@ import cv2
 import numpy as np
 import skimage
 import torch
-from drawing import (
+from make_demo_data import make_demo_data
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from mmseg.structures import SegDataSample
+from torch import nn
+from tqdm import tqdm
+
+from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.layout.packed import count_tokens
+from apt_dense.weights.files import read_checkpoint
+
+from demo.stages import Record, Stage, run_stage
+from shared.pictures import (
     describe_tokens,
     draw_patches,
     fit_canvas,
@@ -26,20 +39,8 @@ from drawing import (
     text_bar,
     write_png,
 )
-from make_demo_data import make_demo_data
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
-from mmseg.structures import SegDataSample
-from stages import Record, Stage, run_stage
-from torch import nn
-from tqdm import tqdm
 
-from apt_dense.hosts.mmseg.run import load_config
-from apt_dense.layout.packed import count_tokens
-from apt_dense.weights.files import read_checkpoint
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "mmseg"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mmseg"
 TWINS = ("uniform", "adaptive")
 WARM_UP = 3  # images of each twin that are not timed
 SHOWN_PATCH = 10  # pixels of the smallest patches on the contact sheet

@@ -14,10 +14,10 @@ from support.coco_folder import rectangle, write_coco
 
 pytest.importorskip("pycocotools", reason="scores are pycocotools'")
 
-from coco_data import CocoSplit, load_split, read_objects
-from coco_evaluation import METRICS, TokenCounter, coco_scores, detections_of, evaluate, predict
-
 from apt_dense import APTViT
+
+from torchvision_detection.data import CocoSplit, load_split, read_objects
+from torchvision_detection.evaluation import METRICS, TokenCounter, coco_scores, detections_of, evaluate, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 

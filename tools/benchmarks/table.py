@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark_measure import Result
+from benchmarks.measure import Result
 
 
 class Setting(NamedTuple):

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark_table import Row
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from benchmarks.table import Row
 
 MEASURES = (("seconds", "median time, s"), ("memory_mib", "growth of peak memory, MiB"))
 

@@ -1,0 +1,1 @@
+"""What several tools need: ViT sizes, token counts, photographs, pictures with captions."""
