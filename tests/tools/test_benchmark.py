@@ -27,18 +27,11 @@ from apt_dense.ops import sliced
 from apt_dense.ops.attention import packed_attention
 from apt_dense.ops.bias import RelativeBias
 
-from benchmarks import detectors as benchmark_hosts
-from benchmarks.backbones import Case, as_mmseg, backbone_candidates
-from benchmarks.measure import (
-    Candidate,
-    Result,
-    Variant,
-    Way,
-    gflops_of,
-    measure,
-    memory_of,
-    share_outside,
-)
+from benchmarks import detectors, segmentors
+from benchmarks.backbones import backbone_candidates
+from benchmarks.cases import Case
+from benchmarks.measure import Candidate, Result, Variant, Way, measure
+from benchmarks.meters import gflops_of, memory_of, share_outside
 from benchmarks.photos import photos
 from benchmarks.plot import plot
 from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
@@ -113,8 +106,7 @@ class Waits(nn.Module):
 
 def test_the_share_outside_of_blocks() -> None:
     inside, outside = Waits(), Waits()
-    variant = Variant(nn.Module(), lambda: (inside(0.03), outside(0.01)), lambda: torch.zeros(()), blocks=[inside])
-    assert share_outside(variant, Way("inference", CPU, torch.float32)) == pytest.approx(0.25, abs=0.1)
+    assert share_outside([inside], lambda: (inside(0.03), outside(0.01)), CPU) == pytest.approx(0.25, abs=0.1)
     assert not inside._forward_hooks and not inside._forward_pre_hooks
 
 
@@ -296,19 +288,13 @@ def test_timm_has_the_twin_s_values() -> None:
 def test_mmseg_has_the_twin_s_values() -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     outputs_agree(backbone_candidates(case("vit-test")), ("twin", "mmseg"))
-    outputs_agree(benchmark_hosts.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
+    outputs_agree(segmentors.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
 
 
 def test_detectron2_has_the_twin_s_values() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     for scope in ("backbone", "pyramid"):
         outputs_agree(benchmark.SCOPES[scope](case("vitdet-test", 96)), ("twin", "detectron2"))
-
-
-def test_names_of_mmseg_s_weights() -> None:
-    assert list(as_mmseg({"blocks.3.attn.qkv.bias": torch.zeros(1), "blocks.3.norm1.weight": torch.zeros(1)})) == [
-        "layers.3.attn.attn.in_proj_bias", "layers.3.ln1.weight",
-    ]  # fmt: skip
 
 
 def run_both_steps(candidates: Callable[[Case], list[Candidate]], model: str, variants: int) -> None:
@@ -326,24 +312,24 @@ def test_pyramids_run() -> None:
 
 
 def test_torchvision_s_detector_runs() -> None:
-    run_both_steps(benchmark_hosts.torchvision_candidates, "vitdet-test", 3)
+    run_both_steps(detectors.torchvision_candidates, "vitdet-test", 3)
 
 
 def test_detectron2_s_detector_runs() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    run_both_steps(benchmark_hosts.detector_candidates, "vitdet-test", 4)
+    run_both_steps(detectors.detector_candidates, "vitdet-test", 4)
 
 
 def test_detectors_find_objects() -> None:
     """Else the masks would cost nothing."""
-    (found,) = benchmark_hosts.torchvision_candidates(case("vit-test", 96))[0].build().infer()
+    (found,) = detectors.torchvision_candidates(case("vit-test", 96))[0].build().infer()
     assert len(found["boxes"]) == len(found["masks"]) > 5
 
 
 @pytest.mark.parametrize(("model", "variants"), [("vit-test", 4), ("vitdet-test", 3)])
 def test_segmentors_run(model: str, variants: int) -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
-    run_both_steps(benchmark_hosts.segmentor_candidates, model, variants)
+    run_both_steps(segmentors.segmentor_candidates, model, variants)
 
 
 def test_baselines_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,8 @@
-"""Time, memory and FLOPs of one model, and of several that take turns.
+"""Several models that take turns, so that a busy machine slows all of them.
 
 A model that cannot be built, or fails while it is measured, keeps the reason; the others go on.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
+
+from benchmarks.meters import gflops_of, memory_of, seconds_of, share_outside
 
 
 class Variant(NamedTuple):
@@ -71,63 +70,65 @@ class Result:
 
 
 def measure(candidates: Sequence[Candidate], way: Way, rounds: int, label: str) -> list[Result]:
-    """Build and measure all candidates; in every round each takes its turn, after a round that does not count."""
-    entries = [(Result(c.name, c.role), _Slot()) for c in candidates]
-    for candidate, (result, slot) in zip(candidates, entries, strict=True):
-        _attempt(result, slot, lambda: slot.fill(candidate.build()))
+    """Build and measure all candidates; each takes its turn in every round, after a round that does not count."""
+    entrants = [_Entrant(candidate) for candidate in candidates]
+    for entrant in entrants:
+        entrant.attempt(entrant.build)
     for number in tqdm(range(rounds + 1), label, leave=False):
-        for result, slot in entries:
-            _attempt(result, slot, lambda: _time_round(result, slot, way, counts=number > 0))
-    for result, slot in tqdm(entries, f"{label}: FLOPs, memory", leave=False):
-        _attempt(result, slot, lambda: _count(result, slot, way, rounds))
-    return [result for result, _ in entries]
+        for entrant in entrants:
+            entrant.attempt(entrant.time, way, number > 0)
+    for entrant in tqdm(entrants, f"{label}: FLOPs, memory", leave=False):
+        entrant.attempt(entrant.count, way, rounds)
+    return [entrant.result for entrant in entrants]
 
 
-class _Slot:
-    """Where a built variant lives, so that a failed one can be let go."""
+class _Entrant:
+    """A candidate, its variant once it is built, and what was measured of it."""
 
-    variant: Variant | None = None
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.result = Result(candidate.name, candidate.role)
+        self.variant: Variant | None = None
 
-    def fill(self, variant: Variant) -> None:
-        self.variant = variant
+    def attempt(self, part: Callable[..., None], *arguments: object) -> None:
+        """Run a part of the measurement unless an earlier part failed; a failed variant is freed."""
+        if self.result.failure:
+            return
+        torch.manual_seed(0)  # detectors draw the boxes that they train on
+        try:
+            part(*arguments)
+        except Exception as error:  # of any kind: what one host raises must not end a run of hours
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            self.result.failure = f"{type(error).__name__}: {first_line}"[:160]
+            self.result.seconds = []
+            self.variant = None
+        if self.result.failure and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
+    def build(self) -> None:
+        self.variant = self.candidate.build()
 
-def _attempt(result: Result, slot: _Slot, action: Callable[[], None]) -> None:
-    """Run a part of the measurement unless an earlier part failed."""
-    if result.failure:
-        return
-    torch.manual_seed(0)  # detectors draw the boxes that they train on
-    try:
-        action()
-    except Exception as error:  # of any kind: what one host raises must not end a run of hours
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        result.failure = f"{type(error).__name__}: {first_line}"[:160]
-        result.seconds, slot.variant = [], None
-    if result.failure and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    def time(self, way: Way, counts: bool) -> None:
+        seconds = seconds_of(lambda: run(self.variant, way), way.device)
+        if counts:
+            self.result.seconds.append(seconds)
 
-
-def _time_round(result: Result, slot: _Slot, way: Way, counts: bool) -> None:
-    seconds = seconds_of(lambda: run(slot.variant, way), way.device)
-    if counts:
-        result.seconds.append(seconds)
-
-
-def _count(result: Result, slot: _Slot, way: Way, rounds: int) -> None:
-    variant = slot.variant
-    result.tokens = variant.tokens
-    # A compiled graph shows the counter nothing; its operations are those of the eager model.
-    with torch.compiler.set_stance("force_eager") if variant.is_compiled else nullcontext():
-        # In float32, as many: under autocast the counter takes some products apart outside of its reach.
-        result.gflops = gflops_of(lambda: run(variant, way._replace(dtype=torch.float32)))
-    result.memory_mib = memory_of(lambda: run(variant, way), way.device)
-    if variant.blocks and way.step == "inference":
-        shares = sorted(share_outside(variant, way) for _ in range(rounds))
-        result.outside_blocks = shares[len(shares) // 2]
+    def count(self, way: Way, rounds: int) -> None:
+        """Measure tokens, FLOPs, memory, and the share of the time outside of the blocks."""
+        variant, result = self.variant, self.result
+        result.tokens = variant.tokens
+        # The counter sees nothing of a compiled graph, whose operations are those of the eager model.
+        with torch.compiler.set_stance("force_eager") if variant.is_compiled else nullcontext():
+            # In float32: the count is the same, and under autocast the counter misses some products.
+            result.gflops = gflops_of(lambda: run(variant, way._replace(dtype=torch.float32)))
+        result.memory_mib = memory_of(lambda: run(variant, way), way.device)
+        if variant.blocks and way.step == "inference":
+            shares = [share_outside(variant.blocks, lambda: run(variant, way), way.device) for _ in range(rounds)]
+            result.outside_blocks = sorted(shares)[len(shares) // 2]
 
 
 def run(variant: Variant, way: Way) -> None:
-    """One inference, or one forward and backward pass whose gradients are then dropped."""
+    """Run one inference, or one forward and backward pass whose gradients are then dropped."""
     with torch.autocast(way.device.type, way.dtype, enabled=way.dtype != torch.float32):
         if way.step == "inference":
             with torch.inference_mode():
@@ -136,87 +137,3 @@ def run(variant: Variant, way: Way) -> None:
         loss = variant.loss()
     loss.backward()
     variant.module.zero_grad(set_to_none=True)
-
-
-def seconds_of(action: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call, all work on the device included."""
-    _wait(device)
-    start = time.perf_counter()
-    action()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def memory_of(action: Callable[[], None], device: torch.device) -> float:
-    """MiB by which one call raises the peak of the memory that tensors take, over what they took before.
-
-    On a CPU the same in every run, unlike the resident set of the process; scratch memory inside of kernels that is
-    not a tensor does not count.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        _wait(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        action()
-    # Allocations are events of their own; sums per operator would not show which of them live at the same time.
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
-def _flops_of_attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _flops_of_its_backward(
-    grad: Sequence[int], q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
-) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-def gflops_of(action: Callable[[], None]) -> float:
-    """Floating point operations of matrix products, convolutions and attention, in 1e9 (a multiply-add is two)."""
-    # Of fused attention PyTorch's counter knew the kernels of GPUs alone before 2.15.
-    aten = torch.ops.aten
-    on_cpus = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _flops_of_its_backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=on_cpus) as counter:
-        action()
-    return counter.get_total_flops() / 1e9
-
-
-def share_outside(variant: Variant, way: Way) -> float:
-    """The share of a run's time that is spent outside of the blocks: on choosing and embedding patches, scattering."""
-    inside, entered = 0.0, 0.0
-
-    def enter(*_: object) -> None:
-        nonlocal entered
-        _wait(way.device)
-        entered = time.perf_counter()
-
-    def leave(*_: object) -> None:
-        nonlocal inside
-        _wait(way.device)
-        inside += time.perf_counter() - entered
-
-    hooks = [block.register_forward_pre_hook(enter) for block in variant.blocks]
-    hooks += [block.register_forward_hook(leave) for block in variant.blocks]
-    try:
-        total = seconds_of(lambda: run(variant, way), way.device)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return 1 - inside / total

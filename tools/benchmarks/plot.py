@@ -1,4 +1,4 @@
-"""A plot of the benchmark's rows: time and memory against image size."""
+"""Plot the benchmark's rows: time and memory against image size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from apt_dense.weights.files import write_whole
+
 from benchmarks.table import Row
 
 MEASURES = (("seconds", "median time, s"), ("memory_mib", "growth of peak memory, MiB"))
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows that were measured: two panels per comparison, a curve per variant; the shade spans the fastest and
-    the slowest round. All axes are logarithmic.
+    """Draw the rows that were measured to a PNG: two panels per comparison, a curve per variant.
+
+    The shade spans the fastest and the slowest round. All axes are logarithmic.
 
     Raises:
         ValueError: if nothing was measured.
@@ -34,9 +37,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.set_title(title, fontsize=9)
             axis.set_ylabel(label)
         pair[0].legend(fontsize=9)
-    beside = path.with_name(path.name + ".new")
-    figure.savefig(beside, dpi=120, format="png")
-    beside.replace(path)
+    with write_whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def _title(row: Row) -> str:
@@ -47,7 +49,7 @@ def _draw(axis: Axes, rows: Sequence[Row], measure: str) -> None:
     for number, variant in enumerate(dict.fromkeys(row.variant for row in rows)):
         line = [row for row in rows if row.variant == variant]
         sizes = [row.size for row in line]
-        # Ever thinner, so that curves which lie upon each other all show.
+        # Each line is thinner than the last, so that curves on top of each other all show.
         style = {"color": f"C{number}", "marker": "osD^vP"[number % 6], "linewidth": 4 - 0.6 * number}
         axis.plot(sizes, [getattr(row, measure) for row in line], label=variant, **style)
         if measure == "seconds":

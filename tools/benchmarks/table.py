@@ -1,10 +1,12 @@
-"""The benchmark's rows: ratios between variants, a Markdown table, a CSV file."""
+"""Rows of the benchmark: ratios between variants, a Markdown table, a CSV file."""
 
 import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from apt_dense.weights.files import write_whole
 
 from benchmarks.measure import Result
 
@@ -107,7 +109,7 @@ OPTIONAL = (*BASELINES.values(), "outside_blocks", "note")  # left out where no 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
+    """Format the rows in Markdown."""
     names = [name for name in COLUMNS if name not in OPTIONAL or any(getattr(r, name) not in (None, "") for r in rows)]
     lines = [[COLUMNS[name][0] for name in names], ["---"] * len(names)]
     lines += [[_cell(row, name) for name in names] for row in rows]
@@ -128,20 +130,18 @@ def _cell(row: Row, name: str) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write beside, then rename, so that a broken run leaves no half table."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", newline="") as file:
+    """Write the rows, whole or not at all."""
+    with write_whole(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows(rows)
-    beside.replace(path)
 
 
 def read_csv(path: Path) -> list[Row]:
-    """What ``write_csv`` wrote.
+    """Read what ``write_csv`` wrote.
 
     Raises:
-        ValueError: if the columns are not this version's, or a number is none.
+        ValueError: if the columns are not this version's, or a number is not one.
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
