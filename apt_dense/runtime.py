@@ -1,17 +1,64 @@
-"""``torch.compile``: what stays out of its graphs.
+"""Questions about the machine: the device of a tensor, the compiler, the processor.
 
-Without a token budget the number of tokens comes from the device, and loops over buckets depend on it. Compiled, they
-would make graphs for each image. All around them, which depends on the number of rows alone, is compiled.
+Only this file and the kernels in ``ops`` ask them, so that the rest reads the same wherever it runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
 
+def runs_on_host(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run on the CPU, not compiled, so that looking at values costs nothing."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def outside_graphs(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function, which ``torch.compile`` then calls as it is, and all that it calls."""
+    """The function, which ``torch.compile`` then calls as it is, with all that it calls.
+
+    For loops whose length comes from the images: compiled, they would make graphs for each image.
+    """
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+
+
+def require(condition: Tensor, error: str) -> None:
+    """Raise if a boolean scalar is False: a ValueError on a CPU; compiled or on another device an assertion of the
+    device, for which nothing waits."""
+    if not runs_on_host(condition):
+        torch._assert_async(condition, error)
+    elif not condition:
+        raise ValueError(error)
+
+
+def bin_counts(slots: Tensor, length: int) -> Tensor:
+    """How often each number from 0 to ``length`` - 1 occurs in ``slots`` (int64): (length,) whole numbers."""
+    if runs_on_host(slots):
+        return torch.bincount(slots, minlength=length)
+    # bincount would wait for the device to learn the largest slot.
+    counts = torch.zeros(length, dtype=torch.int32, device=slots.device)
+    return counts.scatter_add_(0, slots, torch.ones_like(slots, dtype=torch.int32))
+
+
+def to_device(tensors: Sequence[Tensor | None], device: torch.device) -> list[Tensor | None]:
+    """Host tensors of whole numbers and truth values on the device, by a single copy that nothing waits for."""
+    if device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([t.flatten().long() for t in tensors if t is not None])
+    flat = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    parts = iter(flat.split([t.numel() for t in tensors if t is not None]))
+    return [None if t is None else next(parts).view(t.shape).to(t.dtype) for t in tensors]
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which operations on the tensor's device keep the types of their operands."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def has_matrix_unit(dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies in a type on a matrix unit of the CPU (Intel's AMX)."""
+    names = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
+    return dtype in names and getattr(torch.cpu, names[dtype], lambda: False)()

@@ -1,7 +1,7 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,34 +9,26 @@ from timm.layers import calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apt_dense.checks import documented, split
 from apt_dense.layout.fixed import build_fixed_layout
-from apt_dense.layout.packed import TokenLayout, build_layout, check_finite, real_rows
+from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
-from apt_dense.nn.layers import BlockOptions, init_linear_layers, make_norm
+from apt_dense.nn.layers import init_linear_layers, make_norm
 from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
-from apt_dense.nn.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
-from apt_dense.ops.linear import fill_up, whole_rows
-from apt_dense.options import (
-    are_finite,
-    check_block_indexes,
-    check_final_norm,
-    check_images,
-    check_pixel_format,
-    check_prefix,
-    check_windows,
-    grid_of,
-    one_of,
-    pair,
-    resolve_out_indices,
-    whole_patches,
-)
-from apt_dense.patches.budget import check_token_budget, partition_by_budget, require, tokens_per_image
-from apt_dense.patches.partition import check_thresholds, drop_padding, filled_region, partition_by_thresholds
-from apt_dense.patches.scores import PixelFormat, Scorer, resolve_scorer, score_maps
-from apt_dense.runtime import outside_graphs
+from apt_dense.nn.positions import AbsolutePositions
+from apt_dense.nn.rotary import RotaryTables, rotary_tables
+from apt_dense.ops.linear import fill_rows
+from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
+from apt_dense.patches.pixels import are_finite, check_finite
+from apt_dense.patches.selector import PatchSelector
+from apt_dense.runtime import outside_graphs, require, runs_on_host
 from apt_dense.weights.load import LoadReport, convert_below, load_backbone
+from apt_dense.weights.parameters import UNDECAYED
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
+
+_GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
 class APTViT(nn.Module):
@@ -45,156 +37,91 @@ class APTViT(nn.Module):
     With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
 
     Args:
-        img_size: pixels (H, W, or one number for both) that the positions are trained for; any input size runs.
-        patch_size: pixels of the smallest patches; the stride of the feature maps.
-        in_chans: image channels; with thresholds, 3.
-        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm. ``depth`` also sets the drop path rates, but
-            blocks after the last output are not built.
-        patch_bias: whether the patch embedding has a bias.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
-        window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
-            over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
-        window_block_indexes: blocks with windows.
-        use_rel_pos: decomposed relative positions in all blocks; global ones are interpolated to other input sizes.
-        residual_block_indexes: blocks with a convolutional residual.
-        use_abs_pos: whether there is an absolute position embedding.
-        pretrain_img_size: pixels that ``pos_embed`` is trained for, if other than ``img_size``.
-        pretrain_use_cls_token: without a class token, that ``pos_embed`` has a place for one all the same.
-        class_token, reg_tokens: whether a class token and how many registers run along (they are not in the output).
-        no_embed_class: that class and register tokens have no position embedding (DeiT-3, DINOv2 reg4).
-        rotary: rotary positions: an :class:`apt_dense.nn.rotary.Rotary`, or a dictionary of its fields; None for none.
-        qkv_fused: one projection, ``attn.qkv``, or three, ``attn.{q,k,v}_proj`` (EVA-02).
-        k_bias, proj_bias: whether keys, with ``qkv_bias``, and whether ``attn.proj`` and the MLP have biases. EVA's
-            and DINOv3's keys have none.
-        pre_norm, qk_norm: a norm before the first block (CLIP), and norms of the queries and keys of each head.
-        init_values: start of LayerScale's factors (``ls{1,2}.gamma``); None for no LayerScale.
-        scale_attn_norm, scale_mlp_norm: a norm before the last linear layer of attention and MLP (EVA-02, BEiT-3).
-        mlp_layer: "mlp", "swiglu" (two first layers, EVA-02) or "swiglu_packed" (one of double width, DINOv2 giant).
-            ``mlp_ratio`` is the width of what the last layer takes.
-        act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP), "silu" (None: in SwiGLUs; else "gelu").
-        norm_layer, norm_eps: "layernorm" or "rmsnorm", and the epsilon of all norms.
-        final_norm: normalise the output of the last block (which ``out_indices`` must then include).
-        norm_intermediates: with ``final_norm``, apply that norm to every output, as timm's ``norm=True``.
-        out_indices: blocks whose outputs are returned, ascending, from 0, or from -1 at the end; None for the last.
-        thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.
-        token_budget: tokens per image, as a fraction (float) or a count (int); None for as many as thresholds say.
-            With a budget only the ratios of the thresholds matter: they order merges of different scales. Shapes then
-            depend on the size of the images alone (``torch.compile(fullgraph=True)``, CUDA graphs).
-        scorer: "entropy" (bits, the paper's), "laplacian", "upsampling_error" or a callable (scores.Scorer).
-        drop_padding: make no tokens of the host's padding (exact zeros at the right and bottom) and return zeros there.
-        pixel_mean, pixel_std, channel_order: such that images * std + mean is the 8-bit image.
-        partial_patches: "pad" fills sizes that are no multiple of ``patch_size`` with zeros at the right and bottom
-            (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).
-        pos_antialias: resample positions to another input size with antialiasing (timm) or without (MMSeg, Detectron2).
-        checkpoint_blocks: recompute activations of the blocks in the backward pass instead of keeping them.
-        attention_backend: "auto", or one of ``attention.BACKENDS``.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
+        **options: fields of the groups in ``apt_dense.options``, where each is described:
+
+            - ``ModelOptions``: windows, relative positions, class and register tokens, outer norms, outputs;
+            - ``BlockOptions``: MLP, activation, biases, norms inside the blocks, attention kernel;
+            - ``PositionOptions``: absolute and rotary positions;
+            - ``PatchOptions``: thresholds, token budget, scorer, padding, pixel format.
 
     Raises:
-        ValueError, TypeError: for arguments out of range, naming value and remedy.
+        ValueError, TypeError: for options out of range or unknown, naming option, value and remedy.
     """
 
+    @documented(*_GROUPS)
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        patch_bias: bool = True,
-        drop_path_rate: float = 0.0,
-        window_size: int = 0,
-        window_block_indexes: Sequence[int] = (),
-        use_rel_pos: bool = False,
-        residual_block_indexes: Sequence[int] = (),
-        use_abs_pos: bool = True,
-        pretrain_img_size: int | tuple[int, int] | None = None,
-        pretrain_use_cls_token: bool = False,
-        class_token: bool = False,
-        reg_tokens: int = 0,
-        no_embed_class: bool = False,
-        rotary: Rotary | Mapping[str, Any] | None = None,
-        pre_norm: bool = False,
-        qkv_fused: bool = True,
-        k_bias: bool = True,
-        qk_norm: bool = False,
-        proj_bias: bool = True,
-        init_values: float | None = None,
-        scale_attn_norm: bool = False,
-        scale_mlp_norm: bool = False,
-        mlp_layer: str = "mlp",
-        act_layer: str | None = None,
-        norm_layer: str = "layernorm",
-        norm_eps: float = 1e-6,
-        final_norm: bool = False,
-        norm_intermediates: bool = False,
-        out_indices: int | Sequence[int] | None = None,
-        thresholds: Sequence[float] = (),
-        token_budget: float | int | None = None,
-        scorer: str | Scorer = "entropy",
-        drop_padding: bool = False,
-        pixel_mean: Sequence[float] = PixelFormat().mean,
-        pixel_std: Sequence[float] = PixelFormat().std,
-        channel_order: str = "RGB",
-        partial_patches: str = "pad",
-        pos_antialias: bool = True,
-        checkpoint_blocks: bool = False,
-        attention_backend: str = "auto",
+        img_size: int | tuple[int, int] = ModelOptions.img_size,
+        patch_size: int = ModelOptions.patch_size,
+        in_chans: int = ModelOptions.in_chans,
+        embed_dim: int = ModelOptions.embed_dim,
+        depth: int = ModelOptions.depth,
+        num_heads: int = BlockOptions.num_heads,
+        mlp_ratio: float = BlockOptions.mlp_ratio,
+        qkv_bias: bool = BlockOptions.qkv_bias,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.img_size = pair(img_size)
-        self.patch_size, self.in_chans, self.embed_dim, self.last_block = patch_size, in_chans, embed_dim, depth - 1
-        self.out_indices = resolve_out_indices(out_indices, depth)
-        windowed = check_windows(window_size, window_block_indexes, depth)
-        self.window_size = window_size if windowed else 0
-        self.num_prefix = check_prefix(class_token, reg_tokens, self.window_size, use_rel_pos, residual_block_indexes)
-        self.block_options = BlockOptions(
-            num_heads, mlp_ratio, qkv_bias,
-            k_bias=k_bias, qkv_fused=qkv_fused, qk_norm=qk_norm, proj_bias=proj_bias, init_values=init_values,
-            scale_attn_norm=scale_attn_norm, scale_mlp_norm=scale_mlp_norm,
-            mlp_layer=mlp_layer, act_layer=act_layer, norm_layer=norm_layer, norm_eps=norm_eps,
-            attention_backend=attention_backend,
-        )  # fmt: skip
-        self.rotary = check_rotary(rotary, embed_dim, self.block_options, self.window_size > 0, use_rel_pos)
-        self.thresholds = check_thresholds(thresholds, patch_size, self.img_size, self.window_size)
-        self.token_budget = check_token_budget(
-            token_budget, self.thresholds, patch_size, self.img_size, self.window_size, drop_padding
+        frame = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans, "embed_dim": embed_dim}
+        frame |= {"depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias}
+        model, blocks, positions, patches = split({**frame, **options}, *_GROUPS)
+        check_together(model, blocks, positions)
+        self.options, self.block_options, self.position_options = model, blocks, positions
+        self.patches = PatchSelector(
+            **patches.given(),
+            patch_size=model.patch_size,
+            window_size=model.window_size,
+            in_chans=model.in_chans,
+            img_size=model.img_size,
         )
-        self.scorer = resolve_scorer(scorer)
-        self.pixel_format = check_pixel_format(pixel_mean, pixel_std, channel_order, in_chans, self.thresholds)
-        self.partial_patches = one_of("partial_patches", partial_patches, "pad", "crop")
-        self.drop_padding, self.checkpoint_blocks, self.pos_antialias = drop_padding, checkpoint_blocks, pos_antialias
-        self.norm_intermediates, self.no_embed_class = norm_intermediates, no_embed_class
-        check_final_norm(final_norm, norm_intermediates, self.out_indices, self.last_block)
-        grid = grid_of("img_size", self.img_size, patch_size)
-        self.pos_grid = grid_of("pretrain_img_size", pair(pretrain_img_size or img_size), patch_size)
-        prefix_positions = 0 if no_embed_class else self.num_prefix
-        self.num_prefix_positions = prefix_positions if self.num_prefix else int(pretrain_use_cls_token)
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_bias)
-        self.coarse_embed = CoarseEmbed(embed_dim) if self.thresholds else None
-        positions = self.num_prefix_positions + math.prod(self.pos_grid)
+        self.img_size, self.in_chans, self.num_prefix = model.img_size, model.in_chans, model.num_prefix
+        self.embed_dim, self.depth, self.out_indices = model.embed_dim, model.depth, model.out_indices
+        self.rotary, self.no_embed_class = positions.rotary, positions.no_embed_class
+        self.checkpoint_blocks = model.checkpoint_blocks
+        self._build_embedding(model, positions)
+        self._build_blocks(model, blocks)
+        self.reset_parameters()
+
+    # Read-only: patches are chosen by a PatchSelector, which is replaced as a whole.
+    patch_size = property(lambda self: self.patches.patch_size)
+    thresholds = property(lambda self: self.patches.thresholds)
+    token_budget = property(lambda self: self.patches.token_budget)
+    drop_padding = property(lambda self: self.patches.drop_padding)
+    pixel_format = property(lambda self: self.patches.pixel_format)
+    window_size = property(lambda self: self.patches.window_size)
+
+    def _build_embedding(self, model: ModelOptions, positions: PositionOptions) -> None:
+        """Patches, prefix tokens and absolute positions."""
+        pretrain_size = positions.pretrain_img_size or model.img_size
+        self.pos_grid = grid_of("pretrain_img_size", pretrain_size, model.patch_size)
+        prefix_positions = 0 if positions.no_embed_class else model.num_prefix
+        self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
+        self.patch_embed = PatchEmbed(model.patch_size, model.in_chans, model.embed_dim, model.patch_bias)
+        self.coarse_embed = CoarseEmbed(model.embed_dim) if self.thresholds else None
+        num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (
-            nn.Parameter(torch.zeros(1, rows, embed_dim)) if rows else None
-            for rows in (int(class_token), reg_tokens, positions if use_abs_pos else 0)
+            nn.Parameter(torch.zeros(1, rows, model.embed_dim)) if rows else None
+            for rows in (int(model.class_token), model.reg_tokens, num_positions)
         )
-        residual = check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
+
+    def _build_blocks(self, model: ModelOptions, options: BlockOptions) -> None:
+        """Blocks up to the last output, and the norms around them."""
+        rates = calculate_drop_path_rates(model.drop_path_rate, model.depth)
         self.blocks = nn.ModuleList(
             Block(
-                embed_dim,
-                self.block_options,
+                model.embed_dim,
+                options,
                 drop_path=rate,
-                windowed=i in windowed,
-                rel_pos_size=((window_size, window_size) if i in windowed else grid) if use_rel_pos else None,
-                conv_residual=i in residual,
+                windowed=i in model.windowed,
+                rel_pos_size=model.attended_cells(i) if model.use_rel_pos else None,
+                conv_residual=i in model.residual_block_indexes,
             )
-            for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)[: self.out_indices[-1] + 1])
+            for i, rate in enumerate(rates[: self.out_indices[-1] + 1])
         )
-        norm = make_norm(self.block_options)
-        self.norm_pre = norm(embed_dim) if pre_norm else nn.Identity()
-        self.norm = norm(embed_dim) if final_norm else None
-        self.reset_parameters()
+        norm = make_norm(options)
+        self.norm_pre = norm(model.embed_dim) if model.pre_norm else nn.Identity()
+        self.norm = norm(model.embed_dim) if model.final_norm else None
 
     def reset_parameters(self) -> None:
         """Initialise as timm's ViT does: truncated normal weights of 0.02, zero biases."""
@@ -213,8 +140,10 @@ class APTViT(nn.Module):
         img_size: int | tuple[int, int] | None = None,
         **options: Any,
     ) -> "APTViT":
-        """An adaptive ViT with the architecture and the weights of one of timm's: AugReg, DeiT, DeiT-3, MAE, CLIP,
-        SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE and their like, without pooling heads, and SAM's encoder.
+        """Build an adaptive ViT with the architecture and the weights of one of timm's.
+
+        AugReg, DeiT, DeiT-3, MAE, CLIP, SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE and their like, without pooling
+        heads, and SAM's encoder.
 
         Args:
             model: a timm name such as "vit_base_patch16_224.mae", or a timm ``VisionTransformer`` or ``Eva``.
@@ -239,7 +168,7 @@ class APTViT(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """torch's way to adapt other checkpoints: ``load_state_dict`` takes those of all ViTs in checkpoint_names.py."""
+        """Let ``load_state_dict`` take the checkpoints of all ViTs in ``weights/formats.py``: torch's hook for it."""
         try:
             error_msgs.extend(self._loading_errors(convert_below(self, state_dict, prefix), prefix))
         except ValueError as error:
@@ -249,11 +178,11 @@ class APTViT(nn.Module):
         )
 
     def _loading_errors(self, report: LoadReport, prefix: str) -> Iterable[str]:
-        """What a host's checkpoints must not lack, although it loads them without ``strict``."""
+        """Complaints about what a host's checkpoints must not lack, although the host loads without ``strict``."""
         return ()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of normalised images.
+        """Compute feature maps of normalised images.
 
         Args:
             images: (B, in_chans, H, W) float, any H, W >= 1.
@@ -271,93 +200,65 @@ class APTViT(nn.Module):
         return tuple(scatter_tokens(rows, layout) for rows in outputs)
 
     def forward_tokens(self, images: Tensor) -> tuple[tuple[Tensor, ...], TokenLayout]:
-        """As :meth:`forward`, before the scatter: packed rows (R, embed_dim) per entry of ``out_indices``, and where
-        they belong. For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``)."""
-        # With a budget all shapes are fixed, so that nothing needs to stay out of a compiled graph.
-        apart = outside_graphs if self.token_budget is None else lambda function: function
-        x, layout, rotary = apart(self._tokens)(images)
+        """Compute packed rows (R, embed_dim) per entry of ``out_indices``, and where they belong.
+
+        For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``). Arguments and
+        errors as for :meth:`forward`.
+        """
+        x, layout, rotary = self._apart(self._tokens)(images)
         x = self.norm_pre(x)
         outputs = []
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
-                outputs.append(apart(real_rows)(self._normalise(x, index), layout))
+                outputs.append(self._apart(layout.real_rows)(self._normalise(x, index)))
         return tuple(outputs), layout
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
-        """Embedded rows (R, C), their layout and how they are rotated. On CPUs rows of zeros follow, since a number of
-        rows is dear when it comes up for the first time (kernels/onednn.py)."""
-        images = self._whole_patches(images)
-        layout = self.layout(images, self._partition(images))
-        rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
-        x = self._embed(images, layout)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            x = fill_up(x, whole_rows(len(x)))
-        return x, layout, rotary
-
-    @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:
-        """The scale map (B, H / p, W / p) int8 of normalised images: the scale of the patch that covers each cell,
-        -1 where padding is dropped. Draw it to see what the model sees. Raises as :meth:`forward` does."""
-        images = self._whole_patches(images)
-        check_finite(are_finite(images).tolist())
-        return self._partition(images)
+        """The scale map (B, H / p, W / p) int8 of images: ``PatchSelector.scale_map``."""
+        return self.patches.scale_map(images)
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
-        finite = are_finite(images)
-        if self.token_budget is not None:
-            return self._fixed_layout(scale_map, finite)
-        return build_layout(scale_map, len(self.thresholds) + 1, self.window_size, self.num_prefix, finite)
-
-    def _fixed_layout(self, scale_map: Tensor, finite: Tensor) -> TokenLayout:
-        if finite.device.type == "cpu" and not torch.compiler.is_compiling():
+        finite, num_scales = are_finite(images), self.patches.num_scales
+        if self.patches.token_budget is None:
+            return build_layout(scale_map, num_scales, self.window_size, self.num_prefix, finite)
+        if runs_on_host(finite):
             check_finite(finite.tolist())
         require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
-        tokens = self._tokens_per_image(scale_map.shape[1:])
+        tokens = self.patches.tokens_per_image(tuple(scale_map.shape[1:]))
         return build_fixed_layout(
-            scale_map, len(self.thresholds) + 1, tokens, self.window_size, self.num_prefix, self.drop_padding
-        )
-
-    def _tokens_per_image(self, grid: Sequence[int]) -> int:
-        return tokens_per_image(
-            self.token_budget, tuple(grid), len(self.thresholds), self.window_size, self.drop_padding
+            scale_map, num_scales, tokens, self.window_size, self.num_prefix, self.patches.drop_padding
         )
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""
-        return {name for name in ("pos_embed", "cls_token", "reg_token") if getattr(self, name) is not None}
+        return {name for name in UNDECAYED if getattr(self, name) is not None}
 
-    def _whole_patches(self, images: Tensor) -> Tensor:
-        """Check the images and pad or crop them to whole patches."""
-        return whole_patches(check_images(images, self.in_chans), self.patch_size, self.partial_patches)
+    def _apart(self, function: Callable) -> Callable:
+        """The function, kept out of compiled graphs unless a budget fixes all shapes."""
+        return outside_graphs(function) if self.patches.token_budget is None else function
 
-    @torch.no_grad()
-    def _partition(self, images: Tensor) -> Tensor:
-        """The scale map of images of whole patches."""
-        batch, _, height, width = images.shape
-        grid = height // self.patch_size, width // self.patch_size
-        if not self.thresholds and not self.drop_padding:
-            return torch.zeros(batch, *grid, dtype=torch.int8, device=images.device)
-        scales = range(1, len(self.thresholds) + 1)
-        scores = score_maps(images, self.patch_size, scales, self.scorer, self.pixel_format)
-        region = filled_region(images)
-        if self.token_budget is not None:
-            return partition_by_budget(
-                scores, self.thresholds, region, grid, self.patch_size, self.window_size,
-                self._tokens_per_image(grid), self.drop_padding,
-            )  # fmt: skip
-        scale_map = partition_by_thresholds(scores, self.thresholds, region, grid, self.patch_size, self.window_size)
-        return drop_padding(scale_map, region, self.patch_size) if self.drop_padding else scale_map
+    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
+        """Embedded rows (R, C), perhaps followed by rows of zeros, their layout and how they are rotated."""
+        images = self.patches.whole_patches(images)
+        layout = self.layout(images, self.patches.partition(images))
+        if layout.tokens_kept is not None:
+            self._log_tokens_kept(layout.tokens_kept)
+        rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
+        return fill_rows(self._embed(images, layout)), layout, rotary
+
+    def _log_tokens_kept(self, share: float) -> None:
+        """Take note of the share of tokens that a forward pass keeps; hosts write it into their logs."""
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
         """Images of whole patches -> rows (R, C)."""
-        positions = of_prefix = None
+        positions = prefix_positions = None
         if self.pos_embed is not None:
-            of_prefix, positions = self.pos_embed[0].tensor_split([self.num_prefix_positions])
-            positions = positions.unflatten(0, self.pos_grid)
-        prefix = self._prefix_rows(of_prefix)
-        return embed_patches(images, layout, self.patch_embed, self.coarse_embed, positions, prefix, self.pos_antialias)
+            prefix_positions, table = self.pos_embed[0].tensor_split([self.num_prefix_positions])
+            positions = AbsolutePositions(table.unflatten(0, self.pos_grid), self.position_options.pos_antialias)
+        prefix = self._prefix_rows(prefix_positions)
+        return embed_patches(images, layout, self.patch_embed, self.coarse_embed, positions, prefix)
 
     def _prefix_rows(self, positions: Tensor | None) -> Tensor | None:
         """Class and register tokens (num_prefix, C), with their positions if they have any."""
@@ -373,6 +274,6 @@ class APTViT(nn.Module):
 
     def _normalise(self, x: Tensor, index: int) -> Tensor:
         """The final norm, where this block's output gets it."""
-        if self.norm is None or not (self.norm_intermediates or index == self.last_block):
+        if self.norm is None or not (self.options.norm_intermediates or index == self.depth - 1):
             return x
         return self.norm(x)

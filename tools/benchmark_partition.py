@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from apt_dense import PatchSelector
+
 from benchmarks.partition import (
     THRESHOLDS,
     build,
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference = statistics.median(whole)
     memory = [in_fresh_process(peak_growth, run, options.size) for run in (choose_and_lay_out, one_hot_scores)]
 
-    found = choose_patches(build(THRESHOLDS, options.size), photos(options.size, 1))
+    found = choose_patches(PatchSelector(thresholds=THRESHOLDS), photos(options.size, 1))
     print(f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: "
           f"{found.per_scale.sum()} of {found.cells} tokens ({found.tokens_kept:.0%})")  # fmt: skip
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")

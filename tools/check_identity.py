@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.options import PixelFormat
 
 from identity.pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 from apt_dense.patches.scores import SCORERS
 
 from shared.pictures import draw_patches, resize_longer_side, stack, text_bar, token_caption, write_png

@@ -142,7 +142,9 @@ def _transform(
 ) -> OnlyPaddingIsZero:
     """The transform in the backbone's pixel format; takes its own arguments out of ``options``."""
     # torchvision counts in [0, 1] what the backbone counts in grey levels.
-    mean, std = ([level / 255 for level in levels] for levels in backbone.pixel_format[:2])
+    mean, std = (
+        [level / 255 for level in levels] for levels in (backbone.pixel_format.mean, backbone.pixel_format.std)
+    )
     divisor = options.pop("size_divisible", 2 * backbone.patch_size)
     fixed_size = options.pop("fixed_size", None)
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)

@@ -1,27 +1,23 @@
-"""The token layout in shapes that depend on nothing but those of the images, for token budgets: nothing waits for the
-device, so that ``torch.compile(fullgraph=True)`` and CUDA graphs apply, and time does not depend on the content.
+"""The fixed layout, in shapes that depend on nothing but those of the images, for token budgets.
 
-Every image has ``tokens`` patch rows; where it has fewer patches (dropped padding), the last ones are **inert**: no row
-attends to them, no cell takes their output.
+Nothing waits for the device, so that ``torch.compile(fullgraph=True)`` and CUDA graphs apply, and time does not depend
+on the content. Every image has ``tokens`` patch rows; where it has fewer patches (dropped padding), the last ones are
+**inert**: no row attends to them, no cell takes their output. Shape letters as in tokens.py, T tokens of an image.
 """
 
 import torch
 from torch import Tensor
 
-from apt_dense.layout.packed import (
-    Bucket,
-    Cells,
-    Segments,
-    TokenLayout,
-    anchors_of,
+from apt_dense.layout.geometry import (
+    at_corners,
     check_prefix_rows,
-    of_corner,
     window_cells,
     window_major_order,
     window_of_cells,
 )
-from apt_dense.patches.budget import require
-from apt_dense.patches.partition import DROPPED
+from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLayout
+from apt_dense.patches.partition import DROPPED, anchors_of
+from apt_dense.runtime import require
 
 
 def build_fixed_layout(
@@ -36,8 +32,8 @@ def build_fixed_layout(
 
     Args:
         scale_map: (B, h, w), a partition of at most ``tokens`` patches per image; exactly so many if not
-            ``may_be_inert``. It is not checked to be a partition.
-        window_size, num_prefix: as for ``layout.build_layout``.
+            ``may_be_inert``. Whether it is a partition is not checked.
+        window_size, num_prefix: as for ``packed.build_layout``.
 
     Raises:
         ValueError: for prefix rows with windows; on a CPU also for more patches than ``tokens`` (elsewhere or compiled:
@@ -59,6 +55,7 @@ def build_fixed_layout(
     image_BT = torch.arange(batch, device=device)[:, None].expand(batch, tokens)
     scale_BT = torch.where(valid_BT, scale_map.flatten(1).gather(1, cell_BT), 0)
     image_N, scale_N, y_N, x_N = (t.flatten() for t in (image_BT, scale_BT, cell_BT // w, cell_BT % w))
+    image_cells = Cells((h, w), y_N, x_N, scale_N, num_scales)
     rows = tokens + num_prefix
     first_B = torch.arange(batch, device=device) * rows + num_prefix
     windows = None
@@ -72,16 +69,30 @@ def build_fixed_layout(
         scale_N=scale_N,
         y_N=y_N,
         x_N=x_N,
-        by_scale=None,
-        source_R=None,
+        candidates=tuple(Candidates(scale, None, None, None, None, batch) for scale in range(num_scales)),
+        source_R=_sources(image_N, image_cells, batch, num_prefix),
         image_R=torch.arange(batch, device=device).repeat_interleave(rows),
         row_Bhw=_cover(scale_map, anchors_BP, rank_BP, first_B, order_P),
         images=_image_segments(counts_B, tokens, num_prefix, valid_BT if may_be_inert else None),
         windows=windows,
-        image_cells=Cells((h, w), y_N, x_N, scale_N, num_scales, None, None),
-        window_cells=window_cells((h, w), window_size, y_N, x_N, scale_N, num_scales) if window_size else None,
+        image_cells=image_cells,
+        window_cells=window_cells(image_cells, window_size),
         is_fixed=True,
     )
+
+
+def _sources(image_N: Tensor, cells: Cells, batch: int, num_prefix: int) -> Tensor:
+    """``source_R`` of the layout: of the patches of every scale in all images, each token takes its own."""
+    first, index = 0, torch.zeros_like(cells.scale_N)
+    for scale in range(cells.num_scales):
+        h, w = (n >> scale for n in cells.size)
+        place = (image_N * h + (cells.y_N >> scale)) * w + (cells.x_N >> scale)
+        index = torch.where(cells.scale_N == scale, place + first, index)
+        first += batch * h * w
+    if not num_prefix:
+        return index
+    prefix = torch.arange(first, first + batch * num_prefix, device=index.device).view(batch, num_prefix)
+    return torch.cat([prefix, index.view(batch, -1)], 1).flatten()
 
 
 def _places(anchors_BP: Tensor, rank_BP: Tensor, tokens: int) -> Tensor:
@@ -98,7 +109,7 @@ def _cover(scale_map: Tensor, anchors_BP: Tensor, rank_BP: Tensor, first_B: Tens
     """The row that covers each cell (B, h, w), -1 for dropped cells."""
     rows_BP = torch.where(anchors_BP, rank_BP + first_B[:, None], DROPPED)
     at_anchor = torch.empty_like(rows_BP).scatter(1, order_P.expand_as(rows_BP), rows_BP)
-    return of_corner(at_anchor.view(scale_map.shape), scale_map)
+    return at_corners(at_anchor.view(scale_map.shape), scale_map)
 
 
 def _image_segments(counts_B: Tensor, tokens: int, num_prefix: int, valid_BT: Tensor | None) -> Segments:

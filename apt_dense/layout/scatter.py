@@ -1,16 +1,19 @@
-"""Scatter: packed tokens -> feature map, and back."""
+"""Scatter: packed tokens -> feature map, and back.
+
+Shape letters: B images, h x w cells of the base grid, R packed rows, C channels.
+"""
 
 import torch
 from torch import Tensor
 
-from apt_dense.layout.packed import TokenLayout
+from apt_dense.layout.tokens import TokenLayout
 
 
 def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
     """Rows (R, C) -> feature map (B, C, h, w): each cell takes the token that covers it, dropped cells are zero."""
     index = layout.row_Bhw
-    if layout.is_fixed or index.numel() != len(layout.image_N) or layout.num_prefix:
-        # One spare row of zeros, the last, stands for dropped cells (index -1). Grids with a token per cell need none.
+    if not layout.every_cell_has_its_row:
+        # One spare row of zeros, the last, stands for dropped cells (index -1).
         rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
         index = torch.where(index < 0, len(rows) - 1, index)
     cells = rows.index_select(0, index.flatten())  # not rows[index], whose backward is many times slower

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from apt_dense.layout.packed import TokenLayout
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.ops.linear import linear
 
 

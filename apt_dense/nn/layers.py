@@ -2,41 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked, trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense.ops.linear import linear
-from apt_dense.options import one_of
+from apt_dense.options import BlockOptions
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU, "silu": nn.SiLU}
 MLPS = {"mlp": Mlp, "swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}
 
 
-class BlockOptions(NamedTuple):
-    """What the blocks of a model have in common; the arguments of that name of :class:`apt_dense.APTViT`."""
-
-    num_heads: int
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    k_bias: bool = True
-    qkv_fused: bool = True
-    qk_norm: bool = False
-    proj_bias: bool = True
-    init_values: float | None = None
-    scale_attn_norm: bool = False
-    scale_mlp_norm: bool = False
-    mlp_layer: str = "mlp"
-    act_layer: str | None = None
-    norm_layer: str = "layernorm"
-    norm_eps: float = 1e-6
-    attention_backend: str = "auto"
-
-
 class Linear(nn.Linear):
-    """``nn.Linear``, on CPUs by oneDNN. Tools that go by the exact type (``quantize_dynamic``) need to be told of it."""
+    """``nn.Linear``, on CPUs by oneDNN. Tools that go by the exact type (``quantize_dynamic``) do not know it."""
 
     @classmethod
     def like(cls, layer: nn.Linear) -> "Linear":
@@ -50,7 +29,7 @@ class Linear(nn.Linear):
 
 
 def init_linear_layers(module: nn.Module) -> None:
-    """As timm's ViT does: truncated normal weights of 0.02, zero biases."""
+    """Initialise as timm's ViT does: truncated normal weights of 0.02, zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             trunc_normal_(layer.weight, std=0.02)
@@ -60,24 +39,17 @@ def init_linear_layers(module: nn.Module) -> None:
 
 def make_norm(options: BlockOptions) -> Callable[..., nn.Module]:
     """The norm layer, still to be called with its width."""
-    return partial(NORMS[one_of("norm_layer", options.norm_layer, *NORMS)], eps=options.norm_eps)
-
-
-def usual_activation(mlp_layer: str) -> str:
-    return "gelu" if mlp_layer == "mlp" else "silu"
+    return partial(NORMS[options.norm_layer], eps=options.norm_eps)
 
 
 def make_mlp(dim: int, options: BlockOptions) -> nn.Module:
     """The MLP of a block: rows (R, dim) -> (R, dim)."""
-    layer = MLPS[one_of("mlp_layer", options.mlp_layer, *MLPS)]
-    name = options.act_layer or usual_activation(options.mlp_layer)
-    activation = ACTIVATIONS[one_of("act_layer", name, *ACTIVATIONS)]
     # A little more, so that a ratio of two whole widths gives back the first in floating point too.
     hidden = int(dim * options.mlp_ratio + 1e-6)
-    mlp = layer(
+    mlp = MLPS[options.mlp_layer](
         dim,
         2 * hidden if options.mlp_layer == "swiglu_packed" else hidden,
-        act_layer=activation,
+        act_layer=ACTIVATIONS[options.activation],
         norm_layer=make_norm(options) if options.scale_mlp_norm else None,
         bias=options.proj_bias,
     )
@@ -88,4 +60,5 @@ def make_mlp(dim: int, options: BlockOptions) -> nn.Module:
 
 
 def make_layer_scale(dim: int, options: BlockOptions) -> nn.Module:
+    """One factor per channel of a branch, or nothing."""
     return nn.Identity() if options.init_values is None else LayerScale(dim, options.init_values)

@@ -1,20 +1,24 @@
-"""What attention adds to plain dot products, in factored form: relative positions and a key for padding.
+"""Terms that attention adds to plain dot products, in factored form: relative positions (the keys' side) and a key for
+padding.
 
-Shape letters: R packed rows, H heads, D channels of a head, K bias channels.
+Shape letters: N patches, R packed rows, H heads, D channels of a head, K bias channels.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.layout.packed import Cells
-from apt_dense.nn.positions import cover_of_keys
+from apt_dense.layout.tokens import Cells
+
+#: The logit of a key that takes no part. Finite, so that gradients stay finite, and within float16.
+MASKED = -1e4
 
 
 class RelativeBias(NamedTuple):
     """Decomposed relative positions: a key gets the mean, over its cells, of what the query adds for their rows and
-    columns (``positions.relative_bias_of_queries``). Never stored as a whole."""
+    columns (``nn.relative.relative_bias_of_queries``). Never stored as a whole."""
 
     queries_RHK: Tensor  # K = rows + columns of a segment
     cells: Cells  # where the keys lie
@@ -39,16 +43,16 @@ class Channels(NamedTuple):
 def bias_channels(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> Channels:
     """Channels of both terms, in the type of q (R, H, D); none where both are None."""
     rows, heads = q.shape[:2]
-    queries, keys, of_padding = [q.new_zeros(rows, heads, 0)], [q.new_zeros(rows, 0)], [q.new_zeros(0)]
+    queries, keys, padding_keys = [q.new_zeros(rows, heads, 0)], [q.new_zeros(rows, 0)], [q.new_zeros(0)]
     if bias is not None:
         queries.append(bias.queries_RHK)
         keys.append(cover_of_keys(bias.cells, q.dtype))
-        of_padding.append(q.new_zeros(keys[-1].shape[1]))
+        padding_keys.append(q.new_zeros(keys[-1].shape[1]))
     if padding is not None:
         queries.append(padding.logit_RH.expand(rows, heads)[..., None].to(q.dtype))
         keys.append(q.new_zeros(rows, 1))
-        of_padding.append(q.new_ones(1))
-    return Channels(torch.cat(queries, -1), torch.cat(keys, -1), torch.cat(of_padding))
+        padding_keys.append(q.new_ones(1))
+    return Channels(torch.cat(queries, -1), torch.cat(keys, -1), torch.cat(padding_keys))
 
 
 def augment(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +64,60 @@ def augment(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor) -> t
     width, channels = q.shape[-1], queries.shape[-1]
     fill = -(width + channels) % 8
     q = torch.cat([q * width**-0.5, queries, q.new_zeros(*q.shape[:-1], fill)], -1)
-    keys = torch.nn.functional.pad(keys, (0, fill))[..., None, :].expand(*k.shape[:-1], channels + fill)
+    keys = F.pad(keys, (0, fill))[..., None, :].expand(*k.shape[:-1], channels + fill)
     k = torch.cat([k, keys], -1)
-    return q, k, torch.nn.functional.pad(v, (0, channels + fill))
+    return q, k, F.pad(v, (0, channels + fill))
+
+
+def cover_of_keys(cells: Cells, dtype: torch.dtype) -> Tensor:
+    """The share of each patch that lies in each row and in each column of its segment: (N, rows + columns).
+
+    One-hot for patches of scale 0; its product with the queries' part (``nn/relative.py``) is the bias of attention,
+    the mean over the cells of a key.
+    """
+    parts = []
+    span = (1 << cells.scale_N)[:, None]
+    for size, first in zip(cells.size, (cells.y_N, cells.x_N), strict=True):
+        place = torch.arange(size, device=first.device) - first[:, None]
+        parts.append(((place >= 0) & (place < span)).to(dtype) / span)
+    return torch.cat(parts, dim=-1).to(dtype)
+
+
+def pooled_bias(bias: Tensor, size: tuple[int, int], num_scales: int) -> Tensor:
+    """Bias channels (..., rows + columns) -> also those of coarse keys: for every scale, the mean of each run of 2**s
+    rows or columns. See :func:`codes_of_keys`."""
+    return torch.cat(
+        [run for part in bias.split(list(size), dim=-1) for run in runs_by_scale(part, num_scales)], dim=-1
+    )
+
+
+def runs_by_scale(values: Tensor, num_scales: int) -> list[Tensor]:
+    """For each scale, the means (..., size - 2**s + 1) of the runs of 2**s along the last axis (..., size)."""
+    runs = [values]
+    for scale in range(1, num_scales):
+        step = 2 ** (scale - 1)
+        runs.append((runs[-1][..., :-step] + runs[-1][..., step:]) / 2)
+    return runs
+
+
+def codes_of_keys(cells: Cells) -> Tensor:
+    """For each key the two channels (N, 2) of :func:`pooled_bias` that add up to its bias."""
+    rows, columns = cells.size
+    row_channels = sum(_run_counts(rows, cells.num_scales))
+    return torch.stack(
+        [cells.y_N + first_run(cells, rows), cells.x_N + first_run(cells, columns) + row_channels], dim=1
+    )
+
+
+def _run_counts(size: int, num_scales: int) -> list[int]:
+    """How many runs :func:`runs_by_scale` makes of each scale."""
+    return [max(0, size - 2**scale + 1) for scale in range(num_scales)]
+
+
+def first_run(cells: Cells, size: int) -> Tensor:
+    """For each patch, where the runs of its scale begin when listed scale after scale: (N,)."""
+    # A sum of Python numbers, so that nothing is copied to the device.
+    first = torch.zeros_like(cells.scale_N)
+    for scale, count in enumerate(_run_counts(size, cells.num_scales)[:-1], start=1):
+        first = first + (cells.scale_N >= scale) * count
+    return first

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apt_dense.layout.packed import Segments
-from apt_dense.nn.positions import codes_of_keys, pooled_bias
-from apt_dense.ops.bias import PaddingKey, RelativeBias
+from apt_dense.ops.bias import PaddingKey, codes_of_keys, pooled_bias
+from apt_dense.ops.kernel import Inputs, Kernel
 from apt_dense.ops.varlen import segment_of_rows
 
 try:
@@ -22,17 +21,9 @@ except ImportError:  # an older PyTorch
 _BLOCK = 128  # rows of a block of the mask, FlexAttention's default
 
 
-def obstacle(trains: bool, on_cpu: bool) -> str | None:
-    """Why this kernel cannot run; None if it can."""
-    if flex_attention is None:
-        return "this PyTorch has no FlexAttention that returns sums; 2.9 has"
-    return "it has no backward on a CPU; use it under torch.no_grad()" if trains and on_cpu else None
-
-
-def flex(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
-) -> Tensor:
+def flex(inputs: Inputs) -> Tensor:
     """One launch for all segments."""
+    q, k, v, segments, bias, padding = inputs
     attend = _compiled() if q.is_cuda and not torch.compiler.is_compiling() else _attend
     segment_R = segment_of_rows(segments)
     pooled = codes = None
@@ -41,6 +32,17 @@ def flex(
         codes = codes_of_keys(bias.cells)
     out, lse = attend(q, k, v, segment_R, segments.offsets, pooled, codes)
     return out if padding is None else _merge(out, lse, q, padding)
+
+
+def _obstacle(inputs: Inputs) -> str | None:
+    if flex_attention is None:
+        return "this PyTorch has no FlexAttention that returns sums; 2.9 has"
+    if inputs.trains and inputs.q.device.type == "cpu":
+        return "it has no backward on a CPU; use it under torch.no_grad()"
+    return None
+
+
+KERNEL = Kernel(flex, _obstacle, suits=lambda inputs: False)
 
 
 @cache

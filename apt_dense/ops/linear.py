@@ -1,11 +1,11 @@
-"""Matrix products by oneDNN, in float32 on CPUs.
+"""Matrix products by oneDNN, in float32 on CPUs, and the row counts that it likes.
 
-PyTorch leaves these to MKL, whose float32 products on CPUs of other makers than Intel use half of their vector width:
-210 GFLOP/s on two cores of Zen 5, where oneDNN reaches 450. Its other types go to oneDNN anyway. The switch is PyTorch's
-own: ``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it was when compiled).
+PyTorch leaves these products to MKL, which on CPUs of other makers than Intel uses half of their vector width: 210
+GFLOP/s on two cores of Zen 5, where oneDNN reaches 450. PyTorch's other types go to oneDNN anyway. PyTorch's own switch
+``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it was when compiled).
 
 oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps hundreds of them. Adaptive patches make a new
-number of rows with every image, so rows are filled up here to :func:`whole_rows`, of which there are few.
+row count with every image, so rows are filled up to :func:`whole_rows`, of which there are few.
 """
 
 import math
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from apt_dense.runtime import runs_on_host
+
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
-_FEW_PRODUCTS = 2**22  # below, a linear layer is over before ours has begun
+_FEW_PRODUCTS = 2**22  # smaller products are faster through F.linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,17 +33,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def whole_rows(count: int) -> int:
-    """The next of the numbers of rows that kernels are made for: multiples of 16, and from 512 on 32 of them up to the
-    next power of two, so that it adds at most a thirty-second."""
+    """Round a row count up to one of the few sizes that kernels are compiled for: multiples of 16, and from 512 on 32
+    sizes between powers of two, so that it adds at most a thirty-second."""
     step = 1 << max(4, count.bit_length() - 6)
     return -(-count // step) * step
 
 
 def fill_up(rows: Tensor, count: int) -> Tensor:
-    """Rows (R, ...) with rows of zeros behind them, up to that count."""
+    """Rows (R, ...), followed by rows of zeros up to that count."""
     if len(rows) == count:
         return rows
     return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+def fill_rows(rows: Tensor) -> Tensor:
+    """Rows (R, ...), followed by rows of zeros up to a count that kernels are compiled for, where that matters."""
+    return fill_up(rows, whole_rows(len(rows))) if runs_on_host(rows) else rows
 
 
 def product(x: Tensor, w: Tensor, addend: Tensor | None = None) -> Tensor:
@@ -66,18 +73,18 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     x, weight, _ = inputs
-    of_x, of_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Linear layers again, so that there are derivatives of any order."""
     x, weight = ctx.saved_tensors
-    of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     return (
-        linear(grad, weight.T) if of_x else None,
-        _across_rows(grad.contiguous(), x) if of_weight else None,
-        grad.sum(0) if of_bias else None,
+        linear(grad, weight.T) if needs_x else None,
+        _across_rows(grad.contiguous(), x) if needs_weight else None,
+        grad.sum(0) if needs_bias else None,
     )
 
 
@@ -100,8 +107,8 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _backward_across_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    of_outputs, x = ctx.saved_tensors
-    return linear(x, grad), linear(of_outputs, grad.T)
+    grad_outputs, x = ctx.saved_tensors
+    return linear(x, grad), linear(grad_outputs, grad.T)
 
 
 _across_rows.register_autograd(

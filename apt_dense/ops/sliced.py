@@ -6,10 +6,11 @@ At 2450 rows of 12 heads (Zen 5, two cores) it takes 70 ms, fused attention 100 
 the scores of two slices.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
-head, K rows + columns of cells, K' the same with those of coarse keys (``positions.pooled_bias``).
+head, K rows + columns of cells, K' the same with those of coarse keys (``bias.pooled_bias``).
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,36 +18,44 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from apt_dense.layout.packed import Cells, Segments
-from apt_dense.nn.positions import codes_of_keys, cover_of_keys, pooled_bias
-from apt_dense.ops.bias import PaddingKey, RelativeBias
-from apt_dense.ops.linear import fill_up, product, whole_rows
-from apt_dense.ops.sdpa import mask
+from apt_dense.layout.tokens import Cells, Segments
+from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
+from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.linear import fill_up, is_enabled, product, whole_rows
+from apt_dense.ops.mask import mask
+from apt_dense.runtime import has_matrix_unit, without_autocast
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
 _FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
+_LONG_SEGMENT = 512  # mean number of rows from which this is faster than "sdpa" and "mask"
 
 
-def obstacle(q: Tensor) -> str | None:
-    """Why this kernel cannot run; None if it can."""
-    if q.device.type != "cpu":
-        return f"it loops over segments on the host, and the tensors are on {q.device.type}"
+def rows(inputs: Inputs) -> Tensor:
+    """The bias is looked up, not multiplied out. ``mask`` where there is a padding key."""
+    if inputs.padding is not None:
+        return mask(inputs)
+    queries, cells = (None, None) if inputs.bias is None else inputs.bias
+    with without_autocast(inputs.q):
+        return _Rows.apply(inputs.q, inputs.k, inputs.v, queries, cells, inputs.segments)
+
+
+def _obstacle(inputs: Inputs) -> str | None:
+    if inputs.q.device.type != "cpu":
+        return f"it loops over segments on the host, and the tensors are on {inputs.q.device.type}"
     return "a compiler cannot follow its loop over segments" if torch.compiler.is_compiling() else None
 
 
-def rows(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
-) -> Tensor:
-    """The bias is looked up, not multiplied out. ``mask`` where there is a padding key."""
-    if padding is not None:
-        return mask(q, k, v, segments, bias, padding)
-    queries, cells = (None, None) if bias is None else bias
-    with torch.autocast(q.device.type, enabled=False):
-        return _Rows.apply(q, k, v, queries, cells, segments)
+def _suits(inputs: Inputs) -> bool:
+    """Whether segments are long and oneDNN's float32 products are the best that the CPU offers."""
+    is_long = inputs.padding is None and inputs.segments.mean_length >= _LONG_SEGMENT
+    return is_long and is_enabled() and not has_matrix_unit(inputs.q.dtype)
+
+
+KERNEL = Kernel(rows, _obstacle, _suits)
 
 
 class _Head(NamedTuple):
-    """One head of one segment, filled up to L' rows (``onednn.whole_rows``)."""
+    """One head of one segment, filled up to L' rows (``linear.whole_rows``)."""
 
     part: tuple[slice, int]  # its rows and its number
     length: int  # L of its rows are real
@@ -117,18 +126,18 @@ def _grads_of_head(head: _Head, grad: Tensor, cover: Tensor | None) -> tuple[Ten
         cover: (K, L'), the shares of keys in rows and columns; None without a bias.
     """
     keys, scale = head.k.T.contiguous(), head.q.shape[-1] ** -0.5
-    of_q, of_bias = [], []
-    of_k, of_v = torch.zeros_like(keys), torch.zeros_like(keys)
+    grad_q, grad_bias = [], []
+    grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(keys)
     for part in _slices(len(head.q)):
         attention = head.by_key(part)  # (L', Q)
-        of_v += product(grad[part].T.contiguous(), attention)
-        of_scores = product(head.v, grad[part]).mul_(attention)
-        of_scores.addcmul_(attention, of_scores.sum(0), value=-1)  # softmax's
-        of_k += product(head.q[part].T.contiguous(), of_scores)
-        of_q.append(product(keys, of_scores.T))
+        grad_v += product(grad[part].T.contiguous(), attention)
+        score_grads = product(head.v, grad[part]).mul_(attention)
+        score_grads.addcmul_(attention, score_grads.sum(0), value=-1)  # softmax's
+        grad_k += product(head.q[part].T.contiguous(), score_grads)
+        grad_q.append(product(keys, score_grads.T))
         if cover is not None:
-            of_bias.append(product(cover, of_scores.T))
-    return torch.cat(of_q, 1), of_k.mul_(scale), of_v, torch.cat(of_bias, 1) if of_bias else None
+            grad_bias.append(product(cover, score_grads.T))
+    return torch.cat(grad_q, 1), grad_k.mul_(scale), grad_v, torch.cat(grad_bias, 1) if grad_bias else None
 
 
 def _heads(
@@ -136,7 +145,7 @@ def _heads(
 ) -> Iterator[_Head]:
     """All heads of all segments that have rows."""
     codes, offsets = None if queries is None else codes_of_keys(cells), segments.offsets.tolist()
-    for start, stop in zip(offsets, offsets[1:]):
+    for start, stop in pairwise(offsets):
         whole = whole_rows(stop - start)
         own_codes = None if codes is None else fill_up(codes[start:stop], whole)
         for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from apt_dense.layout.packed import Segments
-from apt_dense.ops.bias import Channels, PaddingKey, RelativeBias, augment, bias_channels
+from apt_dense.layout.tokens import Segments
+from apt_dense.ops.bias import Channels, PaddingKey, augment, bias_channels
+from apt_dense.ops.kernel import Inputs, Kernel
 
 _MAX_WIDTH = 256  # channels of a head that flash kernels take
 #: (q, k, v, offsets of queries, offsets of keys, longest queries, longest keys, scale) -> out, all (R, H, D)
@@ -26,8 +27,8 @@ def _find_kernel() -> VarlenKernel | None:
     if "scale" not in inspect.signature(varlen_attn).parameters:  # its first release
         return _flash_attn_package()
 
-    def kernel(q, k, v, offsets_q, offsets_k, longest_q, longest_k, scale):
-        return varlen_attn(q, k, v, offsets_q, offsets_k, longest_q, longest_k, scale=scale)
+    def kernel(*operands: Tensor | int | float) -> Tensor:
+        return varlen_attn(*operands[:-1], scale=operands[-1])
 
     return kernel
 
@@ -38,8 +39,8 @@ def _flash_attn_package() -> VarlenKernel | None:
     except ImportError:
         return None
 
-    def kernel(q, k, v, offsets_q, offsets_k, longest_q, longest_k, scale):
-        return flash_attn_varlen_func(q, k, v, offsets_q, offsets_k, longest_q, longest_k, softmax_scale=scale)
+    def kernel(*operands: Tensor | int | float) -> Tensor:
+        return flash_attn_varlen_func(*operands[:-1], softmax_scale=operands[-1])
 
     return kernel
 
@@ -47,34 +48,16 @@ def _flash_attn_package() -> VarlenKernel | None:
 _KERNEL = _find_kernel()  # once, when this file is imported: compiled graphs cannot hold an import
 
 
-def obstacle(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> str | None:
-    """Why this kernel cannot run; None if it can."""
-    if q.device.type != "cuda":
-        return f"the tensors are on {q.device.type}, not cuda"
-    if q.dtype not in (torch.float16, torch.bfloat16):
-        return f"they are {q.dtype}; use autocast to float16 or bfloat16"
-    if _KERNEL is None:
-        return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
-    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + (padding is not None)
-    if width > _MAX_WIDTH:
-        return f"heads of {q.shape[-1]} channels and their relative positions are {width} wide, over {_MAX_WIDTH}"
-    return None
-
-
-def varlen(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None, padding: PaddingKey | None
-) -> Tensor:
+def varlen(inputs: Inputs) -> Tensor:
     """Terms as further channels of q and k; the key for padding becomes the last row of every segment."""
-    return run(_KERNEL, q, k, v, segments, bias, padding)
+    return run(_KERNEL, inputs)
 
 
-def run(
-    kernel: VarlenKernel, q: Tensor, k: Tensor, v: Tensor, segments: Segments, bias: RelativeBias | None,
-    padding: PaddingKey | None,
-) -> Tensor:  # fmt: skip
-    """The same with a given kernel."""
+def run(kernel: VarlenKernel, inputs: Inputs) -> Tensor:
+    """``varlen`` with a given kernel."""
+    q, k, v, segments, bias, padding = inputs
     offsets, longest, width = segments.offsets, segments.longest, q.shape[-1]
-    if bias is None and padding is None and width % 8 == 0:
+    if not inputs.has_terms and width % 8 == 0:
         return kernel(q, k, v, offsets, offsets, longest, longest, width**-0.5)
     channels = bias_channels(q, bias, padding)
     if padding is None:
@@ -84,6 +67,23 @@ def run(
     q, k, v = augment(q, k, v, channels.queries_RHK, keys)
     one_more = torch.arange(len(offsets), dtype=offsets.dtype, device=offsets.device)
     return kernel(q, k, v, offsets, offsets + one_more, longest, longest + 1, 1.0)[..., :width]
+
+
+def _obstacle(inputs: Inputs) -> str | None:
+    q, bias = inputs.q, inputs.bias
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device.type}, not cuda"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"they are {q.dtype}; use autocast to float16 or bfloat16"
+    if _KERNEL is None:
+        return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
+    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + (inputs.padding is not None)
+    if width > _MAX_WIDTH:
+        return f"heads of {q.shape[-1]} channels and their relative positions are {width} wide, over {_MAX_WIDTH}"
+    return None
+
+
+KERNEL = Kernel(varlen, _obstacle, suits=lambda inputs: True)
 
 
 def _with_padding_rows(

@@ -7,11 +7,14 @@ Shape letters: B images, H x W pixels, h x w patches of the scale in question.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from apt_dense.options import PixelFormat
+from apt_dense.patches.pixels import denormalise
+from apt_dense.runtime import bin_counts, without_autocast
 
 #: ``scorer(pixels, patch_size, scales) -> maps``: pixels (B, 3, H, W) float32 RGB in [0, 255]; one float32 map
 #: (B, H // size, W // size) for each scale, where size = patch_size * 2**scale. Low = flat.
@@ -20,30 +23,6 @@ Scorer = Callable[[Tensor, int, Sequence[int]], tuple[Tensor, ...]]
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 ENTROPY_BINS = 512  # over [0, 256): two bins per grey level, as in the released code
 _HISTOGRAM_ENTRIES = 2**21  # most bins held at once: 16 MiB of int64, whatever the image size
-
-
-class PixelFormat(NamedTuple):
-    """How the host normalised its images: ``images * std + mean`` are grey levels in [0, 255].
-
-    ``channel_order`` names the order of the image's channels, "RGB" or "BGR".
-    """
-
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    channel_order: str = "RGB"
-
-
-def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
-    """Normalised images (B, 3, H, W) of any float type -> float32 RGB grey levels in [0, 255], whole numbers.
-
-    Normalising in float32 and back leaves an error of about 1e-5, and grey levels sit on the histogram's bin borders,
-    where such an error would move a pixel to the next bin. Images that a host resized in floating point are rounded as
-    if it had resized the 8-bit image: their fractions alone would raise the entropy of a grey photo by a bit.
-    """
-    # Channel by channel: a tensor of means would have to be copied to the device, which CUDA graphs do not record.
-    channels = [images[:, i].float() * pixel_format.std[i] + pixel_format.mean[i] for i in range(3)]
-    ordered = channels if pixel_format.channel_order == "RGB" else channels[::-1]
-    return torch.stack(ordered, 1).round_().clamp_(0, 255)
 
 
 def grey_levels(pixels: Tensor) -> Tensor:
@@ -109,11 +88,7 @@ def _histograms(bins: Tensor, size: int) -> Tensor:
     h, w = bins.shape[0] // size, bins.shape[1] // size
     block = torch.arange(h * w, device=bins.device).view(h, 1, w, 1) * ENTROPY_BINS
     slots = (bins[: h * size, : w * size].view(h, size, w, size) + block).flatten()
-    if bins.is_cuda or torch.compiler.is_compiling():  # bincount waits for the device to learn the largest slot
-        counts = torch.zeros(h * w * ENTROPY_BINS, dtype=torch.int32, device=bins.device)
-        counts.scatter_add_(0, slots, torch.ones_like(slots, dtype=torch.int32))
-    else:
-        counts = torch.bincount(slots, minlength=h * w * ENTROPY_BINS)
+    counts = bin_counts(slots, h * w * ENTROPY_BINS)
     return counts.view(h, w, ENTROPY_BINS)
 
 
@@ -194,7 +169,7 @@ def score_maps(
     """
     if not scales:
         return ()
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images):
         maps = tuple(m.float() for m in scorer(denormalise(images, pixel_format), patch_size, scales))
     sizes = [patch_size * 2**scale for scale in scales]
     expected = [(len(images), images.shape[-2] // size, images.shape[-1] // size) for size in sizes]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Size, Tensor, nn
 
-from apt_dense.nn.positions import relative_table
+from apt_dense.nn.relative import relative_table
 from apt_dense.weights.convert import to_apt
 from apt_dense.weights.formats import (
     NEW,
@@ -131,7 +131,7 @@ def _is_unused(name: str, model: nn.Module) -> bool:
     """Whether a name that the model lacks belongs to a part that this model leaves out by design."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
-        return len(model.blocks) <= int(block[1]) <= model.last_block
+        return len(model.blocks) <= int(block[1]) <= model.depth - 1
     return bool(NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
 
 

@@ -19,8 +19,8 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import eva, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from apt_dense.nn.layers import ACTIVATIONS, usual_activation
-from apt_dense.nn.rotary import Rotary
+from apt_dense.nn.layers import ACTIVATIONS
+from apt_dense.options import Rotary, usual_activation
 
 _BLOCKS = vision_transformer.Block, vision_transformer_sam.Block, eva.EvaBlock
 _ATTENTIONS = Attention, vision_transformer_sam.Attention, eva.EvaAttention, AttentionRope

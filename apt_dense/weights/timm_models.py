@@ -10,7 +10,8 @@ from timm.layers import PatchEmbed
 from timm.models import eva, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from apt_dense.nn.layers import BlockOptions
+from apt_dense.checks import defaults_of
+from apt_dense.options import BlockOptions
 from apt_dense.weights.timm_blocks import (
     block_arguments,
     is_identity,
@@ -23,7 +24,7 @@ from apt_dense.weights.timm_blocks import (
 
 _ARCHITECTURES = vision_transformer.VisionTransformer, eva.Eva, vision_transformer_sam.VisionTransformerSAM
 #: What ``apt_arguments`` leaves out where a model has nothing else.
-_USUAL = {**BlockOptions._field_defaults, "reg_tokens": 0, "pre_norm": False, "rotary": None, "use_abs_pos": True}
+_USUAL = {**defaults_of(BlockOptions), "reg_tokens": 0, "pre_norm": False, "rotary": None, "use_abs_pos": True}
 _ALWAYS = "mlp_ratio", "qkv_bias", "norm_eps"
 
 

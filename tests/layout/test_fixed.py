@@ -13,8 +13,9 @@ from torch import Tensor
 
 from apt_dense import APTViT
 from apt_dense.layout.fixed import build_fixed_layout
-from apt_dense.layout.packed import Segments, TokenLayout, build_layout
+from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
+from apt_dense.layout.tokens import Segments, TokenLayout
 
 from support.references import noise, normalise, random_scale_map, randomise, tokens_of
 
@@ -156,7 +157,7 @@ def test_a_budget_gives_what_its_partition_gives(name: str) -> None:
     images = photos_like()
     scale_map = model.partition(images)
     layout = build_layout(scale_map, 2, model.window_size, model.num_prefix)
-    rows = plain._embed(plain._whole_patches(images), layout)
+    rows = plain._embed(plain.patches.whole_patches(images), layout)
     for block in plain.blocks:
         rows = block(rows, layout)
     torch.testing.assert_close(model(images)[-1], scatter_tokens(rows, layout), atol=1e-5, rtol=1e-4)

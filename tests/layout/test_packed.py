@@ -10,7 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_dense.layout.packed import Bucket, Segments, TokenLayout, build_layout, count_tokens
+from apt_dense.layout.packed import build_layout
+from apt_dense.layout.tokens import Bucket, Segments, TokenLayout
+from apt_dense.patches.partition import count_tokens
 
 from support.references import is_partition, layout_of, random_scale_map, tokens_by_window, tokens_of
 
@@ -28,10 +30,15 @@ def scale_maps(draw: st.DrawFn, max_side: int = 9) -> tuple[Tensor, int, int]:
 def rows_of(layout: TokenLayout) -> list[int | None]:
     """For each packed row the number of its patch, None for prefix rows."""
     row_N = layout.row_Bhw[layout.image_N, layout.y_N, layout.x_N].tolist()
-    rows: list[int | None] = [None] * len(layout.source_R)
+    rows: list[int | None] = [None] * len(layout.image_R)
     for patch, row in enumerate(row_N):
         rows[row] = patch
     return rows
+
+
+def numbers_of(layout: TokenLayout) -> list[int]:
+    """The patches of scale 0, of scale 1, ... by their number."""
+    return torch.cat([candidates.numbers for candidates in layout.candidates]).tolist()
 
 
 @given(scale_maps())
@@ -42,9 +49,12 @@ def test_every_token_once_window_by_window(case: tuple[Tensor, int, int]) -> Non
     assert list(zip(layout.image_N.tolist(), layout.y_N.tolist(), layout.x_N.tolist(), strict=True)) == [
         (token.image, token.y, token.x) for token in tokens
     ]
-    for scale, chosen in enumerate(layout.by_scale):
-        assert chosen.tolist() == [i for i, token in enumerate(tokens) if token.scale == scale]
-    assert len(layout.by_scale) == num_scales
+    for scale, candidates in enumerate(layout.candidates):
+        chosen = [(i, token) for i, token in enumerate(tokens) if token.scale == scale]
+        assert candidates.scale == scale and candidates.numbers.tolist() == [i for i, _ in chosen]
+        found = zip(candidates.image.tolist(), candidates.y.tolist(), candidates.x.tolist(), strict=True)
+        assert list(found) == [(token.image, token.y, token.x) for _, token in chosen]
+    assert len(layout.candidates) == num_scales
     assert layout.grid == tuple(scale_map.shape[1:]) and layout.batch == len(scale_map)
 
 
@@ -98,16 +108,17 @@ def test_source_takes_every_embedding_to_its_row(case: tuple[Tensor, int, int], 
     """Embeddings come as patches of scale 0, of scale 1, ..., then the prefix rows of each image."""
     scale_map, num_scales, _ = case
     layout = build_layout(scale_map, num_scales, num_prefix=num_prefix)
-    patches = torch.cat(layout.by_scale).tolist()
+    patches = numbers_of(layout)
     prefixes = [("prefix", image) for image in range(len(scale_map)) for _ in range(num_prefix)]
     embedded = [("patch", patch) for patch in patches] + prefixes
-    taken = [embedded[i] for i in layout.source_R.tolist()]
+    sources = list(range(len(embedded))) if layout.source_R is None else layout.source_R.tolist()
+    taken = [embedded[i] for i in sources]
     expected = [
         ("prefix", image) if patch is None else ("patch", patch)
         for patch, image in zip(rows_of(layout), layout.image_R.tolist(), strict=True)
     ]
     assert taken == expected
-    assert sorted(layout.source_R.tolist()) == list(range(len(embedded)))
+    assert sorted(sources) == list(range(len(embedded)))
 
 
 @given(scale_maps())
@@ -189,7 +200,7 @@ def test_only_partitions_are_accepted(scale_map: Tensor, num_scales: int) -> Non
     if is_partition(scale_map, num_scales):
         assert build_layout(scale_map, num_scales).batch == len(scale_map)
     else:
-        with pytest.raises(ValueError, match="no partition"):
+        with pytest.raises(ValueError, match="not a partition"):
             build_layout(scale_map, num_scales)
 
 
@@ -197,7 +208,7 @@ def test_worked_example() -> None:
     scale_map = torch.tensor([[[1, 1, 0], [1, 1, -1]]])
     layout = build_layout(scale_map, 2, num_prefix=1)
     assert layout.row_Bhw.tolist() == [[[1, 1, 2], [1, 1, -1]]]
-    assert [patches.tolist() for patches in layout.by_scale] == [[1], [0]]
+    assert [patches.numbers.tolist() for patches in layout.candidates] == [[1], [0]]
     assert layout.source_R.tolist() == [2, 1, 0]
     assert layout.images.offsets.diff().tolist() == [3]
 

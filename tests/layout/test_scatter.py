@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_dense.layout.packed import TokenLayout, build_layout
+from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import gather_tokens, scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 
 from support.references import noise, random_scale_map, tokens_of
 
@@ -26,7 +27,7 @@ CASES = given(
 
 def whole_rows(layout: TokenLayout, width: int = 2) -> Tensor:
     """Rows of whole numbers, whose means are exact, none of them zero."""
-    return torch.arange(1.0, len(layout.source_R) * width + 1).view(-1, width)
+    return torch.arange(1.0, len(layout.image_R) * width + 1).view(-1, width)
 
 
 @CASES
@@ -79,7 +80,7 @@ def test_gathering_takes_the_mean() -> None:
 @pytest.mark.parametrize("scale", [0, 1, 2])
 def test_gradient_of_a_row_counts_its_cells(scale: int) -> None:
     layout = build_layout(torch.full((1, 4, 4), scale), 3, num_prefix=1)
-    rows = torch.zeros(len(layout.source_R), 1, requires_grad=True)
+    rows = torch.zeros(len(layout.image_R), 1, requires_grad=True)
     scatter_tokens(rows, layout).sum().backward()
     assert rows.grad.flatten().tolist() == [0.0] + [4.0**scale] * (16 // 4**scale)
 

@@ -14,9 +14,11 @@ from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.block import Attention, Block, DropPath
-from apt_dense.nn.layers import BlockOptions, make_mlp
-from apt_dense.nn.rotary import Rotary, rotary_tables
+from apt_dense.nn.attention import Attention
+from apt_dense.nn.block import Block, DropPath
+from apt_dense.nn.layers import make_mlp
+from apt_dense.nn.rotary import rotary_tables
+from apt_dense.options import BlockOptions, Rotary
 
 from support.references import in_padded_windows, layout_of, noise, randomise
 
@@ -152,7 +154,7 @@ def test_norm_eps_reaches_both_norms() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="embed_dim=16 is no multiple of num_heads=3"):
+    with pytest.raises(ValueError, match="embed_dim=16 is not a multiple of num_heads=3"):
         Attention(16, BlockOptions(3))
 
 

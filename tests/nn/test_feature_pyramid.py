@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from apt_dense.layout.packed import TokenLayout, build_layout
+from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, late_scatter, runs_as_written
 
 from support.references import noise, random_scale_map, randomise

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apt_dense.layout.packed import build_layout
 from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
-from apt_dense.nn.positions import positions_of_scale
+from apt_dense.nn.positions import AbsolutePositions, positions_of_scale
 
 from support.references import noise, random_scale_map, randomise, tokens_of
 
@@ -109,7 +109,7 @@ def test_every_token_is_the_sum_of_its_terms(fresh: bool, grid: tuple[int, int])
         randomise(coarse, std=0.3)
     images, positions, prefix = noise(2, 3, grid[0] * PATCH, grid[1] * PATCH), noise(3, 3, WIDTH), noise(1, WIDTH)
     layout = build_layout(scale_map, 3, num_prefix=1)
-    rows = embed_patches(images, layout, embed, coarse, positions, prefix)
+    rows = embed_patches(images, layout, embed, coarse, AbsolutePositions(positions), prefix)
     expected = dict.fromkeys(layout.images.offsets.tolist()[:-1], prefix[0])
     for token in tokens_of(scale_map):
         row = layout.row_Bhw[token.image, token.y, token.x].item()
@@ -123,7 +123,10 @@ def test_fresh_coarse_token_ignores_the_parts() -> None:
     images = noise(1, 3, 16, 16)
     changed = images.clone()
     changed[..., ::4, :] += 1  # bilinear sampling by 4 looks at rows 1 and 2 of each 4
-    rows = [embed_patches(x, layout, embedding(), CoarseEmbed(WIDTH), noise(1, 1, WIDTH)) for x in (images, changed)]
+    rows = [
+        embed_patches(x, layout, embedding(), CoarseEmbed(WIDTH), AbsolutePositions(noise(1, 1, WIDTH)))
+        for x in (images, changed)
+    ]
     torch.testing.assert_close(rows[0], rows[1])
 
 
@@ -138,11 +141,13 @@ def test_all_parameters_get_gradients_when_only_one_scale_is_used(scale: int) ->
     embed, coarse = embedding(), CoarseEmbed(WIDTH)
     positions = nn.Parameter(noise(4, 4, WIDTH))
     layout = build_layout(torch.full((1, 4, 4), scale), 3)
-    embed_patches(noise(1, 3, 16, 16), layout, embed, coarse, positions).sum().backward()
+    embed_patches(noise(1, 3, 16, 16), layout, embed, coarse, AbsolutePositions(positions)).sum().backward()
     assert all(p.grad is not None for p in [*embed.parameters(), *coarse.parameters(), positions])
 
 
 def test_no_tokens_at_all() -> None:
     layout = build_layout(torch.full((2, 4, 4), -1), 3)
-    rows = embed_patches(noise(2, 3, 16, 16), layout, embedding(), CoarseEmbed(WIDTH), noise(4, 4, WIDTH))
+    rows = embed_patches(
+        noise(2, 3, 16, 16), layout, embedding(), CoarseEmbed(WIDTH), AbsolutePositions(noise(4, 4, WIDTH))
+    )
     assert rows.shape == (0, WIDTH)

@@ -10,8 +10,8 @@ from timm.layers import RotaryEmbeddingCat
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.layers import BlockOptions
-from apt_dense.nn.rotary import Rotary, RotaryTables, check_rotary, rotary_tables
+from apt_dense.nn.rotary import RotaryTables, rotary_tables
+from apt_dense.options import Rotary
 
 from support.references import naive_rotary, noise, random_scale_map, tokens_by_window, tokens_of
 
@@ -42,7 +42,7 @@ def test_tokens_of_all_scales_are_rotated_by_their_centres(rotary: Rotary, num_p
 
 
 @pytest.mark.parametrize("rotary", FORMS, ids=str)
-def test_positions_begin_anew_in_each_window(rotary: Rotary) -> None:
+def test_positions_restart_in_each_window(rotary: Rotary) -> None:
     """Also in windows that are cut short, where the whole window counts."""
     scale_map = random_scale_map(random.Random(1), 2, 6, 11, num_scales=2, window_size=4)
     rows = []
@@ -90,46 +90,3 @@ def test_rotating_turns_pairs_of_channels(half: bool, dtype: torch.dtype) -> Non
         out = tables.rotate(x, windowed)
         assert out.dtype == dtype
         torch.testing.assert_close(out, expected.to(dtype), atol=1e-6 if dtype == torch.float32 else 0, rtol=1e-5)
-
-
-# ---- arguments
-
-
-def check(
-    rotary: Rotary | dict | None, head_dim: int = D, windowed: bool = False, use_rel_pos: bool = False, **options: bool
-) -> Rotary | None:
-    return check_rotary(rotary, 2 * head_dim, BlockOptions(2, **{"k_bias": False, **options}), windowed, use_rel_pos)
-
-
-def test_configs_give_a_dictionary() -> None:
-    assert check({"rope_type": "dinov3", "temperature": 100}) == Rotary("dinov3", 100)
-    assert check({"ref_feat_shape": [16, 12]}) == Rotary(ref_feat_shape=(16, 12))
-    assert check({"ref_feat_shape": 16}) == Rotary(ref_feat_shape=(16, 16))
-    assert check(None, 3, True, k_bias=True) is None
-
-
-@pytest.mark.parametrize("options", [{}, {"k_bias": True, "qkv_bias": False}], ids=str)
-def test_windows_may_have_rotary_positions_where_padding_has_no_key(options: dict) -> None:
-    assert check({}, windowed=True, **options) == Rotary()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        ({"rope_type": "mixed"}, {}, "rope_type='mixed' must be one of"),
-        ({"grid_indexing": "yx"}, {}, "grid_indexing='yx' must be one of"),
-        ({"rope_type": "dinov3", "ref_feat_shape": (4, 4)}, {}, r"ref_feat_shape=\(4, 4\) has no meaning"),
-        ({}, {"head_dim": 10}, "in fours; embed_dim / num_heads is 10"),
-        ({}, {"use_rel_pos": True}, "with use_rel_pos=True are not defined"),
-        ({}, {"windowed": True, "k_bias": True}, "need keys without a bias and qk_norm=False"),
-        ({}, {"windowed": True, "qk_norm": True}, "need keys without a bias and qk_norm=False"),
-    ],
-)
-def test_what_has_no_meaning_is_refused(arguments: dict, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check(arguments, **options)
-
-
-def test_unknown_fields_are_refused() -> None:
-    with pytest.raises(TypeError, match="reference"):
-        check({"reference": (16, 16)})

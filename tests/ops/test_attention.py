@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from apt_dense.layout.fixed import build_fixed_layout
-from apt_dense.layout.packed import Bucket, Cells, Segments
-from apt_dense.nn.positions import MASKED
-from apt_dense.ops import attention, varlen
-from apt_dense.ops import sdpa as bucketed
-from apt_dense.ops import sliced as rows
-from apt_dense.ops.attention import BACKENDS, packed_attention
-from apt_dense.ops.bias import PaddingKey, RelativeBias
+from apt_dense.layout.tokens import Bucket, Cells, Segments
+from apt_dense.ops import attention, mask, sliced, varlen
+from apt_dense.ops.attention import BACKENDS, KERNELS, choose, packed_attention
+from apt_dense.ops.bias import MASKED, PaddingKey, RelativeBias
+from apt_dense.ops.kernel import Inputs, Kernel
 
 from support.references import layout_of, noise
 
@@ -51,37 +49,39 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -
 def test_attention_stays_inside_its_segment(lengths: tuple[int, ...]) -> None:
     q, k, v = qkv(sum(lengths))
     expected = naive_attention(q, k, v, lengths)
-    torch.testing.assert_close(packed_attention(q, k, v, segments(*lengths)), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(packed_attention(Inputs(q, k, v, segments(*lengths))), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0)], ids=str)
 def test_no_rows(lengths: tuple[int, ...]) -> None:
-    out = packed_attention(*qkv(0), segments(*lengths))
+    out = packed_attention(Inputs(*qkv(0), segments(*lengths)))
     assert out.shape == (0, HEADS, DIM)
 
 
 def test_a_segment_of_one_row_returns_its_value() -> None:
     q, k, v = qkv(4)
-    torch.testing.assert_close(packed_attention(q, k, v, segments(1, 1, 1, 1)), v)
+    torch.testing.assert_close(packed_attention(Inputs(q, k, v, segments(1, 1, 1, 1))), v)
 
 
 def test_other_segments_change_nothing() -> None:
     q, k, v = qkv(9)
-    whole = packed_attention(q, k, v, segments(2, 4, 3))
-    alone = packed_attention(q[2:6], k[2:6], v[2:6], segments(4))
+    whole = packed_attention(Inputs(q, k, v, segments(2, 4, 3)))
+    alone = packed_attention(Inputs(q[2:6], k[2:6], v[2:6], segments(4)))
     torch.testing.assert_close(whole[2:6], alone, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (2, 0, 4)], ids=str)
 def test_gradients_match_the_reference(lengths: tuple[int, ...]) -> None:
     q, k, v = (t.double().requires_grad_() for t in qkv(sum(lengths)))
-    assert torch.autograd.gradcheck(lambda *t: packed_attention(*t, segments(*lengths)), (q, k, v), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *t: packed_attention(Inputs(*t, segments(*lengths))), (q, k, v), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("lengths", [(3,), (4, 4), ()], ids=str)
 def test_layout_of_another_batch_is_refused(lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"5 rows, but the segments hold {sum(lengths)}"):
-        packed_attention(*qkv(5), segments(*lengths))
+        packed_attention(Inputs(*qkv(5), segments(*lengths)))
 
 
 @pytest.mark.parametrize("lengths", [(4, 4), (2, 7, 0, 3)], ids=str)
@@ -162,11 +162,10 @@ def naive_varlen(
 def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor:
     """``packed_attention`` by a backend; the CUDA kernel of "varlen" is stood in for, all around it is real."""
     if backend == "varlen":
-        bias, padding = (*others[1:], None, None)[:2]
-        return varlen.run(naive_varlen, q, k, v, others[0], bias, padding)
+        return varlen.run(naive_varlen, Inputs(q, k, v, *others))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return packed_attention(q, k, v, *others, backend=backend)
+        return packed_attention(Inputs(q, k, v, *others), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -187,9 +186,9 @@ def test_bias_and_padding_key(lengths: tuple[int, ...], use: tuple[bool, bool], 
 def test_parts_of_any_size_give_the_same(
     backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucketed, "_BIAS_ENTRIES", entries)
-    monkeypatch.setattr(rows, "_FEWEST_QUERIES", slice_of_queries)
-    monkeypatch.setattr(rows, "_QUERIES", slice_of_queries)
+    monkeypatch.setattr(mask, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(sliced, "_FEWEST_QUERIES", slice_of_queries)
+    monkeypatch.setattr(sliced, "_QUERIES", slice_of_queries)
     lengths = (9, 4, 10, 9)
     q, k, v = qkv(sum(lengths))
     leaves = [t.detach().requires_grad_() for t in (q, k, v, terms(sum(lengths), lengths)[0].queries_RHK)]
@@ -229,26 +228,27 @@ def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: st
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
     """As long as the segments that take this way by themselves, one of them with products that oneDNN takes over."""
-    lengths = (attention._LONG_SEGMENT + 3, attention._LONG_SEGMENT + 64)
+    lengths = (sliced._LONG_SEGMENT + 3, sliced._LONG_SEGMENT + 64)
     q, k, v = qkv(sum(lengths))
     bias = terms(sum(lengths), lengths)[0] if with_bias else None
     leaves = [t.detach().requires_grad_() for t in (q, k, v, *([bias.queries_RHK] if bias else []))]
-    assert attention._suitable(*leaves[:3], segments(*lengths), bias, None) == "rows"
-    terms_of = lambda of: (RelativeBias(of[3], bias.cells) if bias else None, None)
-    assert_same_with_gradients("auto", lengths, leaves, terms_of)
+    assert choose(Inputs(*leaves[:3], segments(*lengths), bias)) == "rows"
+    assert_same_with_gradients(
+        "auto", lengths, leaves, lambda of: (RelativeBias(of[3], bias.cells) if bias else None, None)
+    )
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_FEWEST_QUERIES", 3)
-    monkeypatch.setattr(rows, "_QUERIES", 3)
+    monkeypatch.setattr(sliced, "_FEWEST_QUERIES", 3)
+    monkeypatch.setattr(sliced, "_QUERIES", 3)
     lengths = (5, 0, 2)
     bias, _ = terms(sum(lengths), lengths)
     leaves = [t.double().requires_grad_() for t in (*qkv(sum(lengths)), bias.queries_RHK)][: 3 + with_bias]
 
     def run(*of: Tensor) -> Tensor:
         terms = RelativeBias(of[3], bias.cells) if with_bias else None
-        return packed_attention(*of[:3], segments(*lengths), terms, backend="rows")
+        return packed_attention(Inputs(*of[:3], segments(*lengths), terms), "rows")
 
     assert torch.autograd.gradcheck(run, leaves)
 
@@ -264,7 +264,7 @@ def test_slices_of_16_bits_compute_in_float32(with_bias: bool, kind: torch.dtype
 
     def run(of: list[Tensor]) -> Tensor:
         term = RelativeBias(of[3], bias.cells) if with_bias else None
-        return packed_attention(*of[:3], segments(*lengths), term, backend="rows")
+        return packed_attention(Inputs(*of[:3], segments(*lengths), term), "rows")
 
     with torch.autocast("cpu", torch.bfloat16):
         out = run(leaves)
@@ -292,7 +292,7 @@ def test_slices_keep_no_scores() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        packed_attention(*leaves, segments(length), backend="rows")
+        packed_attention(Inputs(*leaves, segments(length)), "rows")
     assert kept <= 3 * length * HEADS * DIM
 
 
@@ -308,7 +308,7 @@ def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
     bucket = segments(*lengths)
     buckets = tuple(Bucket(b.rows.cuda(), b.valid if b.valid is None else b.valid.cuda()) for b in bucket.buckets)
     bucket = bucket._replace(offsets=bucket.offsets.cuda(), place_R=bucket.place_R.cuda(), buckets=buckets)
-    out = packed_attention(q, k, v, bucket, *on_gpu, backend=backend)
+    out = packed_attention(Inputs(q, k, v, bucket, *on_gpu), backend)
     out.float().square().sum().backward()
     plain = [t.detach().float().cpu().requires_grad_() for t in (q, k, v)]
     expected = plain_attention(*plain, lengths, bias, padding)
@@ -325,7 +325,7 @@ def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:
 def test_backends_that_cannot_run_say_why(backend: str, message: str) -> None:
     q, k, v = (t.requires_grad_() for t in qkv(4))
     with pytest.raises(ValueError, match=message):
-        packed_attention(q, k, v, segments(4), backend=backend)
+        packed_attention(Inputs(q, k, v, segments(4)), backend)
 
 
 def test_slices_are_for_cpus() -> None:
@@ -333,28 +333,28 @@ def test_slices_are_for_cpus() -> None:
     with pytest.raises(
         ValueError, match="'rows' cannot run: it loops over segments on the host, and the tensors are on meta"
     ):
-        packed_attention(q, k, v, segments(4), backend="rows")
+        packed_attention(Inputs(q, k, v, segments(4)), "rows")
 
 
 def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     (bias, padding), (q, k, v) = terms(6, (6,)), qkv(6)
-    assert attention._suitable(q, k, v, segments(6), bias, None) == "mask"
-    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
-    assert attention._suitable(q.clone().requires_grad_(), k, v, segments(6), bias, None) == "sdpa"
+    assert choose(Inputs(q, k, v, segments(6), bias)) == "mask"
+    assert choose(Inputs(q, k, v, segments(6))) == "sdpa"
+    assert choose(Inputs(q.clone().requires_grad_(), k, v, segments(6), bias)) == "sdpa"
     trained = bias._replace(queries_RHK=bias.queries_RHK.clone().requires_grad_())
-    assert attention._suitable(q, k, v, segments(6), trained, None) == "sdpa"
-    monkeypatch.setattr(attention, "_LONG_SEGMENT", 1)
-    assert attention._suitable(q, k, v, segments(6), trained, None) == "rows"
+    assert choose(Inputs(q, k, v, segments(6), trained)) == "sdpa"
+    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 1)
+    assert choose(Inputs(q, k, v, segments(6), trained)) == "rows"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "rows"
+    assert choose(Inputs(q.bfloat16(), k, v, segments(6))) == "rows"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert attention._suitable(q.bfloat16(), k, v, segments(6), None, None) == "sdpa"
-    assert attention._suitable(q, k, v, segments(6), None, None) == "rows"
-    assert attention._suitable(q, k, v, segments(6), bias, padding) == "mask"
-    monkeypatch.setattr(attention, "_LONG_SEGMENT", 4)
-    assert attention._suitable(q, k, v, segments(5, 1), None, None) == "mask"  # one long one, but short by the mean
+    assert choose(Inputs(q.bfloat16(), k, v, segments(6))) == "sdpa"
+    assert choose(Inputs(q, k, v, segments(6))) == "rows"
+    assert choose(Inputs(q, k, v, segments(6), bias, padding)) == "mask"
+    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 4)
+    assert choose(Inputs(q, k, v, segments(5, 1))) == "mask"  # one long one, but short by the mean
     monkeypatch.setattr(torch.backends.mkldnn.__class__, "enabled", False)
-    assert attention._suitable(q, k, v, segments(6), None, None) == "sdpa"
+    assert choose(Inputs(q, k, v, segments(6))) == "sdpa"
 
 
 def test_inert_rows_do_not_make_windows_long() -> None:
@@ -362,4 +362,16 @@ def test_inert_rows_do_not_make_windows_long() -> None:
     fixed = build_fixed_layout(scale_map, 1, 1600, window_size=8)
     assert fixed.windows.longest == 1600
     q, k, v = (noise(1600, 1, 4, seed=seed) for seed in (1, 2, 3))
-    assert attention._suitable(q, k, v, fixed.windows, None, None) == "mask"
+    assert choose(Inputs(q, k, v, fixed.windows)) == "mask"
+
+
+def test_a_kernel_is_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is chosen in the order of the registry, if it suits and can run; by name only if it can run."""
+    inputs = Inputs(*qkv(3), segments(3))
+    ready = Kernel(lambda given: given.v + 1, lambda given: None, lambda given: True)
+    barred = ready._replace(obstacle=lambda given: "it is Sunday")
+    monkeypatch.setattr(attention, "KERNELS", {"barred": barred, "ready": ready, **KERNELS})
+    monkeypatch.setattr(attention, "BACKENDS", ("auto", *attention.KERNELS))
+    assert torch.equal(packed_attention(inputs), inputs.v + 1)
+    with pytest.raises(ValueError, match="'barred' cannot run: it is Sunday"):
+        packed_attention(inputs, "barred")

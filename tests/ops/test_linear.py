@@ -14,9 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import SiLU
 from torch.utils.flop_counter import FlopCounterMode
 
-from apt_dense.nn.layers import BlockOptions, Linear, make_mlp
+from apt_dense.nn.layers import Linear, make_mlp
 from apt_dense.ops import linear as onednn
 from apt_dense.ops.linear import linear, product, whole_rows
+from apt_dense.options import BlockOptions
 
 from support.references import noise
 

@@ -11,12 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_dense.patches.budget import (
-    check_token_budget,
-    fewest_tokens,
-    partition_by_budget,
-    tokens_per_image,
-)
+from apt_dense.patches.budget import fewest_tokens, partition_by_budget
+from apt_dense.patches.partition import Bounds
+from apt_dense.patches.selector import PatchSelector
 
 from support.references import is_partition, tokens_of, within_window
 
@@ -58,6 +55,15 @@ def greedy(scores: list[Tensor], image: int, grid: tuple[int, int], window_size:
     return cells
 
 
+def tokens_of_budget(
+    budget: float | int, grid: tuple[int, int], scales: int, window_size: int, drop_padding: bool
+) -> int:
+    options = {"window_size": max(window_size, 2**scales) if window_size else 0, "drop_padding": drop_padding}
+    selector = PatchSelector(thresholds=(1.0,) * scales, token_budget=budget, **options)
+    object.__setattr__(selector, "window_size", window_size)  # also windows that no patch of a scale fits
+    return selector.tokens_per_image(grid)
+
+
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.integers(1, 3),
@@ -69,9 +75,9 @@ def test_the_lowest_merges_are_made(
     grid: tuple[int, int], scales: int, window_size: int, share: float, rng: random.Random
 ) -> None:
     scores = random_scores(rng, 2, grid, scales)
-    tokens = tokens_per_image(share, grid, scales, window_size, drops_padding=False)
+    tokens = tokens_of_budget(share, grid, scales, window_size, False)
     region = torch.tensor([grid, grid]) * PATCH
-    scale_map = partition_by_budget(scores, (1.0,) * scales, region, grid, PATCH, window_size, tokens, False)
+    scale_map = partition_by_budget(scores, (1.0,) * scales, Bounds(region, grid, PATCH, window_size), tokens, False)
     assert is_partition(scale_map, scales + 1)
     for image in range(2):
         assert scale_map[image].tolist() == greedy(scores, image, grid, window_size, tokens)
@@ -97,9 +103,9 @@ def test_padding_is_dropped_and_not_counted(
 ) -> None:
     region = torch.tensor([[min(f, PATCH * n) for f, n in zip(filled, grid, strict=True)]])
     kept = math.prod(-(-n // PATCH) for n in region[0].tolist())
-    tokens = tokens_per_image(share, grid, 2, window_size, drops_padding=True)
+    tokens = tokens_of_budget(share, grid, 2, window_size, True)
     scores = random_scores(rng, 1, grid, 2)
-    scale_map = partition_by_budget(scores, (1.0, 1.0), region, grid, PATCH, window_size, tokens, True)
+    scale_map = partition_by_budget(scores, (1.0, 1.0), Bounds(region, grid, PATCH, window_size), tokens, True)
     found = tokens_of(scale_map)
     assert min(kept, tokens - 2) <= len(found) <= tokens
     assert (scale_map >= 0).sum() == kept and is_partition(scale_map, 3)
@@ -111,7 +117,7 @@ def test_patches_cross_the_edge_of_padding_only_where_they_must() -> None:
     region, scores = torch.tensor([[3 * PATCH, 8 * PATCH]]), [torch.full((1, 4, 4), 0.5)]
 
     def crossing(tokens: int) -> int:
-        scale_map = partition_by_budget(scores, (1.0,), region, (8, 8), PATCH, 0, tokens, False)
+        scale_map = partition_by_budget(scores, (1.0,), Bounds(region, (8, 8), PATCH, 0), tokens, False)
         return sum(token.y == 2 and token.scale == 1 for token in tokens_of(scale_map))
 
     assert crossing(64 - 3 * 12) == 0  # twelve blocks lie on one side
@@ -121,21 +127,21 @@ def test_patches_cross_the_edge_of_padding_only_where_they_must() -> None:
 def test_a_number_that_no_partition_has_is_refused() -> None:
     region, scores = torch.tensor([[5 * PATCH, 7 * PATCH]]), [torch.zeros(1, 4, 4)]
     with pytest.raises(ValueError, match="token budget of 16 tokens"):
-        partition_by_budget(scores, (1.0,), region, (8, 8), PATCH, 0, 16, True)
+        partition_by_budget(scores, (1.0,), Bounds(region, (8, 8), PATCH, 0), 16, True)
 
 
 def test_partly_filled_cells_merge_last() -> None:
     region, scores = torch.tensor([[4 * PATCH - 1, 2 * PATCH]]), [torch.tensor([[[0.9, 0.0], [0.0, 0.0]]])]
 
     def merged(tokens: int) -> list[int]:
-        return partition_by_budget(scores, (1.0,), region, (4, 4), PATCH, 0, tokens, True)[0, ::2, 0].tolist()
+        return partition_by_budget(scores, (1.0,), Bounds(region, (4, 4), PATCH, 0), tokens, True)[0, ::2, 0].tolist()
 
     assert (merged(8), merged(5), merged(2)) == ([0, 0], [1, 0], [1, 1])
 
 
 def test_scores_that_are_no_number_count_as_detailed() -> None:
     scores = [torch.tensor([[[torch.nan, 1.0], [2.0, torch.nan]]])]
-    scale_map = partition_by_budget(scores, (1.0,), torch.tensor([[16, 16]]), (4, 4), PATCH, 0, 10, False)
+    scale_map = partition_by_budget(scores, (1.0,), Bounds(torch.tensor([[16, 16]]), (4, 4), PATCH, 0), 10, False)
     assert scale_map[0, ::2, ::2].tolist() == [[0, 1], [1, 0]]
 
 
@@ -143,7 +149,7 @@ def test_equal_scores_merge_quarters_first() -> None:
     scores = [torch.zeros(1, 4, 4), torch.zeros(1, 2, 2)]
     region = torch.tensor([[8, 8]]) * PATCH
     for tokens in range(4, 65, 3):
-        scale_map = partition_by_budget(scores, (5.0, 3.0), region, (8, 8), PATCH, 0, tokens, False)
+        scale_map = partition_by_budget(scores, (5.0, 3.0), Bounds(region, (8, 8), PATCH, 0), tokens, False)
         assert is_partition(scale_map, 3) and len(tokens_of(scale_map)) == tokens
 
 
@@ -152,16 +158,16 @@ def test_thresholds_are_the_units_of_scores() -> None:
     by_threshold = [torch.tensor([[[4.0, 4.0], [4.0, 4.0]]]), torch.tensor([[[2.0]]])]
     assert scores[0].shape == (1, 1, 2)
     region = torch.tensor([[4, 4]]) * PATCH
-    half = partition_by_budget(by_threshold, (4.0, 1.0), region, (4, 4), PATCH, 0, 4, False)
+    half = partition_by_budget(by_threshold, (4.0, 1.0), Bounds(region, (4, 4), PATCH, 0), 4, False)
     assert (half == 1).all()  # the large patch scores 2 units, its quarters 1
 
 
 def test_infinite_thresholds_and_scores_keep_their_place() -> None:
     scores = [torch.tensor([[[9.0, 1.0], [math.inf, 2.0]]])]
     region = torch.tensor([[4, 4]]) * PATCH
-    scale_map = partition_by_budget(scores, (1.0,), region, (4, 4), PATCH, 0, 7, False)
+    scale_map = partition_by_budget(scores, (1.0,), Bounds(region, (4, 4), PATCH, 0), 7, False)
     assert scale_map[0, ::2, ::2].tolist() == [[1, 1], [0, 1]]
-    assert (partition_by_budget(scores, (math.inf,), region, (4, 4), PATCH, 0, 4, False) == 1).all()
+    assert (partition_by_budget(scores, (math.inf,), Bounds(region, (4, 4), PATCH, 0), 4, False) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -173,30 +179,4 @@ def test_infinite_thresholds_and_scores_keep_their_place() -> None:
     ],
 )  # fmt: skip
 def test_tokens_per_image(budget: float | int, grid: tuple[int, int], drops_padding: bool, expected: int) -> None:
-    assert tokens_per_image(budget, grid, 1, 0, drops_padding) == expected
-
-
-@pytest.mark.parametrize(
-    "budget, thresholds, error, message",
-    [
-        ("0.5", (1.0,), TypeError, "must be a fraction"),
-        (True, (1.0,), TypeError, "must be a fraction"),
-        (0.0, (1.0,), ValueError, r"fraction in \(0, 1\]"),
-        (1.5, (1.0,), ValueError, r"fraction in \(0, 1\]"),
-        (0, (1.0,), ValueError, "at least 1 token"),
-        (math.nan, (1.0,), ValueError, r"fraction in \(0, 1\]"),
-        (0.5, (), ValueError, "one positive threshold per scale"),
-        (0.5, (1.0, 0.0), ValueError, "one positive threshold per scale"),
-        (0.2, (1.0,), ValueError, "leave up to 16 tokens"),
-        (15, (1.0,), ValueError, "budget of at least 16"),
-    ],
-)
-def test_budgets_that_cannot_be_meant(
-    budget: object, thresholds: tuple[float, ...], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        check_token_budget(budget, thresholds, PATCH, (32, 32), 0)
-
-
-def test_no_budget_is_none() -> None:
-    assert check_token_budget(None, (), PATCH, (32, 32), 0) is None
+    assert tokens_of_budget(budget, grid, 1, 0, drops_padding) == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_dense.patches.partition import (
-    DROPPED,
-    check_thresholds,
-    drop_padding,
-    filled_region,
-    paint_blocks,
-    partition_by_thresholds,
-    uncut_blocks,
-)
+from apt_dense.patches.partition import DROPPED, Bounds, paint_blocks, partition_by_thresholds
+from apt_dense.patches.pixels import filled_region
 
 from support.references import is_partition, within_window
 
@@ -72,7 +64,7 @@ def test_each_cell_takes_the_largest_patch_allowed(
     scores = maps_of(grid, scales, [0.0, 1.0, 2.0, float("nan")], rng)
     thresholds = sorted(rng.choices([-1.0, 0.0, 1.0, 1.5, 3.0], k=scales), reverse=True)
     region = torch.tensor([[rng.randint(1, cells * PATCH) for cells in grid] for _ in range(2)])
-    scale_map = partition_by_thresholds(scores, thresholds, region, grid, PATCH, window_size)
+    scale_map = partition_by_thresholds(scores, thresholds, Bounds(region, grid, PATCH, window_size))
     assert scale_map.dtype == torch.int8 and scale_map.shape == (2, *grid)
     expected = [
         [
@@ -88,32 +80,34 @@ def test_each_cell_takes_the_largest_patch_allowed(
 def test_small_example() -> None:
     scores = [torch.tensor([[[1.0, 9.0], [1.0, 1.0]]]), torch.tensor([[[5.0]]])]
     region = torch.tensor([[16, 16]])
-    mixed = partition_by_thresholds(scores, (2.0, 2.0), region, (4, 4), PATCH)
+    mixed = partition_by_thresholds(scores, (2.0, 2.0), Bounds(region, (4, 4), PATCH))
     assert mixed.tolist() == [[[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]]
-    whole = partition_by_thresholds(scores, (2.0, 6.0), region, (4, 4), PATCH)
+    whole = partition_by_thresholds(scores, (2.0, 6.0), Bounds(region, (4, 4), PATCH))
     assert (whole == 2).all()
 
 
 def test_a_score_that_equals_the_threshold_is_not_flat() -> None:
     region = torch.tensor([[8, 8]])
-    assert (partition_by_thresholds([torch.tensor([[[3.0]]])], (3.0,), region, (2, 2), PATCH) == 0).all()
+    assert (partition_by_thresholds([torch.tensor([[[3.0]]])], (3.0,), Bounds(region, (2, 2), PATCH)) == 0).all()
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 8), (3, 1), (0, 4), (2, 0)])
 def test_grids_without_room_for_coarse_patches_stay_fine(grid: tuple[int, int]) -> None:
     scores = [torch.zeros(1, grid[0] >> s, grid[1] >> s) for s in (1, 2)]
     region = torch.tensor([[grid[0] * PATCH, grid[1] * PATCH]])
-    assert partition_by_thresholds(scores, (1.0, 1.0), region, grid, PATCH).tolist() == torch.zeros(1, *grid).tolist()
+    scale_map = partition_by_thresholds(scores, (1.0, 1.0), Bounds(region, grid, PATCH))
+    assert scale_map.tolist() == torch.zeros(1, *grid).tolist()
 
 
 def test_empty_batch() -> None:
     region = torch.zeros(0, 2, dtype=torch.long)
-    assert partition_by_thresholds([torch.zeros(0, 2, 2)], (1.0,), region, (4, 4), PATCH).shape == (0, 4, 4)
+    scale_map = partition_by_thresholds([torch.zeros(0, 2, 2)], (1.0,), Bounds(region, (4, 4), PATCH))
+    assert scale_map.shape == (0, 4, 4)
 
 
 def test_score_maps_and_thresholds_must_pair_up() -> None:
     with pytest.raises(ValueError, match="zip"):
-        partition_by_thresholds([torch.zeros(1, 2, 2)], (1.0, 1.0), torch.tensor([[16, 16]]), (4, 4), PATCH)
+        partition_by_thresholds([torch.zeros(1, 2, 2)], (1.0, 1.0), Bounds(torch.tensor([[16, 16]]), (4, 4), PATCH))
 
 
 @given(
@@ -124,7 +118,7 @@ def test_score_maps_and_thresholds_must_pair_up() -> None:
 )
 def test_uncut_blocks_cross_no_edge(grid: tuple[int, int], scale: int, window_size: int, rng: random.Random) -> None:
     region = torch.tensor([[rng.randint(0, cells * PATCH) for cells in grid] for _ in range(3)])
-    uncut = uncut_blocks(region, grid, scale, PATCH, window_size)
+    uncut = Bounds(region, grid, PATCH, window_size).uncut(scale)
     rows, columns = grid[0] >> scale, grid[1] >> scale
     assert uncut.shape == (3, rows, columns)
     for image in range(3):
@@ -169,9 +163,10 @@ def test_padding_takes_part_in_large_patches_but_not_across_its_edge() -> None:
     images = torch.zeros(1, 3, 16, 16)
     images[..., :, :6] = 1.0  # ends inside the second column of cells
     scores = [torch.zeros(1, 2, 2), torch.zeros(1, 1, 1)]
-    scale_map = partition_by_thresholds(scores, (1.0, 1.0), filled_region(images), (4, 4), PATCH)
+    bounds = Bounds(filled_region(images), (4, 4), PATCH)
+    scale_map = partition_by_thresholds(scores, (1.0, 1.0), bounds)
     assert scale_map[0].tolist() == [[0, 0, 1, 1]] * 4
-    assert drop_padding(scale_map, filled_region(images), PATCH)[0].tolist() == [[0, 0, -1, -1]] * 4
+    assert bounds.drop_padding(scale_map)[0].tolist() == [[0, 0, -1, -1]] * 4
 
 
 @given(
@@ -184,47 +179,10 @@ def test_dropping_keeps_exactly_the_cells_with_a_filled_pixel(
 ) -> None:
     region = torch.tensor([[rng.randint(1, cells * PATCH) for cells in grid] for _ in range(2)])
     scores = maps_of(grid, scales, [0.0, 2.0], rng)
-    whole = partition_by_thresholds(scores, [1.0] * scales, region, grid, PATCH)
-    kept = drop_padding(whole, region, PATCH)
+    bounds = Bounds(region, grid, PATCH)
+    whole = partition_by_thresholds(scores, [1.0] * scales, bounds)
+    kept = bounds.drop_padding(whole)
     for (image, y, x), scale in np.ndenumerate(kept.numpy()):
         filled = y * PATCH < region[image, 0] and x * PATCH < region[image, 1]
         assert scale == (whole[image, y, x] if filled else DROPPED)
     assert kept.dtype == torch.int8 and is_partition(kept, scales + 1)
-
-
-# ---- thresholds
-
-
-@pytest.mark.parametrize(
-    "thresholds",
-    [(), [], (5.5,), [5.5, 4], (4.0, 4.0), (np.float32(5.5), np.int64(4)), (Fraction(1, 2),), (math.inf, -math.inf)],
-)
-def test_sequences_of_numbers_become_floats(thresholds: list) -> None:
-    checked = check_thresholds(thresholds, 16, (512, 512))
-    assert checked == tuple(thresholds) and all(type(value) is float for value in checked)
-
-
-@pytest.mark.parametrize("thresholds", [5.5, 3, "5.5", b"5", None, {5.5, 4.0}, {5.5: 1}, torch.tensor([5.5])])
-def test_thresholds_that_are_no_sequence_are_refused(thresholds: object) -> None:
-    with pytest.raises(TypeError, match=r"must be a sequence.*\(5\.5, 4\.0\)"):
-        check_thresholds(thresholds, 16, (512, 512))
-
-
-@pytest.mark.parametrize("bad", [True, "4", None, float("nan"), 1j, [4.0]])
-def test_thresholds_that_are_no_numbers_are_named(bad: object) -> None:
-    with pytest.raises(TypeError, match="is not a number") as error:
-        check_thresholds((5.5, bad), 16, (512, 512))
-    assert repr(bad) in str(error.value)
-
-
-def test_thresholds_that_rise_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(4\.0, 5\.5\) rise"):
-        check_thresholds((4.0, 5.5), 16, (512, 512))
-
-
-def test_as_many_thresholds_as_the_image_has_room_for() -> None:
-    assert len(check_thresholds((3.0, 2.0), 16, (64, 64))) == 2
-    with pytest.raises(ValueError, match="at most 2 thresholds"):
-        check_thresholds((3.0, 2.0, 1.0), 16, (64, 100))
-    with pytest.raises(ValueError, match="at most 0 thresholds"):
-        check_thresholds((3.0,), 16, (8, 8))

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_dense.layout.packed import TokenLayout, build_layout
-from apt_dense.nn.rotary import Rotary
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.layout.packed import build_layout
+from apt_dense.layout.tokens import TokenLayout
+from apt_dense.options import Rotary
+from apt_dense.options import PixelFormat
 
 HALF = PixelFormat((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
@@ -38,7 +39,7 @@ class Token(NamedTuple):
 
 def normalise(pixels: Tensor, pixel_format: PixelFormat = PixelFormat()) -> Tensor:
     """RGB grey levels (B, 3, H, W) in [0, 255] -> what a host with that format hands to the backbone."""
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in pixel_format[:2])
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (pixel_format.mean, pixel_format.std))
     ordered = pixels if pixel_format.channel_order == "RGB" else pixels.flip(1)
     return (ordered.float() - mean) / std
 

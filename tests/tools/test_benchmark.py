@@ -22,10 +22,11 @@ import benchmark_kernels
 
 from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.positions import relative_bias_of_queries
+from apt_dense.nn.relative import relative_bias_of_queries
 from apt_dense.ops import sliced
 from apt_dense.ops.attention import packed_attention
 from apt_dense.ops.bias import RelativeBias
+from apt_dense.ops.kernel import Inputs
 
 from benchmarks import detectors, segmentors
 from benchmarks.backbones import backbone_candidates
@@ -76,7 +77,7 @@ def test_fused_attention_is_counted_with_its_backward() -> None:
 def test_slices_of_attention_are_counted_as_fused_attention_is() -> None:
     q = torch.randn(1024, 3, 8, requires_grad=True)  # a number of rows that is not filled up
     segments = build_layout(torch.zeros(1, 1, 1024), 1).images
-    run = partial(packed_attention, q, q, q, segments, backend="rows")
+    run = partial(packed_attention, Inputs(q, q, q, segments), "rows")
     assert gflops_of(lambda: run()) * 1e9 == pytest.approx(2 * 2 * 3 * 1024**2 * 8)
     assert gflops_of(lambda: run().sum().backward()) * 1e9 == pytest.approx(7 * 2 * 3 * 1024**2 * 8)
 
@@ -92,7 +93,7 @@ def test_attention_backends_have_about_the_same_flops(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sliced, "whole_rows", lambda count: count)  # without filling up
 
     def count(backend: str) -> float:
-        return gflops_of(lambda: packed_attention(q, k, v, layout.images, bias, backend=backend))
+        return gflops_of(lambda: packed_attention(Inputs(q, k, v, layout.images, bias), backend))
 
     rows, mask, sdpa = (count(backend) for backend in ("rows", "mask", "sdpa"))
     assert rows * 1e9 == pytest.approx(sum(2 * 2 * n**2 * 512 for n in layout.images.offsets.diff().tolist()), rel=0.03)

@@ -127,7 +127,8 @@ def naive_position(positions: Tensor, grid: tuple[int, int], token: Token) -> Te
 def naive_rows(theirs: nn.Module, ours: APTViT, image: Tensor, tokens: list[Token]) -> Tensor:
     """The rows (1, R, C) that enter timm's blocks, token by token."""
     layout = build_layout(ours.partition(image), 3)
-    patches = replace(layout, num_prefix=0, source_R=torch.cat(layout.by_scale).argsort())
+    numbers = torch.cat([candidates.numbers for candidates in layout.candidates])
+    patches = replace(layout, num_prefix=0, source_R=numbers.argsort())
     rows = list(embed_patches(image, patches, ours.patch_embed, ours.coarse_embed, None))
     prefix = [token[0] for token in (theirs.cls_token, theirs.reg_token) if token is not None]
     prefix = list(torch.cat(prefix)) if prefix else []

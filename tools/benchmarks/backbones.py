@@ -64,7 +64,7 @@ def _our_backbone(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, 
     else:  # without ``blocks``: compiled code does not stop between them
         compiled = torch.compile(model, fullgraph=model.token_budget is not None)
         variant = feature_variant(model, compiled, case, is_compiled=True)
-    return variant._replace(tokens=choose_patches(model, case.images).tokens_kept)
+    return variant._replace(tokens=choose_patches(model.patches, case.images).tokens_kept)
 
 
 def _timm_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
@@ -132,7 +132,7 @@ def _our_pyramid(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, A
     model = _build_pyramid(case, choice)
     load_weights(model, state)
     variant = feature_variant(model, lambda images: list(model(images).values()), case)
-    return variant._replace(tokens=choose_patches(model.net, case.images).tokens_kept)
+    return variant._replace(tokens=choose_patches(model.net.patches, case.images).tokens_kept)
 
 
 def _detectron2_pyramid(case: Case, state: Mapping[str, Tensor]) -> Variant:

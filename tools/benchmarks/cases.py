@@ -128,5 +128,5 @@ def task_variant(
 ) -> Variant:  # fmt: skip
     """Build a variant of a detector or segmentor; ``net`` is its backbone if that is ours."""
     model.to(case.images.device).train(case.training)
-    tokens = 1.0 if net is None else choose_patches(net, case.images).tokens_kept
+    tokens = 1.0 if net is None else choose_patches(net.patches, case.images).tokens_kept
     return Variant(model, infer, lambda: sum(losses().values()), tokens)

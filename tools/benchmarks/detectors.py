@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.options import PixelFormat
+from apt_dense.patches.pixels import denormalise
 
 from benchmarks.cases import (
     AS_DETECTRON2,
@@ -35,8 +36,7 @@ FAVOUR = 3.0
 
 def _pixels(images: Tensor) -> Tensor:
     """Denormalise images to RGB grey levels 0-255."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in PixelFormat()[:2])
-    return (images * std + mean).round().clamp(0, 255)
+    return denormalise(images, PixelFormat()).round().clamp(0, 255)
 
 
 def _boxes_and_masks(size: int, device: torch.device) -> tuple[Tensor, Tensor]:

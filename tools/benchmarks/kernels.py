@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.layout.packed import Cells, Segments, build_layout
+from apt_dense.layout.packed import build_layout
+from apt_dense.layout.tokens import Cells, Segments
 from apt_dense.ops.attention import BACKENDS, packed_attention
 from apt_dense.ops.bias import RelativeBias
+from apt_dense.ops.kernel import Inputs
 from apt_dense.ops.linear import linear
 
 from benchmarks.meters import seconds_of
@@ -50,7 +52,7 @@ def attention_variants(options: argparse.Namespace, trains: bool, biased: bool) 
 
 
 def _attend(qkv: Sequence[Tensor], segments: Segments, bias: RelativeBias | None, backend: str) -> Tensor:
-    return packed_attention(*qkv, segments, bias, backend=backend)
+    return packed_attention(Inputs(*qkv, segments, bias), backend)
 
 
 def _one_image(rows: int, side: int, device: torch.device) -> tuple[Segments, Cells]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 
 from demo.stages import Record, Stage, run_stage
 from shared.pictures import Colour, describe_tokens, draw_patches, side_by_side, stack, text_bar, write_png

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from apt_dense.hosts.mmseg.run import load_config
-from apt_dense.layout.packed import count_tokens
+from apt_dense.patches.partition import count_tokens
 from apt_dense.weights.files import read_checkpoint
 
 from demo.stages import Record, Stage, run_stage

@@ -14,7 +14,7 @@ from timm.models import vision_transformer_sam
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.patches.scores import PixelFormat
+from apt_dense.options import PixelFormat
 from apt_dense.weights.convert import from_apt
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone, unwrap

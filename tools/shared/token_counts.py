@@ -1,11 +1,11 @@
-"""The patches a backbone chooses, and the share of tokens they leave."""
+"""The patches of images, and the share of tokens they leave."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-from apt_dense import APTViT
-from apt_dense.layout.packed import count_tokens
+from apt_dense import PatchSelector
+from apt_dense.patches.partition import count_tokens
 
 
 class Patches(NamedTuple):
@@ -30,9 +30,9 @@ class Patches(NamedTuple):
         return self.per_scale.sum().item() / self.cells
 
 
-def choose_patches(backbone: APTViT, images: Tensor) -> Patches:
-    """Partition normalised images (B, 3, H, W) as the backbone does."""
-    return count_patches(backbone.partition(images), len(backbone.thresholds) + 1)
+def choose_patches(selector: PatchSelector, images: Tensor) -> Patches:
+    """Cut normalised images (B, 3, H, W) into patches; the selector of an ``APTViT`` is its ``patches``."""
+    return count_patches(selector.scale_map(images), selector.num_scales)
 
 
 def count_patches(scale_map: Tensor, num_scales: int) -> Patches:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.detectron2.checkpoints import errors_of
-from apt_dense.layout.packed import TokenLayout
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.nn.feature_pyramid import late_scatter, runs_as_written
 from apt_dense.weights.load import LoadReport
@@ -133,11 +133,9 @@ class APTViT(vit.APTViT, Backbone):
         # Alone (no prefix), load_state_dict's own strict decides; DetectionCheckpointer's is always False.
         return errors_of(report, prefix) if prefix and self.strict_loading else ()
 
-    def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
-        layout = super().layout(images, scale_map)
-        if self.training and has_event_storage() and not layout.is_fixed:
-            get_event_storage().put_scalar("tokens_kept", len(layout.image_N) / scale_map.numel())
-        return layout
+    def _log_tokens_kept(self, share: float) -> None:
+        if self.training and has_event_storage():
+            get_event_storage().put_scalar("tokens_kept", share)
 
 
 def _norm_arguments(norm_layer: Callable[[int], nn.Module] | str) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.mmseg.checkpoints import read_run
-from apt_dense.layout.packed import TokenLayout
-from apt_dense.nn.layers import usual_activation
+from apt_dense.options import usual_activation
 from apt_dense.weights.load import load_backbone, unwrap
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
@@ -114,12 +113,9 @@ class APTViT(vit.APTViT, BaseModule):
             if theirs != value:
                 raise ValueError(f"{address} has {name}={theirs}, this backbone {name}={value}")
 
-    def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
-        layout = super().layout(images, scale_map)
-        if self.training and not layout.is_fixed:
-            share = len(layout.image_N) / scale_map.numel()
+    def _log_tokens_kept(self, share: float) -> None:
+        if self.training:
             MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
-        return layout
 
     def train(self, mode: bool = True) -> "APTViT":
         super().train(mode)

@@ -1,0 +1,100 @@
+"""Multi-head self-attention on packed rows.
+
+Parameters are named as in timm's ``Attention`` and ``EvaAttention`` and in Detectron2's. Shape letters: R packed rows,
+H heads, D channels of a head, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from apt_dense.layout.tokens import TokenLayout
+from apt_dense.nn.layers import Linear, make_norm
+from apt_dense.nn.relative import bias_of_padding, relative_bias_of_queries
+from apt_dense.nn.rotary import RotaryTables
+from apt_dense.ops.attention import check_backend, packed_attention
+from apt_dense.ops.bias import PaddingKey, RelativeBias
+from apt_dense.ops.kernel import Inputs
+from apt_dense.ops.linear import fill_up, linear
+from apt_dense.options import BlockOptions
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside each image, or inside each window.
+
+    Args:
+        windowed: attend inside windows; the layout must have them.
+        rel_pos_size: rows and columns of cells that decomposed relative positions are trained for; None for none.
+    """
+
+    def __init__(
+        self, dim: int, options: BlockOptions, windowed: bool = False, rel_pos_size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        if dim % options.num_heads:
+            raise ValueError(f"embed_dim={dim} is not a multiple of num_heads={options.num_heads}")
+        self.num_heads, self.windowed = options.num_heads, windowed
+        self.backend = check_backend(options.attention_backend)
+        self.head_dim = head_dim = dim // options.num_heads
+        norm = make_norm(options)
+        self._add_projections(dim, options.qkv_fused, options.qkv_bias, options.k_bias)
+        self.q_norm = norm(head_dim) if options.qk_norm else nn.Identity()
+        self.k_norm = norm(head_dim) if options.qk_norm else nn.Identity()
+        self.norm = norm(dim) if options.scale_attn_norm else nn.Identity()
+        self.proj = Linear(dim, dim, bias=options.proj_bias)
+        self.rel_pos_h = self.rel_pos_w = None
+        if rel_pos_size is not None:
+            self.rel_pos_h, self.rel_pos_w = (
+                nn.Parameter(torch.zeros(2 * size - 1, head_dim)) for size in rel_pos_size
+            )
+
+    def _add_projections(self, dim: int, fused: bool, qkv_bias: bool, k_bias: bool) -> None:
+        """``qkv``, with separate ``q_bias`` and ``v_bias`` where keys have none, or ``q_proj, k_proj, v_proj``."""
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
+        biases = fused and qkv_bias and not k_bias
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) if biases else None for _ in range(2))
+        if not fused:
+            self.q_proj = Linear(dim, dim, bias=qkv_bias)
+            self.k_proj = Linear(dim, dim, bias=qkv_bias and k_bias)
+            self.v_proj = Linear(dim, dim, bias=qkv_bias)
+
+    def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
+        """Rows (R, C) -> (R, C). Trailing padding rows are ignored."""
+        q, k, v = self._project(x)
+        attend = layout.outside_graphs(self._attend)
+        return self.proj(self.norm(attend(q, k, v, layout, rotary).flatten(1)))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
+        filled, (q, k, v) = len(q), (layout.real_rows(t) for t in (q, k, v))
+        segments = layout.windows if self.windowed else layout.images
+        bias = self._relative_bias(q, layout)
+        padding = self._padding_key(q, bias, layout)
+        if rotary is not None:
+            q, k = rotary.rotate(q, self.windowed), rotary.rotate(k, self.windowed)
+        return fill_up(packed_attention(Inputs(q, k, v, segments, bias, padding), self.backend), filled)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (R, C) -> queries, keys and values (R, H, D) before any rotation."""
+        if self.qkv is None:
+            rows = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        elif self.q_bias is None:
+            rows = self.qkv(x).chunk(3, dim=-1)
+        else:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            rows = linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        q, k, v = (row.unflatten(-1, (self.num_heads, -1)) for row in rows)
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
+
+    def _relative_bias(self, q: Tensor, layout: TokenLayout) -> RelativeBias | None:
+        if self.rel_pos_h is None:
+            return None
+        cells = layout.window_cells if self.windowed else layout.image_cells
+        queries = relative_bias_of_queries(q, self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype), cells, layout)
+        return RelativeBias(queries, cells)
+
+    def _padding_key(self, q: Tensor, bias: RelativeBias | None, layout: TokenLayout) -> PaddingKey | None:
+        """The key of a row of zeros, which Detectron2's padding of windows that are cut short amounts to."""
+        if not self.windowed or layout.window_cells.rows_N is None:
+            return None
+        logit = bias_of_padding(bias and bias.queries_RHK, layout.window_cells)
+        _, k, v = self._project(q.new_zeros(1, self.proj.in_features))
+        return PaddingKey(logit, k[0], v[0])

@@ -1,0 +1,141 @@
+"""The choice of patches in one object without weights: images -> scale maps."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apt_dense.checks import option, optional, pair, whole
+from apt_dense.options import PatchOptions
+from apt_dense.patches.budget import least_tokens, partition_by_budget, wanted_tokens
+from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
+from apt_dense.patches.pixels import are_finite, check_finite, check_images, filled_region, whole_patches
+from apt_dense.patches.scores import resolve_scorer, score_maps
+
+
+@dataclass(frozen=True)
+class PatchSelector(PatchOptions):
+    """Cuts images into patches, as the ``APTViT`` with these options does.
+
+        selector = PatchSelector(patch_size=16, thresholds=(5.5, 4.0))
+        scales = selector.scale_map(images)  # normalised (B, 3, H, W) -> (B, H / 16, W / 16)
+        counts = selector.count(images)      # (B, 3): patches of 16, 32 and 64 pixels
+
+    Args:
+        thresholds, token_budget, scorer, drop_padding, partial_patches, pixel_mean, pixel_std, channel_order: as for
+            :class:`apt_dense.options.PatchOptions`.
+        patch_size: pixels of the smallest patches.
+        window_size: cells of the attention windows, whose borders no patch crosses; 0 for none.
+        in_chans: image channels; with thresholds, 3.
+        img_size: pixels (H, W) that the model is made for, at which thresholds and budget are checked; None for none.
+
+    Raises:
+        ValueError, TypeError: for options out of range, naming option, value and remedy.
+    """
+
+    patch_size: int = option(16, whole(1))
+    window_size: int = option(0, whole(0))
+    in_chans: int = option(3, whole(1))
+    img_size: tuple[int, int] | None = option(None, optional(pair))
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        resolve_scorer(self.scorer)
+        if self.thresholds and self.in_chans != 3:
+            raise ValueError(
+                f"in_chans={self.in_chans} with thresholds={self.thresholds}: scores are made of RGB images only"
+            )
+        self._check_scales()
+        if self.img_size is not None and self.token_budget is not None:
+            self._check_budget()
+
+    def _check_scales(self) -> None:
+        scales, coarsest = len(self.thresholds), self.patch_size * 2 ** len(self.thresholds)
+        if scales and self.img_size is not None and coarsest > max(self.img_size):
+            raise ValueError(
+                f"thresholds={self.thresholds!r}: the patch of scale {scales} is {coarsest} pixels wide, more than "
+                f"img_size={self.img_size}; give at most {_doublings(max(self.img_size) / self.patch_size)} thresholds"
+            )
+        if scales and self.window_size and 2**scales > self.window_size:
+            raise ValueError(
+                f"thresholds={self.thresholds!r}: the patch of scale {scales} covers {2**scales} cells, more than "
+                f"window_size={self.window_size}; give at most {_doublings(self.window_size)} thresholds"
+            )
+
+    def _check_budget(self) -> None:
+        grid = tuple(-(-size // self.patch_size) for size in self.img_size)
+        least = self._least_tokens(grid)
+        if wanted_tokens(self.token_budget, grid) < least:
+            raise ValueError(
+                f"token_budget={self.token_budget!r} cannot be held: {grid[0]} x {grid[1]} patches leave up to {least} "
+                f"tokens when all are merged; give more thresholds (larger patches) or a budget of at least {least}"
+            )
+
+    @torch.no_grad()
+    def scale_map(self, images: Tensor) -> Tensor:
+        """The scale of the patch that covers each cell: (B, H / p, W / p) int8, -1 where padding is dropped.
+
+        Sizes are rounded up (``partial_patches="pad"``) or down ("crop"). Draw it (``apt_dense.draw_patches``) to see
+        what the model sees.
+
+        Args:
+            images: (B, in_chans, H, W) normalised floating point.
+
+        Raises:
+            ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels.
+            TypeError: for images that are not floating point.
+        """
+        images = self.whole_patches(images)
+        check_finite(are_finite(images).tolist())
+        return self.partition(images)
+
+    def count(self, images: Tensor) -> Tensor:
+        """Patches of each scale (B, number of scales) int64 that images are cut into. See :meth:`scale_map`."""
+        return count_tokens(self.scale_map(images), self.num_scales)
+
+    def tokens_kept(self, images: Tensor) -> Tensor:
+        """Tokens of each image as a share (B,) of the base grid's cells. See :meth:`scale_map`."""
+        scale_map = self.scale_map(images)
+        return count_tokens(scale_map, self.num_scales).sum(1) / scale_map[0].numel()
+
+    def whole_patches(self, images: Tensor) -> Tensor:
+        """Checked images, padded or cropped to whole patches."""
+        return whole_patches(check_images(images, self.in_chans), self.patch_size, self.partial_patches)
+
+    @torch.no_grad()
+    def partition(self, images: Tensor) -> Tensor:
+        """:meth:`scale_map` of images that consist of whole patches and are known to be finite."""
+        batch, _, height, width = images.shape
+        grid = height // self.patch_size, width // self.patch_size
+        if not self.thresholds and not self.drop_padding:
+            return torch.zeros(batch, *grid, dtype=torch.int8, device=images.device)
+        bounds = Bounds(filled_region(images), grid, self.patch_size, self.window_size)
+        scores = self.scores(images)
+        if self.token_budget is not None:
+            tokens = self.tokens_per_image(grid)
+            return partition_by_budget(scores, self.thresholds, bounds, tokens, self.drop_padding)
+        scale_map = partition_by_thresholds(scores, self.thresholds, bounds)
+        return bounds.drop_padding(scale_map) if self.drop_padding else scale_map
+
+    def scores(self, images: Tensor) -> tuple[Tensor, ...]:
+        """One score map (B, H // size, W // size) per threshold, size = patch_size * 2**scale, of normalised images."""
+        scales = range(1, self.num_scales)
+        return score_maps(images, self.patch_size, scales, resolve_scorer(self.scorer), self.pixel_format)
+
+    def tokens_per_image(self, grid: tuple[int, int]) -> int:
+        """Tokens that the budget gives each image of a grid: at least as many as any image can be cut into.
+
+        Where no padding is dropped, a number that merges reach exactly: every image fills all of its tokens.
+        """
+        total = grid[0] * grid[1]
+        tokens = max(min(wanted_tokens(self.token_budget, grid), total), self._least_tokens(grid))
+        return tokens if self.drop_padding else total - 3 * -((tokens - total) // 3)
+
+    def _least_tokens(self, grid: tuple[int, int]) -> int:
+        return least_tokens(tuple(grid), len(self.thresholds), self.window_size, self.drop_padding)
+
+
+def _doublings(factor: float) -> int:
+    """How often 1 can be doubled without exceeding the factor; 0 for factors below 1."""
+    return max(0, int(math.log2(factor)))
