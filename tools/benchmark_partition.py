@@ -17,7 +17,6 @@ from apt_dense import PatchSelector
 
 from benchmarks.partition import (
     THRESHOLDS,
-    build,
     choose_and_lay_out,
     forward,
     in_fresh_process,
