@@ -21,13 +21,13 @@ from apt_dense.weights.load import load_backbone, unwrap
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
 Outputs = Callable[[Tensor], dict[str, Tensor]]
-#: What adapts, reads or trains, and leaves the values of a uniform model as they are.
+#: Options that adapt, read or train, and leave the values of a uniform model as they are.
 _NEUTRAL = {
     "type", "_target_", "thresholds", "token_budget", "scorer", "drop_padding", "pixel_mean", "pixel_std",
     "channel_order", "pretrained", "init_cfg", "with_cp", "frozen_stages", "norm_eval", "drop_path_rate",
     "checkpoint_blocks", "attention_backend", "strict_loading",
 }  # fmt: skip
-#: Of random vectors, by pattern of their names; 0 for biases.
+#: Means of random vectors by pattern of their names; 0 for biases.
 _CENTRES = {r"norm.*weight$": 1.0, r"gamma(_[12])?$": 0.3}
 #: Arguments of MMSeg's VisionTransformer by ours.
 _MMSEG_ARGUMENTS = {
@@ -37,12 +37,8 @@ _MMSEG_ARGUMENTS = {
 }  # fmt: skip
 
 
-class IdentityError(Exception):
-    """What the user can put right; the message is one line."""
-
-
 class Weights(NamedTuple):
-    """Where both models of a pair get theirs from: a file, timm, or a seed."""
+    """Where both models of a pair take their weights from: a file, timm, or a seed."""
 
     checkpoint: Path | None = None
     pretrained: bool = False
@@ -50,6 +46,8 @@ class Weights(NamedTuple):
 
 
 class Pair(NamedTuple):
+    """Two models with the same weights, and the images that they take."""
+
     title: str
     ours: Outputs
     original: Outputs
@@ -58,7 +56,7 @@ class Pair(NamedTuple):
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Random values for every parameter, biases and norms too, that keep activations near unit scale."""
+    """Draw every parameter at random, biases and norms too, so that activations stay near unit scale."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -75,7 +73,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def timm_pair(name: str, weights: Weights, img_size: tuple[int, int] | None) -> Pair:
-    """One of timm's models by name; every block is compared, the last one after the final norm.
+    """Pair one of timm's models with ours; every block is compared, the last one after the final norm.
 
     Raises:
         ValueError: for an unknown name, a model that is not supported, or a file that does not fit.
@@ -94,12 +92,12 @@ def timm_pair(name: str, weights: Weights, img_size: tuple[int, int] | None) -> 
 
 
 def _load_as_timm_does(model: nn.Module, content: Mapping) -> None:
-    """Through timm's own conversion, so that ours is checked as well."""
+    """Load a checkpoint through timm's own conversion, so that ours is checked as well."""
     convert = sys.modules[type(model).__module__].checkpoint_filter_fn
     state = convert(dict(unwrap(content)), model)
     report = model.load_state_dict(state, strict=False)
     if report.missing_keys:
-        raise IdentityError(f"the checkpoint lacks {len(report.missing_keys)} weights: {report.missing_keys[:4]}")
+        raise ValueError(f"the checkpoint lacks {len(report.missing_keys)} weights: {report.missing_keys[:4]}")
 
 
 def _timm_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -119,7 +117,7 @@ def _maps_of(model: APTViT) -> Outputs:
 
 def _fill(ours: nn.Module, weights: Weights) -> None:
     if weights.pretrained:
-        raise IdentityError("--pretrained goes with timm's models; give --checkpoint FILE for a config")
+        raise ValueError("--pretrained goes with timm's models; give --checkpoint FILE for a config")
     if weights.checkpoint is None:
         randomise(ours, weights.seed)
     else:
@@ -127,18 +125,18 @@ def _fill(ours: nn.Module, weights: Weights) -> None:
 
 
 def _refuse(options: Mapping[str, Any], known: set[str], partial_patches: str, original: str, remark: str) -> None:
-    """Refuse options that make our backbone something that the original cannot be."""
+    """Raise ValueError for options that make our backbone something the original cannot be."""
     usual = {name: p.default for name, p in inspect.signature(APTViT).parameters.items()}
     usual |= {"partial_patches": partial_patches, "pos_antialias": False}
     strange = [name for name, value in options.items() if name not in known | _NEUTRAL and value != usual.get(name)]
     if strange:
-        raise IdentityError(f"{original} has no {', '.join(strange)}, so there is nothing to compare with{remark}")
+        raise ValueError(f"{original} has no {', '.join(strange)}, so there is nothing to compare with{remark}")
 
 
 def mmseg_pair(path: Path, weights: Weights) -> Pair:
-    """The backbone of an MMSegmentation config against MMSeg's VisionTransformer; each output is compared."""
+    """Pair the backbone of an MMSegmentation config with MMSeg's VisionTransformer; each output is compared."""
     if importlib.util.find_spec("mmseg") is None:
-        raise IdentityError('MMSegmentation is not installed; pip install -e ".[mmseg]"')
+        raise ValueError('MMSegmentation is not installed; pip install -e ".[mmseg]"')
     from mmengine.config import Config
     from mmseg.models.backbones import VisionTransformer
 
@@ -146,7 +144,7 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
 
     options = Config.fromfile(path).get("model", {}).get("backbone", {}).to_dict()
     if options.get("type") != "APTViT":
-        raise IdentityError(f"the backbone of {path} is {options.get('type')!r}, not 'APTViT'")
+        raise ValueError(f"the backbone of {path} is {options.get('type')!r}, not 'APTViT'")
     remark = "; give the name of the timm model instead"
     known = {*_MMSEG_ARGUMENTS, "norm_eps", "out_indices"}
     _refuse(options, known, "pad", "MMSegmentation's VisionTransformer", remark)
@@ -157,7 +155,7 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
         out_indices=ours.out_indices,
         norm_cfg={"type": "LN", "eps": ours.block_options.norm_eps},
     )
-    theirs.eval()  # returns nothing
+    theirs.eval()  # a statement, since MMSeg's train() returns None
     theirs.load_state_dict(from_apt(ours.state_dict(), "mmseg", grid=ours.pos_grid).state, strict=True)
     return Pair(
         f"MMSegmentation's VisionTransformer, {path.name}", _maps_of(ours),
@@ -171,7 +169,7 @@ def _mmseg_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: options.get(mine, defaults[mine].default) for mine, name in _MMSEG_ARGUMENTS.items()}
     if arguments["mlp_ratio"] != int(arguments["mlp_ratio"]):
         ratio = arguments["mlp_ratio"]
-        raise IdentityError(f"MMSegmentation's VisionTransformer has no mlp_ratio={ratio}, only whole ones")
+        raise ValueError(f"MMSegmentation's VisionTransformer has no mlp_ratio={ratio}, only whole ones")
     return {**arguments, "mlp_ratio": int(arguments["mlp_ratio"])}
 
 
@@ -180,9 +178,9 @@ def _pixels(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def detectron2_pair(path: Path, weights: Weights) -> Pair:
-    """The backbone of a lazy config of Detectron2 against ``detectron2.modeling.ViT``."""
+    """Pair the backbone of a lazy config of Detectron2 with ``detectron2.modeling.ViT``."""
     if importlib.util.find_spec("detectron2") is None:
-        raise IdentityError("Detectron2 is not installed; its INSTALL page says how to build it from source")
+        raise ValueError("Detectron2 is not installed; its INSTALL page says how to build it from source")
     from detectron2.config import instantiate
     from detectron2.modeling import ViT
 
@@ -190,9 +188,11 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
 
     cfg = load_config(str(path))
     if "backbone" not in cfg.get("model", {}) or "net" not in cfg.model.backbone:
-        raise IdentityError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
+        raise ValueError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
     known = set(inspect.signature(ViT).parameters)
-    remark = ". EVA-02's detectors are in no package; tests/test_timm_families.py compares their blocks with timm's"
+    remark = (
+        ". EVA-02's detectors are in no package; tests/weights/test_timm_families.py compares blocks with timm's"
+    )
     _refuse(cfg.model.backbone.net, known, "crop", "Detectron2's ViT", remark)
     plain = copy.deepcopy(cfg)
     cfg.model.backbone.net.update(thresholds=(), drop_padding=False)

@@ -1,14 +1,9 @@
-"""Find, decode and normalise the user's photographs."""
+"""Find and decode the user's photographs."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
-
-from apt_dense.patches.scores import PixelFormat
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -45,15 +40,3 @@ def read_photo(path: Path) -> np.ndarray:
     if pixels is None:
         raise ValueError(f"{path} is not a readable photograph; remove it or save it again")
     return pixels
-
-
-def normalise(photo: np.ndarray, pixel_format: PixelFormat) -> Tensor:
-    """Normalise (H, W, 3) uint8 RGB to (1, 3, H, W) float32 as a model expects it."""
-    mean, std, order = pixel_format
-    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1).float()
-    pixels = pixels if order == "RGB" else pixels.flip(0)
-    return ((pixels - _column(mean)) / _column(std))[None]
-
-
-def _column(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)
