@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apt_dense.drawing import DROPPED_LIGHT, FINE_EDGE, TINT, draw_patches, scale_colour
+from apt_dense import draw_patches
+from apt_dense.drawing import DROPPED_LIGHT, FINE_EDGE, TINT, scale_colour
 
 
 def test_coarse_patches_are_tinted_and_fine_ones_are_not() -> None:

@@ -1,41 +1,30 @@
-"""The detection half of tools/quickstart.py: Mask R-CNN on torchvision, twins, COCO's numbers, what they find."""
+"""The detection half of the quickstart: train twins with torchvision, score them with COCO's numbers."""
 
 import contextlib
 import io
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apt_dense.patches.partition import count_tokens
-
+from demo import TWINS
+from demo.detection_sheet import draw_sheet
 from demo.stages import Record, Stage, run_stage
-from shared.pictures import Colour, describe_tokens, draw_patches, side_by_side, stack, text_bar, write_png
-from torchvision_detection.data import CocoSplit, load_split, read_image, read_objects
-from torchvision_detection.evaluation import TokenCounter, evaluate, predict
+from shared.pictures import write_png
+from torchvision_detection.data import CocoSplit, load_split
+from torchvision_detection.evaluation import TokenCounter, evaluate
 from torchvision_detection.model import Settings, build_model, load_weights
 from torchvision_detection.training import CHECKPOINT, LOG, Trainer, read_run, train
-
-TWINS = ("uniform", "adaptive")
-GAP = 8  # pixels between pictures of the sheet
-SURE = 0.15  # lowest score of a box that is drawn: models that saw so little are never sure
-PALETTE: tuple[Colour, ...] = (
-    (240, 150, 40), (190, 60, 50), (80, 170, 60), (130, 140, 160), (235, 230, 200), (150, 110, 200), (240, 210, 60),
-    (250, 120, 150),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DetectionPlan:
-    """How much of everything: training of each twin, test scenes scored, scenes shown."""
+    """Amounts of everything: training of each twin, test scenes scored, scenes shown."""
 
     settings: Settings
     scored: int = 24
@@ -54,12 +43,12 @@ SHORT = DetectionPlan(replace(PLAN.settings, iterations=8), scored=4, shown=(0,)
 
 
 def settings_of(twin: str, plan: DetectionPlan) -> Settings:
-    """The twins differ in the thresholds alone."""
+    """Return the settings of a twin; the thresholds are all that differs."""
     return plan.settings if twin == "adaptive" else replace(plan.settings, thresholds=())
 
 
 def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, force: bool = False) -> dict[str, Record]:
-    """Run the stages below ``root`` that are not finished there; the records of all, by name.
+    """Run the stages below ``root`` that are not finished there; return the records of all by name.
 
     Args:
         scenes: folder of the demo data.
@@ -73,7 +62,7 @@ def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, forc
         )
         done[twin] = run_stage(stage, root, force)
     uses = {twin: done[twin].made for twin in TWINS} | {"shown": plan.shown}
-    sheet = Stage("detection_sheet", uses, lambda folder: draw_sheet(folder, scenes, plan, done), ["detections.png"])
+    sheet = Stage("detection_sheet", uses, lambda folder: make_sheet(folder, scenes, plan, done), ["detections.png"])
     done["sheet"] = run_stage(sheet, root, force)
     return done
 
@@ -104,7 +93,7 @@ def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> di
 
 
 def _first(split: CocoSplit, count: int) -> CocoSplit:
-    """The split without the images after the first ``count``, so that COCOeval does not miss them."""
+    """Take the first ``count`` images out of a split, so that COCOeval does not miss the others."""
     ids = split.image_ids[:count]
     truth = split.coco
     truth.dataset["images"] = truth.loadImgs(ids)
@@ -114,67 +103,17 @@ def _first(split: CocoSplit, count: int) -> CocoSplit:
     return split._replace(image_ids=tuple(ids))
 
 
-# ---- picture --------------------------------------------------------------------------------------------------------
-
-
-def draw_sheet(folder: Path, scenes: Path, plan: DetectionPlan, done: Mapping[str, Record]) -> dict[str, Any]:
-    """detections.png: scene with its objects, patches, and what each twin finds."""
+def make_sheet(folder: Path, scenes: Path, plan: DetectionPlan, done: Mapping[str, Record]) -> dict[str, Any]:
+    """Draw detections.png: what each twin finds in some test scenes."""
     val = load_split(scenes, "val")
     models = {twin: load_twin(done[twin].folder / CHECKPOINT, val.num_classes) for twin in TWINS}
-    rows = [_row(val, val.image_ids[number], models) for number in plan.shown]
-    width = rows[0].shape[1]
-    legend = text_bar(width, [(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(val.names)])
-    title = "scene and its objects | patches | found by the uniform model | found by the adaptive model"
-    write_png(folder / "detections.png", stack([text_bar(width, [(title, None)]), *rows, legend], GAP))
+    write_png(folder / "detections.png", draw_sheet(val, [val.image_ids[number] for number in plan.shown], models))
     return {}
 
 
 def load_twin(path: Path, num_classes: int) -> torch.nn.Module:
+    """Load a trained twin, to be evaluated."""
     checkpoint = read_run(path)
     model = build_model(Settings(**checkpoint["settings"]), num_classes, pretrained=False)
     load_weights(model, checkpoint["model"], path)
     return model.eval()
-
-
-def _row(val: CocoSplit, image_id: int, models: Mapping[str, torch.nn.Module]) -> np.ndarray:
-    pixels = read_image(val, image_id)
-    masks, labels = read_objects(val, image_id)
-    truth = draw_objects(pixels, np.array(masks, bool), labels)
-    found = []
-    for model in models.values():
-        objects = predict(model, pixels, SURE)
-        found.append(draw_objects(pixels, objects["masks"].numpy(), objects["labels"].tolist()))
-    return side_by_side([truth, _patches(models["adaptive"], pixels), *found], GAP)
-
-
-def draw_objects(pixels: np.ndarray, masks: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Masks (n, H, W) bool of labels from 1, and their boxes, over pixels (H, W, 3) uint8."""
-    filled = [i for i, mask in enumerate(masks) if mask.any()]
-    if not filled:
-        return pixels
-    chosen = torch.from_numpy(np.ascontiguousarray(masks[filled]))
-    colours = [tuple(PALETTE[(labels[i] - 1) % len(PALETTE)]) for i in filled]
-    drawn = draw_segmentation_masks(
-        torch.from_numpy(pixels.copy()).permute(2, 0, 1), chosen, alpha=0.45, colors=colours
-    )
-    boxes = torch.tensor([_box(mask) for mask in masks[filled]], dtype=torch.float32)
-    return draw_bounding_boxes(drawn, boxes, colors=colours, width=2).permute(1, 2, 0).numpy()
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    y, x = np.nonzero(mask)
-    return x.min(), y.min(), x.max() + 1, y.max() + 1
-
-
-def _patches(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """The patches that the detector cuts the picture into, at the size that it resizes pictures to."""
-    images, _ = model.transform([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
-    scale_map = model.backbone.net.partition(images.tensors)
-    height, width = images.image_sizes[0]
-    shown = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), size=(height, width), mode="bilinear", antialias=True
-    )[0].permute(1, 2, 0).byte().numpy()  # fmt: skip
-    drawn = draw_patches(shown, scale_map[0].numpy(), model.backbone.net.patch_size)
-    kept = count_tokens(scale_map, len(model.backbone.net.thresholds) + 1).sum().item()
-    drawn = cv2.resize(drawn, pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return stack([drawn, text_bar(drawn.shape[1], [(describe_tokens([kept], scale_map.numel()), None)])])

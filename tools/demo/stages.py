@@ -1,17 +1,18 @@
 """Run a long job as stages whose results are kept, so that the next run of the same command continues.
 
-A stage owns a folder. It is finished when that folder holds ``results.json``, which is written last (beside, then
-renamed), was made with the same settings, and names files that still exist.
+A stage owns a folder. It is finished when that folder holds ``results.json``, which is written last, was made with the
+same settings, and names files that still exist.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from apt_dense.weights.files import write_text_whole
 
 RECORD = "results.json"
 
@@ -44,11 +45,11 @@ class Record:
 
 
 def run_stage(stage: Stage, root: Path, force: bool = False, say: Callable[[str], None] = print) -> Record:
-    """The stage's record: the one in its folder if that is finished, else (or with ``force``) a new one.
+    """Return the stage's record: the one in its folder if that is finished, else (or with ``force``) a new one.
 
     Raises:
         OSError: the folder cannot be written to.
-        RuntimeError: ``run`` left out one of the files it promised.
+        RuntimeError: ``run`` did not write one of the files it promised.
     """
     folder, settings = root / stage.name, json.loads(json.dumps(dict(stage.settings)))
     record, reason = _finished(stage, folder, settings)
@@ -69,12 +70,12 @@ def run_stage(stage: Stage, root: Path, force: bool = False, say: Callable[[str]
         "seconds": round(time.perf_counter() - start, 1),
         "results": results,
     }
-    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
+    write_text_whole(folder / RECORD, json.dumps(content, indent=2) + "\n")
     return Record(folder, results, content["made"], content["seconds"])
 
 
 def _finished(stage: Stage, folder: Path, settings: dict) -> tuple[Record | None, str]:
-    """The record in the folder, or None and why a new one is needed."""
+    """Return the record in the folder, or None and why a new one is needed."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         record = Record(folder, content["results"], content["made"], content["seconds"])
@@ -87,10 +88,3 @@ def _finished(stage: Stage, folder: Path, settings: dict) -> tuple[Record | None
         return None, "again, the earlier result was made with other settings or other data"
     absent = [name for name in stage.files if not (folder / name).exists()]
     return (None, f"again, {folder / absent[0]} is gone") if absent else (record, "")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside ``path``, then rename, so that no half-written file has its name."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
