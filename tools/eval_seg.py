@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Config:
-    """The final config, with the test data looked at before a model is built."""
+    """Make the final config, and check the test data before a model is built."""
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.load_from, cfg.resume = args.checkpoint, False
@@ -60,7 +60,7 @@ def prepare(args: argparse.Namespace) -> Config:
 
 
 def build(cfg: Config) -> Runner:
-    """A Runner whose model fits the checkpoint."""
+    """Build a Runner whose model fits the checkpoint. Raises ValueError."""
     checkpoint = read_run(cfg.load_from)
     runner = Runner.from_cfg(cfg)
     model = runner.model
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         runner = build(prepare(args))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"eval_seg: {error}")
     metrics = runner.test()
     if dist.is_initialized():

@@ -1,9 +1,8 @@
-"""tools/coco_data.py and coco_batches.py: layouts, bad annotations, targets, augmentation, order."""
+"""torchvision_detection's data and batches: pictures, objects, targets, augmentation, order."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.coco_folder import CATEGORIES, COLOURS, SIZE, rectangle, write_coco
+from support.coco_folder import COLOURS, SIZE, write_coco
 
 pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
 
@@ -37,107 +36,22 @@ def load(root: Path, change: Callable[[dict], None] | None = None, images: int =
     return load_split(write_coco(root, images, change, splits=("train",)), "train")
 
 
-# ---- layouts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("annotations", "images"),
-    [
-        (TRAIN_FILE, "train2017"),
-        ("annotations/instances_train.json", "train"),
-        ("coco/annotations/instances_train.json", "images/training"),
-    ],
-)
-def test_layouts(data: Path, tmp_path: Path, annotations: str, images: str) -> None:
-    for source, copy in ((data / TRAIN_FILE, tmp_path / annotations), (data / "train2017", tmp_path / images)):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
-    split = load_split(tmp_path, "train")
+def test_a_split_is_indexed(data: Path) -> None:
+    split = load_split(data, "train")
     assert split.image_ids == (10, 20, 30) and split.category_ids == (3, 90) and split.names == ("red", "green")
-    assert split.num_classes == 3
+    assert split.num_classes == 3 and split.categories == [(3, "red"), (90, "green")]
+    assert [len(split.coco.imgToAnns[image_id]) for image_id in split.image_ids] == [2, 2, 2]
     assert read_image(split, 20).shape == (*SIZE, 3)
 
 
-def test_a_folder_without_known_layout(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no known layout; for val expected annotations/instances_val2017"):
-        load_split(tmp_path, "val")
-    with pytest.raises(FileNotFoundError, match="none does not exist"):
-        load_split(tmp_path / "none", "train")
-
-
-def test_a_missing_image_folder(data: Path, tmp_path: Path) -> None:
-    shutil.copytree(data / "annotations", tmp_path / "annotations")
-    with pytest.raises(FileNotFoundError, match="train2017.json exists, but the folder of its images, .*train2017"):
-        load_split(tmp_path, "train")
-
-
-# ---- bad annotation files -------------------------------------------------------------------------------------------
-
-
-def test_images_without_a_file(tmp_path: Path) -> None:
-    gone = {"id": 7, "file_name": "gone.jpg", "height": 8, "width": 8}
-    with pytest.raises(FileNotFoundError, match="1 of the 3 images that .*json lists are not in .*such as gone.jpg"):
-        load(tmp_path, lambda content: content["images"].append(gone))
-
-
-@pytest.mark.parametrize("text", ['{"images": [', "", "[]", '{"images": []}'])
-def test_damaged_files(tmp_path: Path, text: str) -> None:
-    root = write_coco(tmp_path)
-    (root / TRAIN_FILE).write_text(text)
-    with pytest.raises(ValueError, match="instances_train2017.json (is no JSON file|lacks the lists)"):
-        load_split(root, "train")
-
-
-def _set(number: int, **fields: object) -> Callable[[dict], None]:
-    return lambda content: content["annotations"][number].update(fields)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_set(1, category_id=4), r"annotation 2 of image 10 has category 4; the categories are \[3, 90\]"),
-        (_set(0, segmentation=[]), "annotation 1 of image 10 has no segmentation, which Mask R-CNN"),
-        (_set(0, segmentation={"size": [5, 5], "counts": [25]}), r"a mask of size \[5, 5\], its image \[96, 128\]"),
-        (lambda content: content["images"].clear(), "lists 0 images"),
-        (lambda content: content["images"].append(content["images"][0]), "each id only once"),
-        (lambda content: content.update(categories=CATEGORIES * 2), r"category ids \[3, 90, 3, 90\]"),
-        (lambda content: content.update(categories=[]), "expected at least one"),
-    ],
-)
-def test_contradictions(tmp_path: Path, change: Callable, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path, change)
-
-
-def test_useless_annotations_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def change(content: dict) -> None:
-        bad = [rectangle(10, 3, box) for box in ((5, 5, 0, 9), (5, 5, 9, -2), (5, 5, 9, float("nan")))]
-        bad += [rectangle(999, 3, (5, 5, 9, 9)), rectangle(10, 3, (5, 5, 9, 9), segmentation=[[5, 5, 14, 14]])]
-        content["annotations"] = bad + content["annotations"]
-
-    with caplog.at_level(logging.WARNING):
-        split = load(tmp_path, change)
-    assert [len(split.coco.imgToAnns[i]) for i in split.image_ids] == [2, 2]
-    for text in ("3 annotations with an empty box", "1 annotations of images", "1 annotations with an outline"):
-        assert text in caplog.text
-
-
-def test_ids_and_missing_fields_are_completed(tmp_path: Path) -> None:
-    def change(content: dict) -> None:
-        for number, annotation in enumerate(content["annotations"]):
-            annotation["id"] = number
-            del annotation["iscrowd"], annotation["area"]
-
-    found = load(tmp_path, change).coco.dataset["annotations"]
-    assert [annotation["id"] for annotation in found] == [1, 2, 3, 4]
-    assert all(a["iscrowd"] == 0 and a["area"] == a["bbox"][2] * a["bbox"][3] for a in found)
+# ---- pictures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [b"", b"no image"])
 def test_an_unreadable_image(tmp_path: Path, data: bytes) -> None:
     split = load(tmp_path)
     (split.folder / "1.png").write_bytes(data)
-    with pytest.raises(ValueError, match="1.png is no readable image"):
+    with pytest.raises(ValueError, match="1.png is not a readable image"):
         read_image(split, 10)
 
 
@@ -170,6 +84,10 @@ def test_polygons_and_run_lengths_give_the_same_masks(tmp_path: Path) -> None:
         (masks, labels), (others, other_labels) = (read_objects(s, image_id) for s in (polygons, encoded))
         assert labels == other_labels == [1, 2]
         assert all(np.array_equal(a, b) for a, b in zip(masks, others, strict=True))
+
+
+def _set(number: int, **fields: object) -> Callable[[dict], None]:
+    return lambda content: content["annotations"][number].update(fields)
 
 
 def test_crowds_are_no_targets_but_stay_for_the_evaluation(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""tools/coco_evaluation.py: hand-made predictions with known scores, crowds, ids, pictures without objects."""
+"""torchvision_detection.evaluation: hand-made predictions with known scores, crowds, ids, pictures without objects."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from demo.stages import Record, Stage, run_stage
 from shared.pictures import write_png
 from torchvision_detection.data import CocoSplit, load_split
 from torchvision_detection.evaluation import TokenCounter, evaluate
-from torchvision_detection.model import Settings, build_model, load_weights
+from torchvision_detection.model import build_model, load_weights
+from torchvision_detection.settings import Settings
 from torchvision_detection.training import CHECKPOINT, LOG, Trainer, read_run, train
 
 

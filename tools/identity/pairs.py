@@ -190,9 +190,7 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     if "backbone" not in cfg.get("model", {}) or "net" not in cfg.model.backbone:
         raise ValueError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
     known = set(inspect.signature(ViT).parameters)
-    remark = (
-        ". EVA-02's detectors are in no package; tests/weights/test_timm_families.py compares blocks with timm's"
-    )
+    remark = ". EVA-02's detectors are in no package; tests/weights/test_timm_families.py compares blocks with timm's"
     _refuse(cfg.model.backbone.net, known, "crop", "Detectron2's ViT", remark)
     plain = copy.deepcopy(cfg)
     cfg.model.backbone.net.update(thresholds=(), drop_padding=False)

@@ -1,4 +1,4 @@
-"""Batches of a data set in COCO's layout for torchvision; their order and augmentation depend on the seed alone."""
+"""Batches of a data set in COCO's layout for torchvision. Order and augmentation depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchvision_detection.data import CocoSplit, read_image, read_objects
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    """Convert (H, W, 3) uint8 to (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 def make_target(masks: Sequence[np.ndarray], labels: Sequence[int], size: tuple[int, int]) -> dict[str, Tensor]:
-    """torchvision's target; objects of which no pixel is left are dropped, and an image without objects is fine."""
+    """Make torchvision's target. Objects of which no pixel is left are dropped; an image may have no objects."""
     pairs = [(mask, label) for mask, label in zip(masks, labels, strict=True) if mask.any()]
     stacked = np.stack([mask for mask, _ in pairs]) if pairs else np.zeros((0, *size), np.uint8)
     return {
@@ -32,7 +32,7 @@ def make_target(masks: Sequence[np.ndarray], labels: Sequence[int], size: tuple[
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 along the outer edges of a mask's pixels: pixel (0, 0) alone gives 0, 0, 1, 1."""
+    """Return x1, y1, x2, y2 along the outer edges of a mask's pixels: pixel (0, 0) alone gives 0, 0, 1, 1."""
     left, top, width, height = cv2.boundingRect(mask)
     return left, top, left + width, top + height
 
@@ -64,7 +64,7 @@ class TrainingImages(Dataset):
         return to_tensor(pixels), make_target(masks, labels, pixels.shape[:2])
 
     def _crop(self, pixels: np.ndarray, left: float, top: float, mirror: bool) -> np.ndarray:
-        """At most size x size pixels, from a place given by fractions of what there is to choose."""
+        """Crop to at most size x size pixels, at a place given as fractions of the room there is."""
         y, x = (int(part * (max(0, n - self.size) + 1)) for part, n in zip((top, left), pixels.shape, strict=False))
         part = pixels[y : y + self.size, x : x + self.size]
         return part[:, ::-1] if mirror else part
@@ -79,7 +79,7 @@ class TrainingOrder:
     """Batches of (image number, draw number) for the iterations from ``start`` on: a batch sampler without state.
 
     Draw d is place d % n of epoch d // n's permutation of the n images, so a run that is resumed at iteration i sees
-    what the uninterrupted one would have seen.
+    what the uninterrupted run would have seen.
     """
 
     def __init__(self, images: int, batch_size: int, start: int, end: int, seed: int) -> None:
@@ -105,7 +105,7 @@ def _permutation(seed: int, images: int, epoch: int) -> np.ndarray:
 
 
 class EvaluationImages(Dataset):
-    """Image tensors (3, H, W) in [0, 1] of their own size, and their ids."""
+    """Image tensors (3, H, W) in [0, 1] in their original size, and their ids."""
 
     def __init__(self, split: CocoSplit) -> None:
         self.split = split
@@ -119,7 +119,7 @@ class EvaluationImages(Dataset):
 
 
 def make_loader(dataset: Dataset, workers: int, order: TrainingOrder | None = None) -> DataLoader:
-    """Batches as lists (images, targets), in this order; without one, one image after the other."""
+    """Load batches as lists (images, targets) in this order; without one, image after image."""
     batches = [[i] for i in range(len(dataset))] if order is None else order
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=_as_lists, worker_init_fn=_start_worker
@@ -131,5 +131,5 @@ def _as_lists(samples: Sequence[tuple]) -> tuple[list, ...]:
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)  # there is a process per core already
+    cv2.setNumThreads(1)  # there already is a process per core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers itself

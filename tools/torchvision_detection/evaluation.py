@@ -1,4 +1,4 @@
-"""COCO's twelve numbers, for boxes and for masks, of a torchvision detector; and its detections in one picture."""
+"""Score a torchvision detector with COCO's twelve numbers, for boxes and for masks; detect objects in one picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from apt_dense import APTViT
 
 from torchvision_detection.batches import EvaluationImages, make_loader, to_tensor
-from torchvision_detection.data import CocoSplit
+from torchvision_detection.data import CocoSplit, index
 
 #: In COCOeval's order: precision (all, IoU .5, IoU .75, small, medium, large), recall (1, 10, 100 detections; sizes).
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -38,7 +38,7 @@ class TokenCounter:
         self._cells += layout.row_Bhw.numel()
 
     def take(self) -> float:
-        """The share since the last call; NaN if there was no forward pass."""
+        """Return the share since the last call; NaN if there was no forward pass."""
         share = self._tokens / self._cells if self._cells else float("nan")
         self._tokens = self._cells = 0
         return share
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def detections_of(prediction: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
-    """torchvision's prediction for an image -> COCO's result entries, with box and mask.
+    """Convert torchvision's prediction for an image to COCO's result entries, with box and mask.
 
     Args:
         prediction: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,), masks (n, 1, H, W) in
@@ -91,7 +91,7 @@ def detections_of(prediction: Mapping[str, Tensor], image_id: int, category_ids:
 
 
 def coco_scores(truth: COCO, detections: Sequence[Mapping], kind: str) -> dict[str, float]:
-    """COCOeval's numbers for "bbox" or "segm"."""
+    """Compute COCOeval's numbers for "bbox" or "segm"."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         evaluation = COCOeval(truth, _results(truth, detections, kind), kind)
         evaluation.evaluate()
@@ -101,12 +101,9 @@ def coco_scores(truth: COCO, detections: Sequence[Mapping], kind: str) -> dict[s
 
 
 def _results(truth: COCO, detections: Sequence[Mapping], kind: str) -> COCO:
-    """Detections as pycocotools wants them, for one kind of score."""
-    if not detections:  # loadRes wants to look at the first one
-        empty = COCO()
-        empty.dataset = truth.dataset | {"annotations": []}
-        empty.createIndex()
-        return empty
+    """Index detections as pycocotools needs them for one kind of score."""
+    if not detections:  # loadRes looks at the first one
+        return index(truth.dataset | {"annotations": []})
     # With both a box and a mask, loadRes would sort masks into sizes by the area of their boxes.
     unused = "segmentation" if kind == "bbox" else "bbox"
     return truth.loadRes([{key: value for key, value in entry.items() if key != unused} for entry in detections])
@@ -114,7 +111,7 @@ def _results(truth: COCO, detections: Sequence[Mapping], kind: str) -> COCO:
 
 @torch.inference_mode()
 def predict(model: nn.Module, pixels: np.ndarray, score_threshold: float = 0.5) -> dict[str, Tensor]:
-    """Objects in one picture, on the CPU, best first.
+    """Detect objects in one picture; returned on the CPU, best first.
 
     Args:
         model: torchvision's Mask R-CNN.

@@ -1,9 +1,8 @@
-"""Settings of a detection run, and the model and optimizer that follow from them."""
+"""The detector that a run's settings describe, and its weights."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +14,25 @@ from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
+from apt_dense.weights.parameters import is_new
 from apt_dense.weights.timm_models import create_timm_model
+
+from shared.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
+from torchvision_detection.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WINDOW_SIZE = 14  # cells; ViTDet's, and 224 pixels, which most ViTs are trained on
-GLOBAL_BLOCKS = 4  # evenly spread, as ViTDet has them; the other blocks attend inside windows
+BACKBONE = "backbone.net."  # prefix of the ViT's weights in the detector's state dict
+DROP_PATH = {"base": 0.1, "large": 0.4, "huge": 0.5}  # ViTDet's
 
-#: ViTDet's models, with two small ones. Positions are shaped as in an ImageNet ViT's file.
+#: ViTDet's models, with smaller ones. Positions are shaped as in an ImageNet ViT's file.
 PRESETS: dict[str, dict[str, Any]] = {
-    "vit_demo": {"embed_dim": 96, "depth": 4, "num_heads": 3},
-    "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
-    "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "drop_path_rate": 0.1},
-    "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "drop_path_rate": 0.4},
-    "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "drop_path_rate": 0.5},
+    f"vit_{name}": {**size._asdict(), "drop_path_rate": DROP_PATH.get(name, 0.0)} for name, size in SIZES.items()
 }
 
 
-_LEAST = {
-    "size": 32, "channels": 4, "box_features": 1, "proposals": 1, "box_samples": 1, "batch_size": 1, "iterations": 1,
-    "weight_decay": 0, "warmup": 0, "clip": 0, "seed": 0,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that the course of a training run depends on, beside the data."""
-
-    model: str = "vit_base"  # one of PRESETS or a timm ViT's name
-    pretrained: str | None = None  # a checkpoint file of a ViT, or "timm" for timm's weights
-    thresholds: tuple[float, ...] = (5.5, 4.0)  # () for the uniform ViT
-    drop_padding: bool = True
-    size: int = 1024  # pixels of the longer side
-    channels: int = 256  # of pyramid and heads
-    box_features: int = 1024
-    proposals: int = 1000  # per image
-    box_samples: int = 512  # of them, per image, for the loss
-    checkpoint_blocks: bool = False
-    scale_jitter: tuple[float, float] = (0.1, 2.0)  # ViTDet's
-    batch_size: int = 4
-    iterations: int = 90_000
-    lr: float = 1e-4
-    lr_decay: float | None = None  # per layer towards the input; None: 0.7 with pretrained weights, otherwise 1
-    weight_decay: float = 0.1
-    warmup: int = 250  # iterations
-    clip: float = 1.0  # norm of the gradients; 0 for any
-    amp: bool = False  # bfloat16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("lr", "lr_decay"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be above 0")
-
-    def differences(self, other: Settings) -> list[str]:
-        """The settings that differ, as "name: own against other"."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{name}: {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
-
-
 def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -> MaskRCNN:
-    """The detector on the CPU.
+    """Build the detector on the CPU.
 
     Args:
         num_classes: including the background.
@@ -102,7 +54,7 @@ def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -
 
 
 def _backbone(settings: Settings, weights: str | None) -> APTViT:
-    """The ViT, with the weights of a file or of "timm"."""
+    """Build the ViT, with the weights of a file or of "timm"."""
     common = {name: getattr(settings, name) for name in ("thresholds", "drop_padding", "checkpoint_blocks")}
     if settings.model in PRESETS:
         if weights == "timm":
@@ -119,7 +71,7 @@ def _backbone(settings: Settings, weights: str | None) -> APTViT:
 
 
 def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
-    """ViTDet's way to use a plain ViT: windows, relative positions, absolute ones of 224 pixels, no final norm."""
+    """Build a plain ViT as ViTDet does: windows, relative positions, absolute ones of 224 pixels, no final norm."""
     shape = PRESETS[settings.model]
     return APTViT(
         img_size=settings.size,
@@ -132,12 +84,6 @@ def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
         **shape,
         **common,
     )
-
-
-def windowed_blocks(depth: int) -> tuple[int, ...]:
-    """Blocks with windows: of 12, all but 2, 5, 8 and 11."""
-    every = max(1, depth // GLOBAL_BLOCKS)
-    return tuple(block for block in range(depth) if (block + 1) % every)
 
 
 def _load_pretrained(backbone: APTViT, path: Path) -> None:
@@ -162,38 +108,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | P
     shared = sorted(own.keys() & state.keys())
     problems = [f"{name} is of another shape" for name in shared if own[name].shape != state[name].shape]
     for word, names in (("missing", own.keys() - state.keys()), ("unknown", state.keys() - own.keys())):
-        problems += [f"{name} is {word}" for name in sorted(names) if ".coarse_embed." not in name]
+        problems += [f"{name} is {word}" for name in sorted(names) if not is_new(name.removeprefix(BACKBONE))]
     if problems:
         raise ValueError(f"{path} does not fit the model: {len(problems)} problems, such as {'; '.join(problems[:3])}")
     model.load_state_dict(state, strict=False)
-
-
-# ---- optimizer ------------------------------------------------------------------------------------------------------
-
-
-def make_optimizer(model: MaskRCNN, settings: Settings) -> torch.optim.AdamW:
-    """AdamW with layer-wise decay: the last block has the full rate, each layer before it ``lr_decay`` of the next."""
-    decay = settings.lr_decay or (0.7 if settings.pretrained else 1.0)
-    depth = len(model.backbone.net.blocks)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        layer = layer_of(name.removeprefix("backbone.net."), depth)
-        # Positions, norms and biases are no directions in feature space that should shrink.
-        decays = parameter.ndim > 1 and not name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
-        rates = {"lr": settings.lr * decay ** (depth - layer), "weight_decay": settings.weight_decay * decays}
-        groups.setdefault((layer, decays), {"params": [], **rates})["params"].append(parameter)
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)])
-
-
-def layer_of(name: str, depth: int) -> int:
-    """0 for the patch embedding, i + 1 for block i, ``depth`` for all others: heads, and what only APT has."""
-    if name.startswith(("patch_embed.", "pos_embed")):
-        return 0
-    return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth
-
-
-def rate_at(iteration: int, warmup: int, iterations: int) -> float:
-    """Factor of the learning rate: rises over the warm-up, falls to a tenth at 8/9 and a hundredth at 26/27 of the run
-    (ViTDet's schedule)."""
-    rise = min(1.0, (iteration + 1) / (warmup + 1))
-    return rise * 0.1 ** ((iteration >= iterations * 8 / 9) + (iteration >= iterations * 26 / 27))

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import signal
 import threading
 import time
@@ -25,12 +24,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apt_dense.weights.files import read_checkpoint
+from apt_dense.hosts.coco import check_same_categories
+from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
 
 from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
-from torchvision_detection.data import CocoSplit, check_same_categories
+from torchvision_detection.data import CocoSplit
 from torchvision_detection.evaluation import TokenCounter, evaluate
-from torchvision_detection.model import Settings, build_model, load_weights, make_optimizer, rate_at
+from torchvision_detection.model import build_model, load_weights
+from torchvision_detection.optimizer import make_optimizer, rate_at
+from torchvision_detection.settings import Settings
 
 CHECKPOINT = "last.pth"
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """A model in training, with all that a checkpoint has to hold.
+    """A model in training, with everything that a checkpoint has to hold.
 
     Args:
         split: the training data; decides the number of classes.
@@ -59,7 +61,7 @@ class Trainer:
         self.tokens = TokenCounter(self.model.backbone.net)
 
     def batches(self, workers: int = 0) -> Iterator[tuple[list, list]]:
-        """Images and targets of the iterations that are left."""
+        """Iterate over images and targets of the remaining iterations."""
         settings = self.settings
         images = TrainingImages(self.split, settings.size, settings.scale_jitter, seed=settings.seed)
         count = len(self.split.image_ids)
@@ -67,13 +69,13 @@ class Trainer:
         return iter(make_loader(images, workers, order))
 
     def step(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """One iteration; returns what goes into the log.
+        """Run one iteration and return its entry of the log.
 
         Raises:
-            FloatingPointError: the loss is not finite. The model is left as it was.
+            FloatingPointError: if the loss is not finite. The model is left as it was.
         """
         self.model.train()
-        # Sampling of proposals, drop path and all else that is random depend on the iteration alone.
+        # Sampling of proposals, drop path and all other random choices depend on the iteration alone.
         torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.iteration)).generate_state(1)[0]))
         images = [image.to(self.device, non_blocking=True) for image in images]
         targets = [{k: v.to(self.device, non_blocking=True) for k, v in target.items()} for target in targets]
@@ -93,34 +95,30 @@ class Trainer:
         total = sum(losses.values())
         if not math.isfinite(total):
             raise FloatingPointError(
-                f"the loss of iteration {self.iteration} is {total} ({losses}); train anew with a lower --lr"
+                f"the loss of iteration {self.iteration} is {total} ({losses}); start again with a lower --lr"
             )
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return {"iteration": self.iteration, "loss": total, **losses, "tokens_kept": self.tokens.take(), "lr": rate}
 
-    @property
-    def categories(self) -> list[tuple[int, str]]:
-        return list(zip(self.split.category_ids, self.split.names, strict=True))
-
     def save(self, path: Path) -> None:
-        """Write a checkpoint; a run killed meanwhile leaves the one before."""
-        partial_path = path.with_name(path.name + ".partial")
-        torch.save({
+        """Write a checkpoint; a run killed meanwhile leaves the previous one."""
+        content = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(), "iteration": self.iteration,
-            "settings": asdict(self.settings), "categories": self.categories,
-        }, partial_path)  # fmt: skip
-        os.replace(partial_path, path)
+            "settings": asdict(self.settings), "categories": self.split.categories,
+        }  # fmt: skip
+        with write_whole(path) as partial_path:
+            torch.save(content, partial_path)
 
     def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Continue from a checkpoint's content (``read_run``)."""
+        """Continue from a checkpoint's content (``read_run``). Raises ValueError if it belongs to another run."""
         differences = Settings(**checkpoint["settings"]).differences(self.settings)
         if differences:
             raise ValueError(
-                f"{path} belongs to another run ({'; '.join(differences)}); resume with its settings, or start anew in "
+                f"{path} belongs to another run ({'; '.join(differences)}); resume with its settings, or choose "
                 f"another folder"
             )
-        check_same_categories(checkpoint["categories"], self.categories, str(path))
+        check_same_categories(checkpoint["categories"], self.split.categories, path, "the training data")
         load_weights(self.model, checkpoint["model"], path)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
@@ -128,15 +126,17 @@ class Trainer:
 
 
 def read_run(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that ``Trainer.save`` wrote.
+    """Read a checkpoint that ``Trainer.save`` wrote.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is damaged, or of another kind.
+        FileNotFoundError, ValueError: if there is none, or it is damaged or of another kind.
     """
     content = read_checkpoint(path)
     missing = [part for part in _PARTS if part not in content] if isinstance(content, Mapping) else list(_PARTS)
     if missing:
-        raise ValueError(f"{path} is no checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained")
+        raise ValueError(
+            f"{path} is not a checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained"
+        )
     return content
 
 
@@ -188,9 +188,7 @@ def cut_log(path: Path, iteration: int) -> None:
             entry = json.loads(line)
             if entry["iteration"] < iteration + ("loss" not in entry):
                 kept.append(line + "\n")
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial_path, path)
+    write_text_whole(path, "".join(kept))
 
 
 @contextlib.contextmanager
@@ -201,10 +199,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         asked.set()
         signal.signal(number, before[number])
-        log.warning("stopping after this iteration; once more to stop at once")
+        log.warning("stopping after this iteration; repeat to stop at once")
 
     try:
-        if threading.current_thread() is threading.main_thread():  # only there are signals to be had
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
             before.update({number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)})
         yield asked.is_set
     finally:
