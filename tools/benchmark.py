@@ -111,7 +111,7 @@ def earlier_rows(options: argparse.Namespace) -> list[Row]:
         found = next((path for path in (partial, options.csv) if path.exists()), None)
         return read_csv(found) if found else []
     if partial.exists():
-        raise ValueError(f"{partial} holds the rows of an interrupted run; pass --resume to go on, or delete it")
+        raise ValueError(f"{partial} holds the rows of an interrupted run; pass --resume to continue, or delete it")
     return []
 
 

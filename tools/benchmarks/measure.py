@@ -1,6 +1,6 @@
 """Several models that take turns, so that a busy machine slows all of them.
 
-A model that cannot be built, or fails while it is measured, keeps the reason; the others go on.
+A model that cannot be built, or fails while it is measured, keeps the reason; the others continue.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Way(NamedTuple):
 
 @dataclass
 class Result:
-    """What was measured of one candidate; None where it was not."""
+    """Figures of one candidate; None where it was not measured."""
 
     name: str
     role: str

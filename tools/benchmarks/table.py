@@ -12,7 +12,7 @@ from benchmarks.measure import Result
 
 
 class Setting(NamedTuple):
-    """What all variants of one comparison share."""
+    """Everything that the variants of one comparison share."""
 
     scope: str
     model: str

@@ -71,7 +71,7 @@ def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, forc
 def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> dict[str, Any]:
     """Train and score one twin; its weights are ``last.pth``."""
     for name in (CHECKPOINT, LOG):
-        (folder / name).unlink(missing_ok=True)  # of a run that was broken off with other settings
+        (folder / name).unlink(missing_ok=True)  # of an interrupted run with other settings
     trainer = Trainer(settings_of(twin, plan), load_split(scenes, "train"))
     if not train(trainer, folder):
         raise KeyboardInterrupt

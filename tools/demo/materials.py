@@ -50,9 +50,9 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Material:
-    """What the objects of one class are made of.
+    """The source of the objects of one class.
 
-    photo: cut along random outlines, where the class has no objects of its own.
+    photo: cut along random outlines, where the class has no cutouts.
     cutouts: the objects of a class that has some; its photo is then not used.
     """
 

@@ -47,8 +47,8 @@ def draw_sheet(
 
 def read_truth(scene: Path) -> np.ndarray:
     """Read the class of each pixel (H, W) of a scene of the demo data."""
-    path = str(scene).replace("images", "annotations").replace(".jpg", ".png")
-    return cv2.imread(path, cv2.IMREAD_UNCHANGED).astype(np.int64) - 1
+    path = scene.parents[2] / "annotations" / scene.parent.name / f"{scene.stem}.png"
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.int64) - 1
 
 
 def _row(models: Mapping[str, nn.Module], image: np.ndarray, palette: list, truth: np.ndarray | None) -> np.ndarray:

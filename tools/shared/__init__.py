@@ -1,1 +1,1 @@
-"""What several tools need: ViT sizes, token counts, photographs, pictures with captions."""
+"""Shared by several tools: ViT sizes, token counts, photographs, pictures with captions."""
