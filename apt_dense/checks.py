@@ -40,9 +40,16 @@ class Options:
             object.__setattr__(self, name, value)
 
 
-def option(default: Any, check: Check | None = None, label: str | None = None) -> Any:
-    """A field with its default and check; ``label`` is the option's name in messages, if not the field's own."""
-    return field(default=default, metadata={"check": check, "label": label})
+def option(default: Any, check: Check | None = None, label: str | None = None, brings: str | None = None) -> Any:
+    """A field of a group of options.
+
+    Args:
+        check: brings a value to its canonical form, or raises.
+        label: the option's name in messages, if not the field's own.
+        brings: names of the parameters that exist only with this option, in a model's state dict. "#" stands for the
+            number of a block, "[..]" for one of several characters; names that end in "." go on with weight or bias.
+    """
+    return field(default=default, metadata={"check": check, "label": label, "brings": brings})
 
 
 def flag(name: str, value: object) -> bool:
@@ -172,6 +179,17 @@ def _several(name: str, value: object, expected: str) -> Sequence:
 
 
 # ---- groups as one set of keyword arguments
+
+
+def parameters_of(*groups: type[Options]) -> dict[str, str]:
+    """Regular expressions of the names of parameters, for every option that brings some."""
+    found = {item.name: item.metadata["brings"] for group in groups for item in fields(group)}
+    return {name: _pattern(brings) for name, brings in found.items() if brings}
+
+
+def _pattern(brings: str) -> str:
+    layer = r"\.(weight|bias)" if brings.endswith(".") else ""
+    return brings.removesuffix(".").replace(".", r"\.").replace("#", r"\d+") + layer + "$"
 
 
 def names_of(*groups: type[Options]) -> list[str]:

@@ -44,6 +44,7 @@ class ModelOptions(Options):
         embed_dim: channels of the tokens.
         depth: number of blocks. It also sets the drop path rates, but blocks after the last output are not built.
         patch_bias: whether the patch embedding has a bias.
+        embed_norm: a norm of the patch embedding, before the positions (AIMv2).
         drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
         window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
             over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
@@ -64,15 +65,16 @@ class ModelOptions(Options):
     embed_dim: int = option(768, whole(1))
     depth: int = option(12, whole(1))
     patch_bias: bool = option(True, flag)
+    embed_norm: bool = option(False, flag, brings="patch_embed.norm.")
     drop_path_rate: float = option(0.0, number(least=0, below=1))
     window_size: int = option(0, whole(0))
     window_block_indexes: tuple[int, ...] = option((), indexes)
-    use_rel_pos: bool = option(False, flag)
-    residual_block_indexes: tuple[int, ...] = option((), indexes)
-    class_token: bool = option(False, flag)
-    reg_tokens: int = option(0, whole(0))
-    pre_norm: bool = option(False, flag)
-    final_norm: bool = option(False, flag)
+    use_rel_pos: bool = option(False, flag, brings="blocks.#.attn.rel_pos_[hw]")
+    residual_block_indexes: tuple[int, ...] = option((), indexes, brings="blocks.#.residual.(conv|norm)[123].")
+    class_token: bool = option(False, flag, brings="cls_token")
+    reg_tokens: int = option(0, whole(0), brings="reg_token")
+    pre_norm: bool = option(False, flag, brings="norm_pre.")
+    final_norm: bool = option(False, flag, brings="norm.")
     norm_intermediates: bool = option(False, flag)
     out_indices: tuple[int, ...] = option(None)
     checkpoint_blocks: bool = option(False, flag)
@@ -150,11 +152,11 @@ class BlockOptions(Options):
     qkv_bias: bool = option(True, flag)
     k_bias: bool = option(True, flag)
     qkv_fused: bool = option(True, flag)
-    qk_norm: bool = option(False, flag)
+    qk_norm: bool = option(False, flag, brings="blocks.#.attn.[qk]_norm.")
     proj_bias: bool = option(True, flag)
-    init_values: float | None = option(None, optional(number(below=1e30)))
-    scale_attn_norm: bool = option(False, flag)
-    scale_mlp_norm: bool = option(False, flag)
+    init_values: float | None = option(None, optional(number(below=1e30)), brings="blocks.#.ls[12].gamma")
+    scale_attn_norm: bool = option(False, flag, brings="blocks.#.attn.norm.")
+    scale_mlp_norm: bool = option(False, flag, brings="blocks.#.mlp.norm.")
     mlp_layer: str = option("mlp", choice(*MLP_LAYERS))
     act_layer: str | None = option(None, optional(choice(*ACT_LAYERS)))
     norm_layer: str = option("layernorm", choice(*NORM_LAYERS))
@@ -169,7 +171,7 @@ class BlockOptions(Options):
 
 @dataclass(frozen=True)
 class Rotary(Options):
-    """How queries and keys are rotated; names and values as in timm (``timm.models.eva.Eva``).
+    """Rotation of queries and keys by position; names and values as in timm (``timm.models.eva.Eva``).
 
     In blocks with windows positions restart in each window, and the window takes the place of the grid below.
 
@@ -231,7 +233,7 @@ class PositionOptions(Options):
 
 @dataclass(frozen=True)
 class PixelFormat(Options):
-    """How the host normalised its images: ``images * std + mean`` are grey levels in [0, 255].
+    """Normalisation of the host's images: ``images * std + mean`` are grey levels in [0, 255].
 
     Args:
         mean, std: of the image's channels, in grey levels.
@@ -251,7 +253,7 @@ class PixelFormat(Options):
 
 @dataclass(frozen=True)
 class PatchOptions(Options):
-    """Which patches an image is cut into.
+    """The choice of patches that an image is cut into.
 
     Args:
         thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def runs_on_host(tensor: Tensor) -> bool:
-    """Whether operations on a tensor run on the CPU, not compiled, so that looking at values costs nothing."""
+    """Check whether operations on a tensor run on the CPU, not compiled, so that looking at values costs nothing."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -35,7 +35,7 @@ def require(condition: Tensor, error: str) -> None:
 
 
 def bin_counts(slots: Tensor, length: int) -> Tensor:
-    """How often each number from 0 to ``length`` - 1 occurs in ``slots`` (int64): (length,) whole numbers."""
+    """Count how often each number from 0 to ``length`` - 1 occurs in ``slots`` (int64): (length,) whole numbers."""
     if runs_on_host(slots):
         return torch.bincount(slots, minlength=length)
     # bincount would wait for the device to learn the largest slot.
@@ -59,6 +59,6 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def has_matrix_unit(dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies in a type on a matrix unit of the CPU (Intel's AMX)."""
+    """Check whether PyTorch multiplies in a type on a matrix unit of the CPU (Intel's AMX)."""
     names = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
     return dtype in names and getattr(torch.cpu, names[dtype], lambda: False)()

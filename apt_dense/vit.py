@@ -1,7 +1,7 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,17 +21,16 @@ from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
 from apt_dense.ops.linear import fill_rows
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
-from apt_dense.patches.pixels import are_finite, check_finite
+from apt_dense.patches.pixels import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
-from apt_dense.runtime import outside_graphs, require, runs_on_host
-from apt_dense.weights.load import LoadReport, convert_below, load_backbone
+from apt_dense.runtime import outside_graphs
+from apt_dense.weights.loadable import LoadableViT
 from apt_dense.weights.parameters import UNDECAYED
-from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
-class APTViT(nn.Module):
+class APTViT(LoadableViT):
     """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
 
     With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
@@ -97,7 +96,7 @@ class APTViT(nn.Module):
         self.pos_grid = grid_of("pretrain_img_size", pretrain_size, model.patch_size)
         prefix_positions = 0 if positions.no_embed_class else model.num_prefix
         self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
-        self.patch_embed = PatchEmbed(model.patch_size, model.in_chans, model.embed_dim, model.patch_bias)
+        self.patch_embed = PatchEmbed.from_options(model, self.block_options)
         self.coarse_embed = CoarseEmbed(model.embed_dim) if self.thresholds else None
         num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (
@@ -131,55 +130,6 @@ class APTViT(nn.Module):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
         init_linear_layers(self.blocks)
-
-    @classmethod
-    def from_timm(
-        cls,
-        model: str | nn.Module,
-        pretrained: bool = False,
-        img_size: int | tuple[int, int] | None = None,
-        **options: Any,
-    ) -> "APTViT":
-        """Build an adaptive ViT with the architecture and the weights of one of timm's.
-
-        AugReg, DeiT, DeiT-3, MAE, CLIP, SigLIP, BEiT-3, DINOv2, EVA, EVA-02, DINOv3, PE and their like, without pooling
-        heads, and SAM's encoder.
-
-        Args:
-            model: a timm name such as "vit_base_patch16_224.mae", or a timm ``VisionTransformer`` or ``Eva``.
-            pretrained: load timm's pretrained weights.
-            img_size: as for ``timm.create_model``: timm resamples the positions. None keeps the model's own.
-            **options: any argument of :class:`APTViT`; by default the last block's output is returned, normalised if
-                the model has a final norm, and pixels are normalised as the model expects.
-
-        Raises:
-            ValueError: for an unknown name, or a model with a feature that is not supported (before any weight is
-                copied).
-        """
-        if isinstance(model, str):
-            model = create_timm_model(model, pretrained, img_size)
-        elif pretrained or img_size is not None:
-            raise ValueError("pretrained and img_size go with a model's name; this model is built already")
-        backbone = cls(**{**apt_arguments(model), **options})
-        load_backbone(backbone, model.state_dict())
-        return backbone
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """Let ``load_state_dict`` take the checkpoints of all ViTs in ``weights/formats.py``: torch's hook for it."""
-        try:
-            error_msgs.extend(self._loading_errors(convert_below(self, state_dict, prefix), prefix))
-        except ValueError as error:
-            error_msgs.append(str(error))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _loading_errors(self, report: LoadReport, prefix: str) -> Iterable[str]:
-        """Complaints about what a host's checkpoints must not lack, although the host loads without ``strict``."""
-        return ()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute feature maps of normalised images.
@@ -220,12 +170,10 @@ class APTViT(nn.Module):
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
-        finite, num_scales = are_finite(images), self.patches.num_scales
+        num_scales = self.patches.num_scales
         if self.patches.token_budget is None:
-            return build_layout(scale_map, num_scales, self.window_size, self.num_prefix, finite)
-        if runs_on_host(finite):
-            check_finite(finite.tolist())
-        require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
+            return build_layout(scale_map, num_scales, self.window_size, self.num_prefix, are_finite(images))
+        require_finite(images)
         tokens = self.patches.tokens_per_image(tuple(scale_map.shape[1:]))
         return build_fixed_layout(
             scale_map, num_scales, tokens, self.window_size, self.num_prefix, self.patches.drop_padding

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -236,31 +233,6 @@ def test_a_coarse_token_is_the_embedding_of_the_downsampled_patch(fresh: bool) -
 # ---- batch invariance
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"class_token": True},
-        {"thresholds": ()},
-        {"drop_padding": True},
-        WINDOWED,
-        {**WINDOWED, "drop_padding": True},
-    ],
-    ids=str,
-)
-@torch.inference_mode()
-def test_an_image_does_not_depend_on_its_batch(options: dict) -> None:
-    model = small(**options)
-    images = mixed_batch()
-    images[1, :, 20:] = 0
-    images[2, :, :, 23:] = 0
-    (together,) = model(images)
-    alone = torch.cat([model(images[i : i + 1])[0] for i in range(4)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    order = [2, 0, 3, 1]
-    torch.testing.assert_close(model(images[order])[0], together[order], atol=1e-5, rtol=0)
-
-
 @torch.inference_mode()
 def test_the_same_image_twice_in_a_batch_of_others() -> None:
     (out,) = small()(torch.cat([half_flat(), flat(), half_flat(), noisy()]))
@@ -335,17 +307,6 @@ def test_pixels_that_fill_up_a_patch_are_no_image() -> None:
 # ---- sizes
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1), (1, 40), (3, 2), (4, 4), (5, 9), (15, 31), (16, 16), (33, 20), (7, 64)], ids=str
-)
-@pytest.mark.parametrize("content", [flat, noisy])
-@pytest.mark.parametrize("options", [{"class_token": True}, WINDOWED], ids=["class token", "windowed"])
-@torch.inference_mode()
-def test_any_size_runs(size: tuple[int, int], options: dict, content: Callable[..., Tensor]) -> None:
-    (out,) = small(**options)(content(*size))
-    assert out.shape == (1, 16, -(-size[0] // PATCH), -(-size[1] // PATCH)) and out.isfinite().all()
-
-
 @torch.inference_mode()
 def test_crop_floors_where_pad_ceils() -> None:
     images = noisy(23, 30)
@@ -375,29 +336,6 @@ def grads(model: APTViT, images: Tensor) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     sum((map_ * noise(*map_.shape)).sum() for map_ in model(images)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("content", [flat, noisy, half_flat])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"class_token": True, "final_norm": True},
-        {"class_token": True, "no_embed_class": True},
-        {"drop_padding": True, "out_indices": (0, 1), "final_norm": True, "norm_intermediates": True},
-        {"checkpoint_blocks": True},
-        {"drop_path_rate": 0.3},
-        {"thresholds": (float("inf"), -1.0)},
-        WINDOWED,
-        {**WINDOWED, "drop_padding": True, "checkpoint_blocks": True},
-    ],
-    ids=str,
-)
-def test_every_parameter_gets_a_gradient(options: dict, content: Callable[..., Tensor]) -> None:
-    model = small(**options).train()
-    for images in (content(), pad_to(content(12, 20), 32, 24), content(6, 6), content(1, 1)):
-        result = grads(model, images)
-        assert [name for name, grad in result.items() if grad is None or not grad.isfinite().all()] == []
 
 
 @pytest.mark.parametrize("options", [{}, {"drop_path_rate": 0.4}, {"class_token": True}, WINDOWED], ids=str)
@@ -464,13 +402,6 @@ def test_autocast_keeps_the_partition(dtype: torch.dtype, training: bool, photos
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@torch.inference_mode()
-def test_models_of_other_types(dtype: torch.dtype) -> None:
-    (out,) = small(class_token=True).to(dtype)(mixed_batch().to(dtype))
-    assert out.dtype == dtype and out.isfinite().all()
-
-
 def test_inference_mode_and_no_grad_agree_with_training() -> None:
     model = small(class_token=True)
     (expected,) = model(mixed_batch())
@@ -485,21 +416,6 @@ def torch_saved(model: APTViT) -> APTViT:
     torch.save(model, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), torch_saved])
-@torch.inference_mode()
-def test_copies_answer_alike(copied: Callable[[APTViT], APTViT]) -> None:
-    model = small(class_token=True, drop_padding=True)
-    assert torch.equal(copied(model)(mixed_batch())[0], model(mixed_batch())[0])
-
-
-@pytest.mark.parametrize("options", [{}, {"class_token": True, "final_norm": True}, {"thresholds": ()}], ids=str)
-def test_state_dict_round_trip(options: dict) -> None:
-    model, other = small(0, **options), small(1, **options)
-    assert not torch.equal(model(noisy())[0], other(noisy())[0])
-    other.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(model(noisy())[0], other(noisy())[0])
 
 
 def test_no_weight_decay_names_parameters() -> None:

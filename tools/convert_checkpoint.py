@@ -4,10 +4,14 @@
     python tools/convert_checkpoint.py dinov2_vitb14.pth vit_b16.pth --patch-size 16 --img-size 512
     python tools/convert_checkpoint.py work_dirs/.../iter_160000.pth vit_b_mmseg.pth --to mmseg --drop-coarse
     python tools/convert_checkpoint.py eva02_L.pth init.pth --to eva02_det --img-size 512
+    python tools/convert_checkpoint.py cityscapes.pth square.pth --grid 32 64 --img-size 512
 
 Reads .pth (.pt, .bin), .safetensors and Detectron2's .pkl, of a backbone or of a whole model, whose backbone is taken
 out; pickled code is never run. Writes .pth or .safetensors, with our names or those of another project's ViT. Weights
 keep their bits, except patches and positions that are resampled on request (by timm's functions).
+
+Positions are a list, whose length does not tell 16 x 4 from 8 x 8: --grid names the rows and columns of the input file
+where it does not say them itself and they are not a square.
 
 One line says what became of the weights. Missing or unknown ones end the run before anything is written.
 """
@@ -19,69 +23,69 @@ from pathlib import Path
 
 import torch
 
-from apt_dense.weights.convert import TARGETS, from_apt, problems, split_backbone, to_apt
+from apt_dense.weights.convert import from_apt, problems, split_backbone, to_apt
 from apt_dense.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
-from apt_dense.weights.formats import FORMATS, StateDict, detect_format
-from apt_dense.weights.load import LoadReport, unwrap
-from apt_dense.weights.resize import resize_state
+from apt_dense.weights.formats import FORMATS, WRITABLE, StateDict, detect_format
+from apt_dense.weights.load import LoadReport
+from apt_dense.weights.resize import Grid, noted_grid, resize_state, source_grid
+from apt_dense.weights.unwrap import innermost, unwrap
 
 #: Where other projects' whole models keep their backbone, so that their loaders find it.
 PREFIXES = {"detectron2": "backbone.net.", "eva02_det": "backbone.net.", "sam": "image_encoder."}
-
-
-class ConvertError(Exception):
-    """What the user can put right; the message is one line."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="IN")
     parser.add_argument("out", type=Path, metavar="OUT", help="ends in .pth or .safetensors")
-    parser.add_argument("--to", choices=TARGETS, default="apt", help="names to write (default: ours)")
-    parser.add_argument("--from", dest="source_format", choices=FORMATS, help="names to read (default: found out)")
+    parser.add_argument("--to", choices=WRITABLE, default="apt", help="names to write (default: ours)")
+    parser.add_argument("--from", dest="source_format", choices=FORMATS, help="names to read (default: detected)")
     parser.add_argument("--patch-size", type=int, metavar="P", help="resample the patch embedding to P pixels")
     parser.add_argument(
         "--img-size", type=int, nargs="+", metavar="S", help="resample positions to images of S (or H W) pixels"
     )
+    parser.add_argument(
+        "--grid", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="grid of IN's positions (default: a square)"
+    )
     parser.add_argument("--prefix", help="put before all names (default: backbone.net. for Detectron2, ...)")
     parser.add_argument("--drop-coarse", action="store_true", help="leave out what was trained for coarse patches")
-    parser.add_argument("--partial", action="store_true", help="write also if weights are missing or unknown")
+    parser.add_argument("--partial", action="store_true", help="write even if weights are missing or unknown")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser.parse_args(argv)
 
 
 def check_out(out: Path, force: bool) -> None:
     if out.suffix not in SUFFIXES:
-        raise ConvertError(f"{out} ends in {out.suffix!r}; expected {' or '.join(SUFFIXES)}")
+        raise ValueError(f"{out} ends in {out.suffix!r}; expected {' or '.join(SUFFIXES)}")
     if out.exists() and not force:
-        raise ConvertError(f"{out} exists; --force overwrites it")
+        raise ValueError(f"{out} exists; --force overwrites it")
     if not out.parent.is_dir():
-        raise ConvertError(f"folder {out.parent} does not exist")
+        raise ValueError(f"folder {out.parent} does not exist")
 
 
 def image_size(sizes: Sequence[int] | None) -> tuple[int, int] | None:
     """Pixels (H, W) of one or two numbers."""
     if sizes is not None and len(sizes) > 2:
-        raise ConvertError(f"--img-size takes one number or two, not {len(sizes)}")
+        raise ValueError(f"--img-size takes one number or two, not {len(sizes)}")
     return None if sizes is None else (sizes[0], sizes[-1])
 
 
-def convert(state: StateDict, args: argparse.Namespace) -> tuple[StateDict, LoadReport]:
-    """The backbone's state dict to write, and what became of each weight, in our names.
+def convert(state: StateDict, args: argparse.Namespace, noted: Grid | None = None) -> tuple[StateDict, LoadReport]:
+    """Convert a backbone's state dict to the one to write, and report on each weight by our names.
+
+    Args:
+        noted: the grid that the file says its positions are of.
 
     Raises:
-        ConvertError, ValueError: for weights that are missing, unknown or without a place in the format to write.
+        ValueError: for weights that are missing, unknown or without a place in the format to write.
     """
     ours, unused = split_backbone(to_apt(state, args.source_format))
     missing, unexpected = problems(ours)
     known = {name: value for name, value in ours.items() if name not in unexpected}
     if (missing or unexpected) and not (args.partial and "patch_embed.proj.weight" in known):
         report = LoadReport(list(known), [], [], missing, unused, unexpected)
-        raise ConvertError(f"this is no whole backbone: {report.summary()}. Try --from, or --partial for the rest")
-    size = image_size(args.img_size)
-    resized = resize_state(known, args.patch_size, size)
-    patch = resized["patch_embed.proj.weight"].shape[-1]
-    grid = None if size is None else (size[0] // patch, size[1] // patch)
+        raise ValueError(f"this is not a whole backbone: {report}. Try --from, or --partial for the rest")
+    resized, grid = resize(known, args, source_grid(known, args.grid and tuple(args.grid), noted))
     written = from_apt(resized, args.to, args.drop_coarse, grid)
     changed = [name for name in resized if not torch.equal(resized[name], known[name])]
     loaded = [name for name in resized if name not in written.left_out]
@@ -89,22 +93,31 @@ def convert(state: StateDict, args: argparse.Namespace) -> tuple[StateDict, Load
     return written.state, report
 
 
+def resize(state: StateDict, args: argparse.Namespace, grid: Grid | None) -> tuple[StateDict, Grid | None]:
+    """Resample a state dict as asked, from positions of ``grid``; return it with the grid that it then has."""
+    size = image_size(args.img_size)
+    resized = resize_state(state, args.patch_size, size, grid)
+    patch = resized["patch_embed.proj.weight"].shape[-1]
+    return resized, grid if size is None else (size[0] // patch, size[1] // patch)
+
+
 def run(args: argparse.Namespace) -> None:
     check_out(args.out, args.force)
-    state = unwrap(read_checkpoint(args.source))
+    content = read_checkpoint(args.source)
+    state = unwrap(content)
     found = args.source_format or detect_format(state)
     print(f"{args.source}: {len(state)} weights of {FORMATS[found].title} ({found})")
-    converted, report = convert(state, args)
+    converted, report = convert(state, args, noted_grid(innermost(content)))
     prefix = PREFIXES.get(args.to, "") if args.prefix is None else args.prefix
     write_checkpoint({prefix + name: value for name, value in converted.items()}, args.out)
-    print(f"{args.out}: {len(converted)} weights of {FORMATS[args.to].title}: {report.summary()}")
+    print(f"{args.out}: {len(converted)} weights of {FORMATS[args.to].title}: {report}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         run(args)
-    except (ConvertError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"convert_checkpoint: {error}")
 
 

@@ -96,7 +96,7 @@ def _sources(image_N: Tensor, cells: Cells, batch: int, num_prefix: int) -> Tens
 
 
 def _places(anchors_BP: Tensor, rank_BP: Tensor, tokens: int) -> Tensor:
-    """For each token its place among the cells (B, T); 0 for inert ones."""
+    """The place of each token among the cells (B, T); 0 for inert ones."""
     batch, cells = anchors_BP.shape
     places = torch.arange(cells, device=anchors_BP.device).expand(batch, cells)
     target = torch.where(anchors_BP & (rank_BP < tokens), rank_BP, tokens)  # the last column takes what is no token

@@ -32,7 +32,7 @@ def window_of_cells(h: int, w: int, window_size: int, device: torch.device) -> T
 
 
 def at_corners(values: Tensor, scale_map: Tensor) -> Tensor:
-    """For each cell, the value (B, h, w) at the top left cell of the patch that its scale says it lies in."""
+    """Give each cell the value (B, h, w) at the top left cell of the patch that its scale says it lies in."""
     batch, h, w = scale_map.shape
     corner = -(1 << scale_map.clamp(min=0))  # as a bit mask: clears the place inside the patch
     y = torch.arange(h, device=scale_map.device)[:, None] & corner

@@ -109,8 +109,8 @@ def _unravel(anchors_BP: Tensor, order_P: Tensor, w: int, total: int) -> tuple[T
 
 
 def _places_of_true(mask: Tensor, count: int) -> Tensor:
-    """Where a mask (P,) with ``count`` true entries is true, ascending. The count is known, so this does not wait for
-    the device, as nonzero would."""
+    """Places at which a mask (P,) with ``count`` true entries is true, ascending. The count is known, so this does not
+    wait for the device, as nonzero would."""
     places = torch.arange(len(mask), device=mask.device)
     target = torch.where(mask, mask.cumsum(0) - 1, count)  # one more place takes all that is false
     return places.new_zeros(count + 1).scatter_(0, target, places)[:count]

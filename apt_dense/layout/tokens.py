@@ -37,7 +37,7 @@ class Segments(NamedTuple):
 
     @property
     def is_even(self) -> bool:
-        """Whether all segments have the same length, so that the packed rows are a contiguous batch."""
+        """Check whether all segments have the same length, so that the packed rows are a contiguous batch."""
         return len(self.buckets) == 1 and self.buckets[0].valid is None and self.buckets[0].rows.numel() == self.total
 
     @property
@@ -48,7 +48,7 @@ class Segments(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Where patches lie inside their segment (a window or the whole grid), for relative positions."""
+    """Places of patches inside their segment (a window or the whole grid), for relative positions."""
 
     size: tuple[int, int]  # rows and columns of cells of a whole segment
     y_N: Tensor  # row of each patch's top left cell
@@ -72,7 +72,7 @@ class Candidates:
 
     @property
     def are_all(self) -> bool:
-        """Whether these are all complete patches of the scale in all images, row by row."""
+        """Check whether these are all complete patches of the scale in all images, row by row."""
         return self.numbers is None
 
     def take(self, maps: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)  # not a tuple, as above
 class TokenLayout:
-    """Where every patch comes from and which packed row it went to. All index tensors are int64."""
+    """The origin of every patch and the packed row that it went to. All index tensors are int64."""
 
     grid: tuple[int, int]  # h, w
     num_prefix: int  # rows before the patches of each image
@@ -131,7 +131,8 @@ class TokenLayout:
 
     @property
     def every_cell_has_its_row(self) -> bool:
-        """Whether each cell is a patch and nothing else has a row, so that rows and cells are the same in number."""
+        """Check whether each cell is a patch and nothing else has a row, so that rows and cells are the same in
+        number."""
         return not self.is_fixed and self.row_Bhw.numel() == len(self.image_N) and not self.num_prefix
 
     def assemble(self, parts: Sequence[Tensor]) -> Tensor:

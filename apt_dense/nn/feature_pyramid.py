@@ -99,14 +99,14 @@ def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
 
 
 def runs_as_written(module: nn.Module) -> bool:
-    """Whether nothing is hooked to a module (FSDP, feature extractors) and it is not compiled, so that a part of it may
-    be called instead."""
+    """Check whether nothing is hooked to a module (FSDP, feature extractors) and it is not compiled, so that a part of
+    it may be called instead."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
 
 
 def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Tensor:
-    """What ``stage(scatter_tokens(rows, layout))`` gives, with the leading pointwise layers applied to tokens.
+    """Compute ``stage(scatter_tokens(rows, layout))`` with the leading pointwise layers applied to tokens.
 
     Args:
         stage: layers of this pyramid or of Detectron2's (norm "LN"); others run on the feature map, in the same order.
@@ -133,7 +133,7 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
 
 
 def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer maps each cell to a tile of cells without looking at others, and we know how."""
+    """Check whether a layer maps each cell to a tile of cells without looking at others, and we know how."""
     if layer is None or not runs_as_written(layer):
         return False
     if isinstance(layer, nn.ConvTranspose2d):

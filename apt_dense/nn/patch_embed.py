@@ -9,22 +9,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import Candidates, TokenLayout
-from apt_dense.nn.layers import Linear
+from apt_dense.nn.layers import Linear, make_norm
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.ops.linear import linear
+from apt_dense.options import BlockOptions, ModelOptions
 
 
 class PatchEmbed(nn.Module):
-    """The host's patch embedding E, parameters named as in timm (``proj``)."""
+    """The host's patch embedding E, parameters named as in timm: ``proj``, and ``norm`` if there is one."""
 
-    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768, bias: bool = True) -> None:
+    def __init__(
+        self,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, bias=bias)
+        self.norm = nn.Identity() if norm is None else norm
+
+    @classmethod
+    def from_options(cls, model: ModelOptions, blocks: BlockOptions) -> "PatchEmbed":
+        """The embedding of a model; ``blocks`` say what kind of norms it has."""
+        norm = make_norm(blocks)(model.embed_dim) if model.embed_norm else None
+        return cls(model.patch_size, model.in_chans, model.embed_dim, model.patch_bias, norm)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> one embedding per complete patch (B, H // p, W // p, C)."""
-        return self.proj(images).permute(0, 2, 3, 1)
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Patches (n, in_chans, p, p) cut out of images -> their embeddings (n, C)."""
+        weight = self.proj.weight.flatten(1)
+        return self.norm(linear(pixels.flatten(1).to(weight.dtype), weight, self.proj.bias))
 
 
 class CoarseEmbed(nn.Module):
@@ -103,8 +123,7 @@ def _embed_chosen(images: Tensor, patches: Candidates, patch_embed: PatchEmbed) 
     else:
         tiles = small.unfold(2, size, size).unfold(3, size, size)  # (B, 3, rows, columns, p, p)
         pixels = tiles[patches.image, :, patches.y >> patches.scale, patches.x >> patches.scale]
-    weight = patch_embed.proj.weight.flatten(1)
-    return linear(pixels.flatten(1).to(weight.dtype), weight, patch_embed.proj.bias)
+    return patch_embed.embed_pixels(pixels)
 
 
 def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:

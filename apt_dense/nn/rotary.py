@@ -50,7 +50,7 @@ def _patch_table(rotary: Rotary, head_dim: int, cells: Cells) -> Tensor:
 
 
 def places(rotary: Rotary, cells: Cells) -> tuple[Tensor, Tensor]:
-    """Where the centres of patches lie along the two axes, in the order of ``grid_indexing``: twice (N,) float."""
+    """Places of the centres of patches along the two axes, in the order of ``grid_indexing``: twice (N,) float."""
     to_centre = ((1 << cells.scale_N) - 1) / 2 + rotary.grid_offset
     along_axes = []
     for axis, first_N in enumerate((cells.y_N, cells.x_N)):

@@ -92,7 +92,7 @@ def pooled_bias(bias: Tensor, size: tuple[int, int], num_scales: int) -> Tensor:
 
 
 def runs_by_scale(values: Tensor, num_scales: int) -> list[Tensor]:
-    """For each scale, the means (..., size - 2**s + 1) of the runs of 2**s along the last axis (..., size)."""
+    """Means (..., size - 2**s + 1) of the runs of 2**s along the last axis (..., size), for each scale."""
     runs = [values]
     for scale in range(1, num_scales):
         step = 2 ** (scale - 1)
@@ -101,7 +101,7 @@ def runs_by_scale(values: Tensor, num_scales: int) -> list[Tensor]:
 
 
 def codes_of_keys(cells: Cells) -> Tensor:
-    """For each key the two channels (N, 2) of :func:`pooled_bias` that add up to its bias."""
+    """The two channels (N, 2) of :func:`pooled_bias` that add up to the bias of each key."""
     rows, columns = cells.size
     row_channels = sum(_run_counts(rows, cells.num_scales))
     return torch.stack(
@@ -110,12 +110,12 @@ def codes_of_keys(cells: Cells) -> Tensor:
 
 
 def _run_counts(size: int, num_scales: int) -> list[int]:
-    """How many runs :func:`runs_by_scale` makes of each scale."""
+    """Count the runs that :func:`runs_by_scale` makes of each scale."""
     return [max(0, size - 2**scale + 1) for scale in range(num_scales)]
 
 
 def first_run(cells: Cells, size: int) -> Tensor:
-    """For each patch, where the runs of its scale begin when listed scale after scale: (N,)."""
+    """Place at which the runs of each patch's scale begin when listed scale after scale: (N,)."""
     # A sum of Python numbers, so that nothing is copied to the device.
     first = torch.zeros_like(cells.scale_N)
     for scale, count in enumerate(_run_counts(size, cells.num_scales)[:-1], start=1):

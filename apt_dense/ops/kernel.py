@@ -1,4 +1,4 @@
-"""What attention kernels take, and what each says of itself.
+"""The operands of attention kernels, and the form in which a kernel says where it runs.
 
 Shape letters: R packed rows, H heads, D channels of a head.
 """
@@ -25,12 +25,12 @@ class Inputs(NamedTuple):
 
     @property
     def has_terms(self) -> bool:
-        """Whether logits are more than scaled dot products."""
+        """Check whether logits are more than scaled dot products."""
         return self.bias is not None or self.padding is not None
 
     @property
     def trains(self) -> bool:
-        """Whether gradients are wanted."""
+        """Check whether gradients are wanted."""
         tensors = (self.q, self.k, self.v) if self.bias is None else (self.q, self.k, self.v, self.bias.queries_RHK)
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 

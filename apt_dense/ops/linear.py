@@ -26,7 +26,7 @@ _FEW_PRODUCTS = 2**22  # smaller products are faster through F.linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What ``F.linear`` gives, to rounding: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    """Compute ``F.linear``, up to rounding: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     if x.numel() * len(weight) < _FEW_PRODUCTS or not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
@@ -126,8 +126,8 @@ def _without_gaps(w: Tensor) -> Tensor:
 
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether this is a product that oneDNN takes over: not an empty one, nor one of quantised or distributed weights,
-    nor one with a mistake in it, which PyTorch names better."""
+    """Check whether this is a product that oneDNN takes over: not an empty one, nor one of quantised or distributed
+    weights, nor one with a mistake in it, which PyTorch names better."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -142,8 +142,8 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_enabled() -> bool:
-    """Whether oneDNN takes over anything at all: not inside of torch.func and forward-mode derivatives, of which our
-    operators know nothing."""
+    """Check whether oneDNN takes over anything at all: not inside of torch.func and forward-mode derivatives, of which
+    our operators know nothing."""
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     return _EXISTS and torch.backends.mkldnn.enabled and not transformed
 

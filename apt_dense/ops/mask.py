@@ -47,7 +47,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, val
 
 
 def _suits(inputs: Inputs) -> bool:
-    """Whether parts cost nothing: on a GPU they would be many launches, and a compiler would unroll them."""
+    """Check whether parts cost nothing: on a GPU they would be many launches, and a compiler would unroll them."""
     return runs_on_host(inputs.q) and not inputs.trains
 
 

@@ -27,7 +27,7 @@ def _augmented(batch: Batch) -> Tensor:
 
 
 def _suits(inputs: Inputs) -> bool:
-    """Whether the segments are a plain batch."""
+    """Check whether the segments are a plain batch."""
     return not inputs.has_terms and inputs.segments.is_even
 
 

@@ -46,7 +46,7 @@ def _obstacle(inputs: Inputs) -> str | None:
 
 
 def _suits(inputs: Inputs) -> bool:
-    """Whether segments are long and oneDNN's float32 products are the best that the CPU offers."""
+    """Check whether segments are long and oneDNN's float32 products are the best that the CPU offers."""
     is_long = inputs.padding is None and inputs.segments.mean_length >= _LONG_SEGMENT
     return is_long and is_enabled() and not has_matrix_unit(inputs.q.dtype)
 
@@ -157,7 +157,7 @@ def _heads(
 
 
 def _wide(t: Tensor) -> Tensor:
-    """What is computed with."""
+    """The operand in the type that slices compute in."""
     return t if t.dtype == torch.float64 else t.float()
 
 

@@ -33,7 +33,7 @@ def fewest_tokens(grid: tuple[int, int], scales: int, window_size: int = 0) -> i
 
 
 def _patches_along(cells: int, side: int, window_size: int) -> int:
-    """How many whole patches of that many cells fit along an axis without crossing the border of a window."""
+    """Count the whole patches of that many cells that fit along an axis without crossing the border of a window."""
     firsts = range(0, cells - side + 1, side)
     return len([i for i in firsts if not window_size or i // window_size == (i + side - 1) // window_size])
 
@@ -87,7 +87,7 @@ def partition_by_budget(
 
 
 def _first(orders: Tensor, count: Tensor) -> Tensor:
-    """Which entries of each row (B, n) are among the lowest ``count`` (B,): (B, n) bool."""
+    """Mark the lowest ``count`` (B,) entries of each row (B, n): (B, n) bool."""
     # Stable, and small scales come first: of equal scores the quarters go before the patch they make up.
     sequence = orders.argsort(dim=1, stable=True)
     made = torch.zeros_like(orders, dtype=torch.bool)
@@ -106,7 +106,7 @@ def _merge(orders: Sequence[Tensor], made: Tensor, bounds: Bounds) -> Tensor:
 def _merge_orders(
     scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds, drops_padding: bool
 ) -> list[Tensor]:
-    """For each scale, the order (B, grid rows >> s, grid columns >> s) of its merges; infinite where there is none."""
+    """The order (B, grid rows >> s, grid columns >> s) of the merges of each scale; infinite where there is none."""
     orders: list[Tensor] = []
     cells = bounds._replace(region=bounds.filled_cells() * bounds.patch_size)
     for scale, (score, threshold) in enumerate(zip(scores, thresholds, strict=True), start=1):
@@ -120,6 +120,6 @@ def _merge_orders(
 
 
 def _after_quarters(finer: Tensor, order: Tensor) -> Tensor:
-    """For patches shaped as in ``order`` (B, h, w), the last merge among their quarters in the finer scale's orders."""
+    """The last merge among the quarters of each patch of ``order`` (B, h, w), in the finer scale's orders."""
     rows, columns = order.shape[1:]
     return finer[:, : 2 * rows, : 2 * columns].unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).amax((2, 4))

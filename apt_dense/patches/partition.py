@@ -22,7 +22,7 @@ class Bounds(NamedTuple):
     window_size: int = 0  # cells of an attention window, counted from the top left; 0 for none
 
     def uncut(self, scale: int) -> Tensor:
-        """Which patches of a scale cross none of them: (B, grid rows >> scale, grid columns >> scale) bool."""
+        """Mark the patches of a scale that cross none of them: (B, grid rows >> scale, grid columns >> scale) bool."""
         (rows_in, rows_out), (columns_in, columns_out) = (
             _uncut_intervals(self.region[:, axis], cells >> scale, self.patch_size * 2**scale)
             for axis, cells in enumerate(self.grid)
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
         return (inside | outside) & self.within_windows(scale)
 
     def within_windows(self, scale: int) -> Tensor:
-        """Which patches (grid rows >> scale, grid columns >> scale) of a scale lie in a single window."""
+        """Mark the patches (grid rows >> scale, grid columns >> scale) of a scale that lie in a single window."""
         rows, columns = (torch.arange(cells >> scale, device=self.region.device) << scale for cells in self.grid)
         if not self.window_size:
             return torch.ones(len(rows), len(columns), dtype=torch.bool, device=self.region.device)
@@ -43,7 +43,7 @@ class Bounds(NamedTuple):
         return row_ok[:, None] & column_ok[None, :]
 
     def begin_inside(self, scale: int) -> Tensor:
-        """Which patches (B, grid rows >> scale, grid columns >> scale) of a scale begin inside the filled region."""
+        """Mark the patches (B, grid rows >> scale, grid columns >> scale) that begin inside the filled region."""
         size = self.patch_size << scale
         rows, columns = (
             torch.arange(cells >> scale, device=self.region.device) * size < self.region[:, axis, None]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
+from apt_dense.runtime import require, runs_on_host
 
 
 def check_images(images: Tensor, in_chans: int) -> Tensor:
@@ -41,7 +42,7 @@ def whole_patches(images: Tensor, patch_size: int, partial_patches: str) -> Tens
 
 
 def are_finite(images: Tensor) -> Tensor:
-    """Whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
+    """Check whether each image (B, C, H, W) is free of NaN and infinities: (B,) bool."""
     # A sum is finite if all of its terms are, and needs no mask of the size of the images.
     return images.detach().sum((1, 2, 3), dtype=torch.float32).isfinite()
 
@@ -54,6 +55,16 @@ def check_finite(finite: Sequence[int | bool]) -> None:
             f"images {bad} of the batch hold NaN or infinite pixels; expected finite normalised pixels. "
             f"Look at their files and at the transforms before the backbone"
         )
+
+
+def require_finite(images: Tensor) -> None:
+    """Raise on images (B, C, H, W) with NaN or infinite pixels: on a CPU at once, naming them as :func:`check_finite`;
+    compiled or on another device by an assertion, for which nothing waits."""
+    finite = are_finite(images)
+    if runs_on_host(finite):
+        check_finite(finite.tolist())
+    else:
+        require(finite.all(), "the batch holds images with NaN or infinite pixels; look at the transforms before")
 
 
 @torch.no_grad()

@@ -137,5 +137,5 @@ class PatchSelector(PatchOptions):
 
 
 def _doublings(factor: float) -> int:
-    """How often 1 can be doubled without exceeding the factor; 0 for factors below 1."""
+    """Count how often 1 can be doubled without exceeding the factor; 0 for factors below 1."""
     return max(0, int(math.log2(factor)))

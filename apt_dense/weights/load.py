@@ -1,32 +1,40 @@
-"""Checkpoints: state dicts of other ViTs -> ours. Pure functions on dictionaries of tensors.
+"""Load the checkpoints of other ViTs into an ``APTViT``.
 
 Understood: our own, timm's ViTs and EVAs (also inside MAE and DeiT files), MMSeg's VisionTransformer, Detectron2's ViT,
-SAM's image encoder, the APT release, and the files that DINOv2, DINOv3, EVA-02 and its detectors come in, each also as
-part of a whole model. ``conversions.py`` has what needs no model.
+SAM's image encoder, the APT release, and the files of DINOv2, DINOv3, EVA-02 and its detectors, each also as part of a
+whole model. Conversions that need no model are in convert.py.
 """
 
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Size, Tensor, nn
 
 from apt_dense.nn.relative import relative_table
-from apt_dense.weights.convert import to_apt
-from apt_dense.weights.formats import (
-    NEW,
-    NOT_BACKBONE,
-    StateDict,
+from apt_dense.weights.convert import to_apt, without_key_biases
+from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.formats import NOT_BACKBONE, StateDict, is_table, may_be_absent
+from apt_dense.weights.parameters import is_new
+from apt_dense.weights.resize import (
+    Grid,
     fold_class_position,
-    is_table,
-    without_key_biases,
+    note_grid,
+    noted_grid,
+    positions_fit,
+    prefix_counts,
+    resample_patches,
+    resize_positions,
+    source_grid,
 )
-from apt_dense.weights.resize import resample_patches, resize_positions
+from apt_dense.weights.unwrap import innermost, unwrap
 
 
 class LoadReport(NamedTuple):
-    """What became of each name, source names where there is one."""
+    """The fate of each name, by source names where there is one. ``str()`` gives its summary."""
 
     loaded: list[str]
     converted: list[str]  # loaded after a change of shape
@@ -36,7 +44,7 @@ class LoadReport(NamedTuple):
     unexpected: list[str]  # of the checkpoint, unknown
 
     def summary(self) -> str:
-        """One line, with the names of everything that is not simply loaded."""
+        """Summarise in one line, with the names of everything that is not simply loaded."""
         counts = [f"{len(self.loaded)} loaded"]
         for field in ("converted", "new", "missing", "unused", "unexpected"):
             names = getattr(self, field)
@@ -44,35 +52,29 @@ class LoadReport(NamedTuple):
                 counts.append(f"{len(names)} {field} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})")
         return "; ".join(counts)
 
-
-def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
-    """The backbone's state dict inside a checkpoint file's content.
-
-    Looks into "state_dict", "model", "model_ema", "module"; keeps only what is below ``backbone.``,
-    ``backbone.net.``, ``net.`` or ``image_encoder.`` where that exists, unless ``backbone`` is False.
-
-    Raises:
-        ValueError: if there is no dictionary of tensors inside.
-    """
-    state = checkpoint
-    for key in ("state_dict", "model", "model_ema", "module"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
-    if not state:
-        found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
-    for prefix in ("module.", "backbone.", "net.", "_orig_mod.", "image_encoder.") if backbone else ("module.",):
-        below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        state = below or state
-    return state
+    def __str__(self) -> str:
+        return self.summary()
 
 
-def fit_state(state: StateDict, model: nn.Module, resize_patches: bool = False) -> tuple[StateDict, LoadReport]:
+class _Fit(NamedTuple):
+    """A state dict fitted to a model."""
+
+    state: StateDict  # what to load, in the shapes of the model
+    left: StateDict  # what the model has no place for, tables excepted
+    report: LoadReport
+
+
+# ---- fitting a state dict to a model
+
+
+def fit_state(
+    state: StateDict, model: nn.Module, resize_patches: bool = False, grid: Grid | None = None
+) -> tuple[StateDict, LoadReport]:
     """Rename and reshape a backbone's state dict for an ``APTViT``.
 
     Args:
         resize_patches: resample the patch embedding to the model's patch size (FlexiViT's way, by timm).
+        grid: rows and columns of the positions in ``state``; see :func:`load_backbone`.
 
     Returns:
         The entries to load and the report. Shapes of the entries equal those of the model.
@@ -80,99 +82,150 @@ def fit_state(state: StateDict, model: nn.Module, resize_patches: bool = False) 
     Raises:
         ValueError: for a weight whose shape does not fit and cannot be converted.
     """
+    ours = to_apt(state)
+    fit = _fit(ours, model, resize_patches, source_grid(ours, grid, noted_grid(state)))
+    return fit.state, fit.report
+
+
+def _fit(state: StateDict, model: nn.Module, resize_patches: bool, grid: Grid | None) -> _Fit:
+    """Reshape a state dict with our names for a model."""
     target = model.state_dict()
-    given = {id(value) for value in state.values()}
-    fitted, converted, unused, unexpected = {}, [], [], []
-    for name, value in _prepare(state, target, model).items():
-        if name not in target:
-            (unused if _is_unused(name, model) or is_table(name, value) else unexpected).append(name)
+    split = without_key_biases(state, target)
+    changed = {name: value for name, value in split.items() if name not in state}
+    if "pos_embed" in target:
+        changed |= _fit_positions(split, model, grid)
+    changed |= _fit_shapes(split, target, model.patch_size if resize_patches else None)
+    whole = {**split, **changed}
+    fitted = {name: value for name, value in whole.items() if name in target}
+    for name, value in fitted.items():
+        _check_shape(name, value.shape, target[name].shape)
+    others = {name: value for name, value in whole.items() if name not in target}
+    left = {name: value for name, value in others.items() if not is_table(name, value)}
+    return _Fit(fitted, left, _report(fitted, changed, others, target, model))
+
+
+def _fit_positions(state: StateDict, model: nn.Module, grid: Grid | None) -> StateDict:
+    """Resample positions to the model's; the class position goes into the token if the model has no place for it."""
+    if "pos_embed" not in state:
+        return {}
+    changed = {}
+    if model.no_embed_class and model.cls_token is not None:
+        changed = fold_class_position(state, model.pos_grid, grid)
+    positions = {**state, **changed}["pos_embed"]
+    if not positions_fit(positions, model.pos_grid, model.num_prefix_positions, grid):
+        changed["pos_embed"] = resize_positions(
+            positions, model.pos_grid, model.num_prefix_positions, grid, prefix_counts(state)
+        )
+    return changed
+
+
+def _fit_shapes(state: StateDict, target: StateDict, patch_size: int | None) -> StateDict:
+    """Resample relative positions, and patches if a size is given, where their shape is not the model's."""
+    changed = {}
+    for name, value in state.items():
+        shape = target[name].shape if name in target else value.shape
+        if value.shape == shape:
             continue
-        value = _fit_shape(name, value, target[name].shape, model, resize_patches)
-        if id(value) not in given:
-            converted.append(name)
-        if value.shape != target[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target[name].shape)} in the model; "
-                f"set patch_size, embed_dim, mlp_ratio and num_heads as in the checkpoint{_hint_of_patches(name)}"
-            )
-        fitted[name] = value
+        if name == "patch_embed.proj.weight" and patch_size is not None and value.shape[:2] == shape[:2]:
+            changed[name] = resample_patches(value, patch_size)
+        if name.endswith((".rel_pos_h", ".rel_pos_w")):
+            changed[name] = relative_table(value, (shape[0] + 1) // 2)
+    return changed
+
+
+def _check_shape(name: str, found: Size, expected: Size) -> None:
+    if found != expected:
+        hint = ", or resize_patches=True to resample it" if name == "patch_embed.proj.weight" else ""
+        raise ValueError(
+            f"{name} is {tuple(found)} in the checkpoint and {tuple(expected)} in the model; "
+            f"set patch_size, embed_dim, mlp_ratio and num_heads as in the checkpoint{hint}"
+        )
+
+
+def _report(
+    fitted: StateDict, changed: StateDict, others: StateDict, target: StateDict, model: nn.Module
+) -> LoadReport:
+    unused = [name for name, value in others.items() if _is_unused(name, model) or is_table(name, value)]
     absent = [name for name in target if name not in fitted]
-    new = [name for name in absent if NEW.match(name)]
-    missing = [name for name in absent if not NEW.match(name)]
-    return fitted, LoadReport(list(fitted), converted, new, missing, unused, unexpected)
-
-
-def _prepare(state: StateDict, target: StateDict, model: nn.Module) -> StateDict:
-    """A state dict with our names, and with what the model keeps in another place moved there."""
-    state = without_key_biases(to_apt(state), target)
-    if model.cls_token is None or not model.no_embed_class or "pos_embed" not in target:
-        return state
-    return fold_class_position(state, target["pos_embed"].shape)
-
-
-def _hint_of_patches(name: str) -> str:
-    return ", or resize_patches=True to resample it" if name == "patch_embed.proj.weight" else ""
-
-
-def _fit_shape(name: str, value: Tensor, shape: Size, model: nn.Module, resize_patches: bool) -> Tensor:
-    """Positions resampled to the model's shape, and patches if asked; everything else as it is."""
-    if value.shape == shape:
-        return value
-    if name == "pos_embed":
-        return resize_positions(value, model.pos_grid, model.num_prefix_positions)
-    if name == "patch_embed.proj.weight" and resize_patches and value.shape[:2] == shape[:2]:
-        return resample_patches(value, model.patch_size)
-    if name.endswith((".rel_pos_h", ".rel_pos_w")):
-        return relative_table(value, (shape[0] + 1) // 2)
-    return value
+    return LoadReport(
+        loaded=list(fitted),
+        converted=[name for name in fitted if name in changed],
+        new=[name for name in absent if may_be_absent(name)],
+        missing=[name for name in absent if not may_be_absent(name)],
+        unused=unused,
+        unexpected=[name for name in others if name not in unused],
+    )
 
 
 def _is_unused(name: str, model: nn.Module) -> bool:
-    """Whether a name that the model lacks belongs to a part that this model leaves out by design."""
+    """Check whether a name that the model lacks belongs to a part that this model leaves out by design."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
-        return len(model.blocks) <= int(block[1]) <= model.depth - 1
-    return bool(NOT_BACKBONE.match(name)) or name.startswith(("coarse_embed.", "norm.", "cls_token"))
+        return len(model.blocks) <= int(block[1]) < model.depth
+    return bool(NOT_BACKBONE.match(name)) or is_new(name) or name.startswith(("norm.", "cls_token"))
 
 
-def convert_below(model: nn.Module, state: dict[str, Tensor], prefix: str) -> LoadReport:
+# ---- loading
+
+
+def convert_below(model: nn.Module, state: dict[str, Tensor], prefix: str, noted: Grid | None = None) -> LoadReport:
     """Convert the entries of ``state`` below ``prefix``, in place, to those of an ``APTViT``: our names, positions
-    resampled, tables of rotary positions taken out. What has no place stays, with our name.
+    resampled, tables of rotary positions taken out. Weights without a place stay, with our names.
+
+    Args:
+        noted: the grid in torch's metadata for this prefix, where ``state`` has not kept its metadata.
 
     Raises:
         ValueError: for a weight whose shape does not fit; ``state`` is as it was.
     """
     below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     ours = to_apt(below)
-    fitted, report = fit_state(ours, model)
+    fit = _fit(ours, model, False, source_grid(ours, None, noted or noted_grid(state, prefix)))
     for name in below:
         del state[prefix + name]
-    left = {name: ours[name] for name in report.unused + report.unexpected if not is_table(name, ours[name])}
-    state.update({prefix + name: value for name, value in {**left, **fitted}.items()})
-    return report
+    state.update({prefix + name: value for name, value in {**fit.left, **fit.state}.items()})
+    # The positions are the model's now; what is noted must not be used on them a second time.
+    note_grid(state, prefix, model.pos_grid)
+    return fit.report
 
 
 def load_backbone(
-    model: nn.Module, checkpoint: Mapping, strict: bool = True, resize_patches: bool = False
+    model: nn.Module,
+    checkpoint: Mapping | str | Path,
+    strict: bool = True,
+    resize_patches: bool = False,
+    grid: Grid | None = None,
 ) -> LoadReport:
-    """Load a checkpoint's content into an ``APTViT``, converting as needed.
+    """Load a checkpoint into an ``APTViT``, converting as needed.
 
     Positions are resampled to the model's; patches of another size only with ``resize_patches``, since every number of
     the patch embedding then changes.
 
+    Args:
+        checkpoint: a file, or the content of one; read by :func:`apt_dense.weights.files.read_checkpoint`.
+        strict: refuse checkpoints with missing or unknown weights.
+        grid: rows and columns that the checkpoint's positions were trained for. By default those noted in the
+            checkpoint, those of the model if it has as many positions, or else a square.
+
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: with ``strict``, for weights missing from the checkpoint or unknown to the model; always for
-            shapes that do not fit.
+            unreadable files, shapes that do not fit, and positions whose grid cannot be told.
     """
-    state, report = fit_state(unwrap(checkpoint), model, resize_patches)
-    if strict and (report.missing or report.unexpected):
-        raise ValueError(f"the checkpoint does not fit the backbone: {report.summary()}{_hint(report)}")
-    model.load_state_dict(state, strict=False)
-    return report
+    content = read_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    ours = to_apt(unwrap(content))
+    fit = _fit(ours, model, resize_patches, source_grid(ours, grid, noted_grid(innermost(content))))
+    if strict and (fit.report.missing or fit.report.unexpected):
+        raise ValueError(f"the checkpoint does not fit the backbone: {fit.report.summary()}{_hint(fit.report)}")
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, value in fit.state.items():
+            own[name].copy_(value)
+    return fit.report
 
 
 def _hint(report: LoadReport) -> str:
-    """Names that look alike, or else what is most often wrong."""
+    """List names that look alike, or else what is most often wrong."""
     pairs = [(name, difflib.get_close_matches(name, report.unexpected, 1, 0.8)) for name in report.missing]
     alike = [f"{ours} ~ {theirs[0]}" for ours, theirs in pairs if theirs]
     if alike:

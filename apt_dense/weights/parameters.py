@@ -17,7 +17,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(?!residual\.)")
 
 
 def is_new(name: str) -> bool:
-    """Whether only APT has a parameter."""
+    """Check whether only APT has a parameter."""
     return name.startswith(COARSE)
 
 
@@ -47,6 +47,6 @@ def lr_scale(name: str, depth: int, decay_rate: float) -> float:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay acts on a parameter: on matrices and kernels, not on vectors (biases, norms, LayerScale) nor
-    on positions, class and register tokens. Tables of relative positions decay, as in ViTDet."""
+    """Check whether weight decay acts on a parameter: on matrices and kernels, not on vectors (biases, norms,
+    LayerScale) nor on positions, class and register tokens. Tables of relative positions decay, as in ViTDet."""
     return parameter.ndim > 1 and not name.endswith(UNDECAYED)

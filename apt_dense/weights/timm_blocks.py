@@ -1,5 +1,5 @@
-"""The blocks of timm's ViTs and EVAs and their rotary positions: which arguments of ``APTViT`` rebuild them, and a name
-for everything that has none."""
+"""Blocks and rotary positions of timm's ViTs and EVAs: the ``APTViT`` arguments that rebuild them, and a name for each
+feature that no argument does."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,7 +29,7 @@ _NORMS = {nn.LayerNorm: "layernorm", LayerNorm: "layernorm", RmsNorm: "rmsnorm"}
 
 
 def block_arguments(block: nn.Module) -> dict[str, Any]:
-    """Keyword arguments of ``APTViT`` that rebuild a block; ask :func:`unsupported_in_block` first."""
+    """Return the keyword arguments of ``APTViT`` that rebuild a block; call :func:`unsupported_in_block` first."""
     attn, mlp = block.attn, block.mlp
     q_bias, k_bias = _has_biases(attn)
     return {
@@ -51,7 +51,7 @@ def block_arguments(block: nn.Module) -> dict[str, Any]:
 
 
 def rotary_arguments(rope: nn.Module | None, rotate_half: bool) -> Rotary | None:
-    """The rotary positions of an EVA; ask :func:`unsupported_in_rotary` first."""
+    """Return the rotary positions of an EVA; call :func:`unsupported_in_rotary` first."""
     if rope is None:
         return None
     return Rotary(
@@ -65,7 +65,7 @@ def rotary_arguments(rope: nn.Module | None, rotate_half: bool) -> Rotary | None
 
 
 def unsupported_in_rotary(rope: nn.Module | None) -> Iterator[str]:
-    """Names of the features of an EVA's rotary positions that ``APTViT`` cannot reproduce."""
+    """Name the features of an EVA's rotary positions that ``APTViT`` cannot reproduce."""
     if type(rope) not in (type(None), RotaryEmbeddingCat, RotaryEmbeddingDinoV3):
         yield f"rotary positions of type {type(rope).__name__}"
     if getattr(rope, "in_pixels", False) or getattr(rope, "grid_type", "index") != "index":
@@ -75,7 +75,7 @@ def unsupported_in_rotary(rope: nn.Module | None) -> Iterator[str]:
 
 
 def unsupported_in_block(block: nn.Module) -> Iterator[str]:
-    """Names of the features of a block that ``APTViT`` cannot reproduce."""
+    """Name the features of a block that ``APTViT`` cannot reproduce."""
     if type(block) not in _BLOCKS:
         yield f"blocks of type {type(block).__name__}"
         return
@@ -107,7 +107,7 @@ def _unsupported_in_mlp(mlp: nn.Module, biased: bool) -> Iterator[str]:
 
 
 def unsupported_norms(norms: Iterable[nn.Module | None], like: nn.Module) -> Iterator[str]:
-    """Names of the norms, out of those of a model, that are of another kind than ``like``, or of an unknown one."""
+    """Name those of a model's norms that are of another kind than ``like``, or of an unknown one."""
     for norm in norms:
         if is_identity(norm):
             continue
@@ -116,10 +116,11 @@ def unsupported_norms(norms: Iterable[nn.Module | None], like: nn.Module) -> Ite
         if kind is None or not complete:
             yield f"the norm {norm}"
         elif kind != _NORMS.get(type(like)) or norm.eps != like.eps:
-            yield f"the norm {norm} beside {like}"
+            yield f"the norm {norm} next to {like}"
 
 
 def norms_of_block(block: nn.Module) -> Iterator[nn.Module | None]:
+    """Iterate over all norms of a block, None for those that it lacks."""
     yield from (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm)
     yield from (getattr(block.attn, "norm", None), block.mlp.norm)
 
@@ -129,7 +130,8 @@ def is_identity(module: nn.Module | None) -> bool:
 
 
 def _has_biases(attn: nn.Module) -> tuple[bool, bool]:
-    """Whether queries and whether keys have a bias. EVA's fused projection keeps that of queries beside it."""
+    """Check whether queries have a bias, and whether keys have. EVA keeps that of queries outside its fused
+    projection."""
     if attn.qkv is None:
         return attn.q_proj.bias is not None, attn.k_proj.bias is not None
     fused = attn.qkv.bias is not None
@@ -137,7 +139,7 @@ def _has_biases(attn: nn.Module) -> tuple[bool, bool]:
 
 
 def _branch_scales(block: nn.Module) -> list[bool]:
-    """Whether LayerScale acts on attention and whether on the MLP, by ViT's names or by EVA's."""
+    """Check whether LayerScale acts on attention, and whether on the MLP, by ViT's names or EVA's."""
     if isinstance(block, eva.EvaBlock):
         return [gamma is not None for gamma in (block.gamma_1, block.gamma_2)]
     return [isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2)]
@@ -150,7 +152,7 @@ def _init_values(block: nn.Module) -> float | None:
 
 
 def _activation(module: nn.Module) -> str | None:
-    """The name of an activation in :mod:`apt_dense.nn.layers`."""
+    """Return the name of an activation in :mod:`apt_dense.nn.layers`, None if it has none."""
     if type(module) is nn.GELU:
         return "gelu_tanh" if module.approximate == "tanh" else "gelu"
     return next((name for name, kind in ACTIVATIONS.items() if type(module) is kind), None)

@@ -1,5 +1,5 @@
-"""timm's plain ViTs, EVAs and SAM's image encoder: which ``APTViT`` arguments rebuild a model, and a refusal of
-everything that has none."""
+"""Rebuild timm's plain ViTs, EVAs and SAM's image encoder: the ``APTViT`` arguments of a model, or an error that names
+each feature without one."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from timm.models import eva, vision_transformer, vision_transformer_sam
 from torch import nn
 
 from apt_dense.checks import defaults_of
-from apt_dense.options import BlockOptions
+from apt_dense.options import BlockOptions, ModelOptions, PositionOptions
 from apt_dense.weights.timm_blocks import (
     block_arguments,
     is_identity,
@@ -23,13 +23,20 @@ from apt_dense.weights.timm_blocks import (
 )
 
 _ARCHITECTURES = vision_transformer.VisionTransformer, eva.Eva, vision_transformer_sam.VisionTransformerSAM
-#: What ``apt_arguments`` leaves out where a model has nothing else.
-_USUAL = {**defaults_of(BlockOptions), "reg_tokens": 0, "pre_norm": False, "rotary": None, "use_abs_pos": True}
+#: Arguments that ``apt_arguments`` leaves out where a model has these values, ...
+_OPTIONAL = "embed_norm", "reg_tokens", "pre_norm", "rotary", "use_abs_pos"
+_USUAL = defaults_of(BlockOptions) | {
+    name: value for name, value in defaults_of(ModelOptions, PositionOptions).items() if name in _OPTIONAL
+}
+#: ... except for those that tell families of models apart.
 _ALWAYS = "mlp_ratio", "qkv_bias", "norm_eps"
 
 
 def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
-    """``timm.create_model`` without a classification head.
+    """Create a timm model without a classification head.
+
+    Args:
+        img_size: pixels, or (H, W); None takes the model's own.
 
     Raises:
         ValueError: for a name timm does not know, with the closest ones.
@@ -42,18 +49,18 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, in
 
 
 def apt_arguments(model: nn.Module) -> dict[str, Any]:
-    """Keyword arguments of ``APTViT`` that rebuild a timm ViT.
+    """Return the keyword arguments of ``APTViT`` that rebuild a timm ViT.
 
     Raises:
-        ValueError: if the model has a feature that ``APTViT`` does not, naming every one. Leaving one out would give
-            silently wrong features.
+        ValueError: if the model has features that ``APTViT`` lacks, naming all of them. Leaving one out would silently
+            give wrong features.
     """
     features = list(_unsupported(model))
     if features:
         raise ValueError(
             f"APTViT does not support {', '.join(features)} of timm's {_name(model)}. Supported are pre-norm ViTs of "
             f"timm's VisionTransformer and Eva (AugReg, DeiT without distillation, DeiT-3, MAE, CLIP, SigLIP, DINOv2, "
-            f"EVA-02, DINOv3, PE) and SAM's image encoder"
+            f"EVA-02, DINOv3, PE, AIMv2) and SAM's image encoder"
         )
     sam = isinstance(model, vision_transformer_sam.VisionTransformerSAM)
     arguments = {**_common_arguments(model), **(_sam_arguments(model) if sam else _token_arguments(model))}
@@ -71,6 +78,7 @@ def _common_arguments(model: nn.Module) -> dict[str, Any]:
         "depth": len(model.blocks),
         **block_arguments(model.blocks[0]),
         "patch_bias": model.patch_embed.proj.bias is not None,
+        "embed_norm": not is_identity(model.patch_embed.norm),
         "use_abs_pos": model.pos_embed is not None,
         "pre_norm": not is_identity(model.norm_pre),
         **pixels,
@@ -78,7 +86,7 @@ def _common_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def _token_arguments(model: nn.Module) -> dict[str, Any]:
-    """What ViT and EVA have and SAM's encoder has not: prefix tokens, a final norm, rotary positions."""
+    """Return the arguments for what SAM's encoder lacks: prefix tokens, a final norm, rotary positions."""
     rotate_half = getattr(model.blocks[0].attn, "rotate_half", False)
     return {
         "class_token": model.cls_token is not None,
@@ -90,7 +98,7 @@ def _token_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def _sam_arguments(model: nn.Module) -> dict[str, Any]:
-    """The trunk of SAM's image encoder; its neck is not part of the backbone."""
+    """Return the arguments for the trunk of SAM's image encoder; its neck is not part of the backbone."""
     windows = {i: block.window_size for i, block in enumerate(model.blocks) if block.window_size}
     return {
         "window_size": max(windows.values(), default=0),
@@ -104,11 +112,11 @@ def _name(model: nn.Module) -> str:
 
 
 def _unsupported(model: nn.Module) -> Iterator[str]:
-    """Names of the features of a timm model that ``APTViT`` cannot reproduce."""
+    """Name the features of a timm model that ``APTViT`` cannot reproduce."""
     if type(model) not in _ARCHITECTURES:
         yield f"the architecture {type(model).__name__}"
         return
-    if type(model.patch_embed) is not PatchEmbed or not is_identity(model.patch_embed.norm):
+    if type(model.patch_embed) is not PatchEmbed:
         yield "its patch embedding"
     elif model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
         yield f"patches of {model.patch_embed.patch_size} pixels, which are not square"
@@ -120,14 +128,14 @@ def _unsupported(model: nn.Module) -> Iterator[str]:
 
 
 def _unsupported_norms(model: nn.Module) -> dict[str, None]:
-    """Norms of an unknown kind or unlike the others, each once."""
+    """Name the norms of an unknown kind or unlike the others, each once."""
     norms = [norm for block in model.blocks for norm in norms_of_block(block)]
-    norms += [model.norm_pre, getattr(model, "norm", None)]
+    norms += [getattr(model.patch_embed, "norm", None), model.norm_pre, getattr(model, "norm", None)]
     return dict.fromkeys(unsupported_norms(norms, model.blocks[0].norm1))
 
 
 def _differences(blocks: Iterable[nn.Module]) -> Iterator[str]:
-    """What tells blocks from each other that are each supported."""
+    """Name the arguments in which blocks differ that are each supported."""
     arguments = [block_arguments(block) for block in blocks]
     for each in arguments:
         each["LayerScale"] = each.pop("init_values") is not None

@@ -37,7 +37,7 @@ def test_block_is_timms_with_the_same_names(qkv_bias: bool, mlp_ratio: float) ->
 
 
 PACKED, SPLIT = ({"mlp_layer": layer, "act_layer": nn.SiLU} for layer in (SwiGLUPacked, SwiGLU))
-#: Options of timm's Block beside ours.
+#: Options of timm's Block next to ours.
 VIT_FEATURES = [
     ({"init_values": 0.3}, {"init_values": 0.3}),
     ({"qk_norm": True}, {"qk_norm": True}),
@@ -63,7 +63,7 @@ def test_features_of_vits_blocks(theirs: dict[str, Any], ours: dict[str, Any]) -
     torch.testing.assert_close(block(x.flatten(0, 1), layout_of(7, 7, 7)), timms(x).flatten(0, 1), atol=2e-5, rtol=1e-5)
 
 
-#: Options of timm's EvaBlock beside ours. Neither form of its attention has a bias of keys.
+#: Options of timm's EvaBlock next to ours. Neither form of its attention has a bias of keys.
 EVA_FEATURES = [
     ({}, {}),
     ({"qkv_bias": False}, {"qkv_bias": False}),
@@ -109,7 +109,7 @@ def test_padding_of_windows_with_normalised_keys(options: dict[str, bool]) -> No
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_windows_with_rotary_positions_as_in_eva02s_detectors(fused: bool) -> None:
-    """Positions begin anew in each window, scaled to the grid of pre-training; padded cells have a value but no key."""
+    """Positions restart in each window, scaled to the grid of pre-training; padded cells have a value but no key."""
     timms = randomise(EvaAttention(WIDTH, HEADS, qkv_fused=fused, num_prefix_tokens=0, scale_norm=False), 0.5)
     ours = Attention(WIDTH, BlockOptions(HEADS, qkv_fused=fused, k_bias=False), windowed=True)
     ours.load_state_dict(timms.state_dict())

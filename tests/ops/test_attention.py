@@ -147,7 +147,7 @@ def plain_attention(
 def naive_varlen(
     q: Tensor, k: Tensor, v: Tensor, offsets_q: Tensor, offsets_k: Tensor, longest_q: int, longest_k: int, scale: float
 ) -> Tensor:
-    """What a variable-length kernel computes, and what it asks of its arguments."""
+    """A variable-length kernel in plain operations, which also checks its arguments as one would."""
     assert q.shape[1:] == k.shape[1:] == v.shape[1:]
     assert offsets_q.dtype == offsets_k.dtype == torch.int32
     assert len(q) == offsets_q[-1] and len(k) == len(v) == offsets_k[-1]
@@ -219,8 +219,10 @@ def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: st
         leaves += tensors[: used * len(tensors)]
 
     def terms_of(leaves: list[Tensor]) -> tuple[RelativeBias | None, PaddingKey | None]:
-        of_bias, of_padding = (leaves[part] for part in parts)
-        return RelativeBias(*of_bias, bias.cells) if of_bias else None, PaddingKey(*of_padding) if of_padding else None
+        bias_parts, padding_parts = (leaves[part] for part in parts)
+        return RelativeBias(*bias_parts, bias.cells) if bias_parts else None, (
+            PaddingKey(*padding_parts) if padding_parts else None
+        )
 
     assert_same_with_gradients(backend, lengths, [t.detach().requires_grad_() for t in leaves], terms_of)
 
@@ -282,7 +284,7 @@ def test_slices_of_16_bits_compute_in_float32(with_bias: bool, kind: torch.dtype
 
 
 def test_slices_keep_no_scores() -> None:
-    """What the forward pass keeps for the backward grows with the rows, not with their square."""
+    """Memory that the forward pass keeps for the backward grows with the rows, not with their square."""
     length, kept = 600, 0
     leaves = [t.requires_grad_() for t in qkv(length)]
 

@@ -37,6 +37,7 @@ FAMILIES = {
     "pe lang": "vit_pe_lang_large_patch14_448",
     "pe lang giant": "vit_pe_lang_gigantic_patch14_448",
     "rope": "vit_small_patch16_rope_224",
+    "aimv2": "aimv2_large_patch14_224",
     "rope and positions": "vit_small_patch16_rope_ape_224",
     "rope reg gap": "vit_medium_patch16_rope_reg1_gap_256",
 }

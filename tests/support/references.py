@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from apt_dense.layout.packed import build_layout
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.options import Rotary
-from apt_dense.options import PixelFormat
+from apt_dense.options import PixelFormat, Rotary
 
 HALF = PixelFormat((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
@@ -37,7 +36,10 @@ class Token(NamedTuple):
         return sum(y for _, y, _ in cells) / len(cells), sum(x for _, _, x in cells) / len(cells)
 
 
-def normalise(pixels: Tensor, pixel_format: PixelFormat = PixelFormat()) -> Tensor:
+IMAGENET = PixelFormat()
+
+
+def normalise(pixels: Tensor, pixel_format: PixelFormat = IMAGENET) -> Tensor:
     """RGB grey levels (B, 3, H, W) in [0, 255] -> what a host with that format hands to the backbone."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (pixel_format.mean, pixel_format.std))
     ordered = pixels if pixel_format.channel_order == "RGB" else pixels.flip(1)

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc, resample_patch_embed
 from torch import Tensor
 
 from apt_dense import APTViT
@@ -120,6 +120,36 @@ def test_patches_and_positions_are_resampled(tmp_path: Path, capsys: pytest.Capt
     load_backbone(APTViT(**{**SMALL, "patch_size": 16, "img_size": (96, 64)}, class_token=True), converted)
 
 
+@pytest.mark.parametrize("target", ["apt", "mmseg", "sam", "detectron2"])
+def test_rectangles_need_a_name_where_the_file_has_none(tmp_path: Path, target: str) -> None:
+    """Positions on 8 x 2 cells, resampled to 4 x 4."""
+    state = weights(img_size=(64, 16))
+    source, out = saved(tmp_path, dict(state)), tmp_path / "out.pth"
+    convert(source, out, "--to", target, "--grid", 8, 2, "--img-size", 32)
+    model = APTViT(**SMALL)
+    load_backbone(model, read_checkpoint(out), strict=False)
+    expected = resample_abs_pos_embed_nhwc(state["pos_embed"].unflatten(1, (8, 2)), [4, 4]).flatten(1, 2)
+    assert torch.equal(model.pos_embed, expected)
+    convert(saved(tmp_path, state, "noted.pth"), out, "--to", target, "--img-size", 32, "--force")
+    load_backbone(model, read_checkpoint(out), strict=False)
+    assert torch.equal(model.pos_embed, expected)
+
+
+def test_grids_that_cannot_be_told(tmp_path: Path) -> None:
+    state = dict(weights(img_size=(16, 48)))
+    source, out = saved(tmp_path, state), tmp_path / "out.pth"
+    for more in (["--to", "sam"], ["--to", "mmseg"], ["--img-size", "32"]):
+        message = refusal(source, out, *more)
+        assert "(1, 12, 16) does not fit: it is not a square grid" in message and "--grid" in message
+        assert "it is not a grid of 3 x 3" in refusal(source, out, *more, "--grid", 3, 3)
+    convert(source, out, "--to", "sam", "--grid", 2, 6)
+    assert read_checkpoint(out)["image_encoder.pos_embed"].shape == (1, 2, 6, 16)
+    convert(out, tmp_path / "back.pth")
+    assert same(read_checkpoint(tmp_path / "back.pth"), state)
+    convert(source, out, "--force")  # our own form needs no grid
+    assert same(read_checkpoint(out), state)
+
+
 def test_trained_coarse_patches(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source, out = saved(tmp_path, weights(thresholds=(4.0,))), tmp_path / "out.pth"
     assert "--drop-coarse" in refusal(source, out, "--to", "sam") and not out.exists()
@@ -160,7 +190,7 @@ def test_incomplete_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
         ({}, "no state dict found"),
         ([1, 2], "no state dict found"),
         ({"model": {"a": 1}}, "no state dict found"),
-        ({"a": torch.zeros(2)}, r"this is no whole backbone: 0 loaded"),
+        ({"a": torch.zeros(2)}, r"this is not a whole backbone: 0 loaded"),
     ],
     ids=str,
 )
@@ -189,7 +219,7 @@ def test_the_wrong_source_format_is_noticed(tmp_path: Path) -> None:
         (["in.pth", "out.onnx"], "ends in '.onnx'; expected .pth or .safetensors"),
         (["in.pth", "no/folder/out.pth"], "no/folder does not exist"),
         (["in.pth", "out.pth", "--patch-size", "0"], "patch_size=0: expected at least 1"),
-        (["in.pth", "out.pth", "--img-size", "30"], "is no multiple of patches of 8"),
+        (["in.pth", "out.pth", "--img-size", "30"], "is not a multiple of patches of 8"),
         (["in.pth", "out.pth", "--img-size", "1", "2", "3"], "takes one number or two, not 3"),
         (["in.pth", "out.pth", "--to", "eva02_det"], "EVA-02's detectors has no place for"),
     ],

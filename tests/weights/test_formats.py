@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.weights.formats import fold_class_position, is_table, rename, without_key_biases
+from apt_dense.weights.convert import without_key_biases
+from apt_dense.weights.formats import FEATURES, OURS, is_table, may_be_absent, rename
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.timm_models import apt_arguments
 
 from support.references import noise, randomise
 
 WIDTH = 48
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 State = dict[str, Tensor]
 
 
@@ -115,16 +117,36 @@ def test_learned_frequencies_are_no_table() -> None:
 
 
 def test_names_of_the_model_stay() -> None:
-    """EVA's biases beside a fused projection are not those of separate projections."""
+    """EVA's biases next to a fused projection are not those of separate projections."""
     for targets, expected in ((["q_bias"], "q_bias"), (["q_proj.weight"], "q_proj.bias"), ([], "q_bias")):
         state = {f"blocks.0.attn.{name}": torch.zeros(1) for name in targets}
         assert rename("blocks.0.attn.q_bias", state) == f"blocks.0.attn.{expected}"
 
 
-def test_what_needs_no_change_stays_as_it_is() -> None:
-    state = {"pos_embed": torch.ones(1, 10, 2), "cls_token": torch.ones(1, 1, 2)}
+def test_biases_that_need_no_change_stay_as_they_are() -> None:
     biases = {"blocks.0.attn.qkv.bias": torch.ones(3)}
     assert without_key_biases(biases, biases) == biases
-    assert fold_class_position(state, torch.Size([1, 10, 2])) is state  # a grid of 2 x 5, and not of 3 x 3 and a class
-    folded = fold_class_position(state, torch.Size([1, 16, 2]))
-    assert folded["pos_embed"].shape == (1, 9, 2) and (folded["cls_token"] == 2).all()
+
+
+def test_no_feature_has_parameters_that_are_those_of_another() -> None:
+    """Each name belongs to one feature, so that leaving a feature out of a project leaves its parameters out."""
+    options = {
+        "class_token": True, "reg_tokens": 2, "pre_norm": True, "final_norm": True, "thresholds": (4.0,),
+        "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True, "init_values": 1.0, "k_bias": False,
+    }  # fmt: skip
+    names = set()
+    for more in ({}, {"qkv_fused": False, "k_bias": True, "mlp_layer": "swiglu"}, {"qkv_fused": False}):
+        names |= APTViT(**SMALL, **{**options, **more}).state_dict().keys()
+    names |= APTViT(**SMALL, use_rel_pos=True, residual_block_indexes=(0,)).state_dict().keys()
+    features = {name: [f for f, pattern in FEATURES.items() if re.match(pattern, name)] for name in names}
+    assert all(len(found) <= 1 for found in features.values())
+    assert {f for found in features.values() for f in found} == FEATURES.keys()
+    core = {name for name, found in features.items() if not found}
+    assert core == {name for name in APTViT(**SMALL).state_dict() if not re.search(r"qkv|fc1", name)}
+    assert all(OURS.match(name) for name in names)
+
+
+def test_what_checkpoints_may_lack() -> None:
+    names = APTViT(**SMALL, thresholds=(4.0,), use_rel_pos=True).state_dict()
+    new = {name for name in names if may_be_absent(name)}
+    assert new == {name for name in names if "coarse_embed" in name or "rel_pos" in name} and len(new) == 6

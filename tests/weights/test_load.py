@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.weights.load import LoadReport, fit_state, load_backbone, unwrap
-from apt_dense.weights.resize import resize_positions
+from apt_dense.weights import load
+from apt_dense.weights.convert import to_apt
+from apt_dense.weights.files import write_checkpoint
+from apt_dense.weights.load import LoadReport, fit_state, load_backbone
 from apt_dense.weights.timm_models import apt_arguments
 
 from support.references import noise, randomise
@@ -94,7 +96,7 @@ def test_mmseg_weights(final_norm: bool) -> None:
 
 
 def mae_state() -> dict[str, Tensor]:
-    """What a MAE pre-training file holds beside the encoder."""
+    """The content of a MAE pre-training file, decoder included."""
     decoder = (
         "mask_token",
         "decoder_pos_embed",
@@ -128,29 +130,42 @@ def test_loading_changes_no_tensor_of_the_checkpoint() -> None:
     assert all(torch.equal(state[name], value) for name, value in copies.items())
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_are_loaded(tmp_path: Path, suffix: str, kind: type) -> None:
+    source, model, path = small(0), small(1), tmp_path / f"x{suffix}"
+    write_checkpoint(source.state_dict(), path)
+    load_backbone(model, kind(path))
+    assert same_weights(model, source.state_dict())
+    with pytest.raises(FileNotFoundError, match="none.pth does not exist"):
+        load_backbone(model, kind(tmp_path / "none.pth"))
+
+
+def test_names_are_translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each way to load; load_backbone copies the values without torch's loading, which would convert them again."""
+    calls = []
+    monkeypatch.setattr(load, "to_apt", lambda *args: calls.append(1) or to_apt(*args))
+    state = mmseg_state(small(0, class_token=True).state_dict())
+    model = small(1, class_token=True)
+    for loading in (load_backbone, fit_state):
+        loading(*((model, state) if loading is load_backbone else (state, model)))
+        assert len(calls) == 1
+        calls.clear()
+    model.load_state_dict(state)
+    assert len(calls) == 1
+
+
+def test_values_are_copied_into_the_parameters() -> None:
+    """Their storage, type and gradients stay the model's; halves become floats."""
+    source, model = small(0), small(1)
+    before = {name: (p, p.data_ptr()) for name, p in model.named_parameters()}
+    load_backbone(model, {name: value.half() for name, value in source.state_dict().items()})
+    assert same_weights(model, {name: value.half().float() for name, value in source.state_dict().items()})
+    for name, p in model.named_parameters():
+        assert p is before[name][0] and p.data_ptr() == before[name][1] and p.requires_grad and p.grad is None
+
+
 # ---- positions
-
-
-@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (3, 20)], ids=str)
-@pytest.mark.parametrize("num_prefix", [0, 1])
-def test_positions_are_resampled_as_timm_does(grid: tuple[int, int], num_prefix: int) -> None:
-    pos_embed = noise(1, 14 * 14 + 1, 5)
-    resized = resize_positions(pos_embed, grid, num_prefix)
-    expected = resample_abs_pos_embed(pos_embed, list(grid), [14, 14], num_prefix_tokens=1)
-    torch.testing.assert_close(resized, expected[:, 1 - num_prefix :], atol=1e-6, rtol=0)
-
-
-def test_positions_without_a_class_position() -> None:
-    pos_embed = noise(1, 16, 2)
-    assert torch.equal(resize_positions(pos_embed, (4, 4), 0), pos_embed)
-    with pytest.raises(ValueError, match=r"pos_embed of shape \(1, 16, 2\) does not fit"):
-        resize_positions(pos_embed, (4, 4), 1)
-
-
-def test_positions_of_no_square_grid_are_refused() -> None:
-    """198 = 196 + 2: a distilled DeiT."""
-    with pytest.raises(ValueError, match="set img_size and class_token as in the checkpoint"):
-        resize_positions(noise(1, 198, 2), (14, 14), 1)
 
 
 def test_a_model_of_another_size_answers_as_before() -> None:
@@ -168,40 +183,6 @@ def test_own_positions_of_a_grid_that_is_no_square_come_back() -> None:
     source, model = (small(seed, img_size=(16, 40), class_token=True) for seed in (0, 1))
     assert load_backbone(model, source.state_dict()).converted == []
     assert torch.equal(model.pos_embed, source.pos_embed)
-
-
-# ---- wrappers
-
-
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_ema", "module"])
-def test_wrapped_state_dicts(wrapper: str) -> None:
-    state = small().state_dict()
-    assert unwrap({wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}}).keys() == state.keys()
-
-
-@pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.backbone."])
-def test_prefixes_are_taken_off(prefix: str) -> None:
-    state = small().state_dict()
-    whole = {prefix + name: value for name, value in state.items()} | {
-        prefix.replace("backbone.", "") + "decode_head.conv_seg.weight": torch.zeros(2)
-    }
-    unwrapped = unwrap({"state_dict": whole})
-    assert state.keys() <= unwrapped.keys() and all(torch.equal(unwrapped[k], v) for k, v in state.items())
-    if "backbone" in prefix:
-        assert unwrapped.keys() == state.keys()
-
-
-def test_the_backbone_prefix_is_kept_on_request() -> None:
-    state = {"backbone.pos_embed": torch.zeros(1), "decode_head.bias": torch.zeros(1)}
-    assert unwrap(state, backbone=False) == state
-
-
-@pytest.mark.parametrize(
-    "content", [{}, {"epoch": 3}, {"model": {}}, {"state_dict": {"a": 1}}, [1, 2], torch.zeros(2)], ids=str
-)
-def test_content_without_weights_is_refused(content: Any) -> None:
-    with pytest.raises(ValueError, match="no state dict found in the checkpoint"):
-        unwrap(content)
 
 
 # ---- what does not fit
@@ -305,7 +286,7 @@ def test_fit_state_says_what_became_of_each_name() -> None:
 def test_the_summary_is_one_line_that_counts() -> None:
     report = LoadReport(["a", "b"], ["b"], [], [], [f"head.{i}" for i in range(9)], [])
     expected = "2 loaded; 1 converted (b); 9 unused (head.0, head.1, head.2, head.3, head.4, head.5, ...)"
-    assert report.summary() == expected
+    assert report.summary() == str(report) == f"{report}" == expected
 
 
 def test_load_state_dict_takes_the_names_of_other_vits() -> None:

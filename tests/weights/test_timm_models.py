@@ -13,8 +13,9 @@ from timm.layers import GatedMlp, GluMlp, LayerScale, RmsNorm, SimpleNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from apt_dense import APTViT, vit
+from apt_dense import APTViT
 from apt_dense.nn.rotary import Rotary
+from apt_dense.weights import loadable
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
 
@@ -164,7 +165,6 @@ UNSUPPORTED = {
     "vit_relpos_small_patch16_224": ({}, "the architecture VisionTransformerRelPos"),
     "resnet18": (None, "the architecture ResNet"),
     "vit_small_r26_s32_224": ({}, "its patch embedding"),
-    "aimv2_large_patch14_224": ({}, "its patch embedding"),
     "vit_small_patch16_18x2_224": ({}, "blocks of type ParallelThingsBlock"),
     "eva02_enormous_patch14_clip_224": ({}, "blocks of type EvaBlockPostNorm"),
     "vit_dwee_patch16_reg1_gap_256": ({}, "attention of type DiffAttention"),
@@ -184,7 +184,7 @@ UNSUPPORTED_OPTIONS = [
     ({"norm_layer": SimpleNorm}, r"the norm SimpleNorm\(\)"),
     ({"norm_layer": functools.partial(nn.LayerNorm, bias=False)}, r"the norm LayerNorm\(.*bias=False\)"),
     ({"norm_layer": functools.partial(nn.LayerNorm, elementwise_affine=False)}, r"the norm LayerNorm\("),
-    ({"embed_norm_layer": nn.LayerNorm}, "its patch embedding"),
+    ({"embed_norm_layer": nn.LayerNorm}, "the norm LayerNorm"),
 ]
 
 
@@ -195,7 +195,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> None:
         raise AssertionError("weights were copied from a model that is not supported")
 
-    monkeypatch.setattr(vit, "load_backbone", load)
+    monkeypatch.setattr(loadable, "load_backbone", load)
 
 
 @pytest.mark.usefixtures("no_loading")
@@ -246,12 +246,12 @@ def with_a_norm_of_queries(model: nn.Module) -> str:
 
 def with_another_epsilon(model: nn.Module) -> str:
     model.norm.eps = 0.5
-    return r"the norm LayerNorm\(.*eps=0.5.* beside LayerNorm\("
+    return r"the norm LayerNorm\(.*eps=0.5.* next to LayerNorm\("
 
 
 def with_another_norm(model: nn.Module) -> str:
     model.blocks[2].norm2 = RmsNorm(32)
-    return r"the norm RmsNorm\(\) beside LayerNorm\("
+    return r"the norm RmsNorm\(\) next to LayerNorm\("
 
 
 @pytest.mark.usefixtures("no_loading")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.detectron2.checkpoints import errors_of
-from apt_dense.layout.tokens import TokenLayout
 from apt_dense.layout.scatter import scatter_tokens
+from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.feature_pyramid import late_scatter, runs_as_written
 from apt_dense.weights.load import LoadReport
 

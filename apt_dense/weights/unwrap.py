@@ -1,0 +1,63 @@
+"""Find the state dict of a backbone inside the content of a checkpoint file, which may be that of a whole model."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from apt_dense.weights.formats import StateDict
+
+#: Keys under which files keep a model's state dict.
+_WRAPPERS = "state_dict", "model", "model_ema", "module"
+#: Prefixes that DDP and torch.compile put before the names of a whole model.
+_TRAINING_PREFIXES = "module.", "_orig_mod."
+_PREFIXES = *_TRAINING_PREFIXES, "backbone.", "net.", "image_encoder.", "model."
+#: Names that a backbone alone has, below any of these prefixes.
+_BACKBONE = re.compile(
+    rf"({'|'.join(map(re.escape, _PREFIXES))})*"
+    r"(patch_embed\.|pos_embed$|cls_token$|blocks\.\d+\.|layers\.\d+\.(ln|attn\.|ffn\.)|mixed_patch\.)"
+)
+
+
+def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
+    """Find the backbone's state dict inside a checkpoint file's content.
+
+    Looks into "state_dict", "model", "model_ema" and "module". Then takes off ``module.``, ``_orig_mod.``,
+    ``backbone.``, ``net.``, ``image_encoder.`` and ``model.``, in any order, each where all names that a backbone alone
+    has lie below it, and drops what lies elsewhere.
+
+    Args:
+        backbone: False takes off only ``module.`` and ``_orig_mod.`` and keeps the other parts of the model.
+
+    Raises:
+        ValueError: if there is no dictionary of tensors inside.
+    """
+    state = innermost(checkpoint)
+    state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not state:
+        found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
+    find = _backbone_prefix if backbone else _training_prefix
+    while (prefix := find(state)) is not None:
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def innermost(checkpoint: Any) -> Any:
+    """Follow the keys under which files keep a model's state dict, as far as there are any."""
+    for key in _WRAPPERS:
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    return checkpoint
+
+
+def _backbone_prefix(state: StateDict) -> str | None:
+    """Find the prefix of all names that a backbone alone has. If they disagree, there are several backbones, or a part
+    of one lies elsewhere, and choosing would lose weights."""
+    names = [name for name in state if _BACKBONE.match(name)]
+    return next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None)
+
+
+def _training_prefix(state: StateDict) -> str | None:
+    return next((p for p in _TRAINING_PREFIXES if any(name.startswith(p) for name in state)), None)
