@@ -20,13 +20,16 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from benchmark_hosts import detector_candidates, segmentor_candidates
-from benchmark_measure import Candidate, Way, measure
-from benchmark_models import MODELS, Case, backbone_candidates, pyramid_candidates
-from benchmark_photos import photos, thresholds_for
-from benchmark_plot import plot
-from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv
 from tqdm import tqdm
+
+from benchmarks.backbones import backbone_candidates, pyramid_candidates
+from benchmarks.cases import MODELS, Case
+from benchmarks.detectors import detector_candidates
+from benchmarks.measure import Candidate, Way, measure
+from benchmarks.photos import photos, thresholds_for
+from benchmarks.plot import plot
+from benchmarks.segmentors import segmentor_candidates
+from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
@@ -38,7 +41,7 @@ PATCH_SIZE = 16
 
 
 def environment(device: torch.device) -> str:
-    """What a figure depends on, beside the code."""
+    """Name what a figure depends on besides the code: torch, processor, threads."""
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
     cpu = Path("/proc/cpuinfo")
@@ -48,7 +51,7 @@ def environment(device: torch.device) -> str:
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
-    """Every comparison that was asked for."""
+    """List every comparison that was asked for."""
     said = [f"thresholds {' '.join(f'{t:g}' for t in options.thresholds)}", f"rounds {options.rounds}"]
     said += [f"keep {options.keep:g}"] if options.keep is not None else []
     said += [f"budget {options.budget:g}"] if options.budget is not None else []
@@ -61,7 +64,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 
 
 def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
-    """Rows of all variants at one setting."""
+    """Measure all variants at one setting."""
     device = torch.device(options.device)
     images, thresholds = photos(setting.size, setting.batch), tuple(options.thresholds)
     if options.keep is not None:
@@ -78,8 +81,10 @@ def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
 
 
 def measure_all(wanted: Sequence[Setting], rows: list[Row], options: argparse.Namespace) -> list[Row]:
-    """The rows of all settings, after ``rows`` of an earlier run, whose settings are skipped. Beside ``--csv`` they
-    are kept as they come."""
+    """Measure all settings but those of ``rows``, which an earlier run measured; return the rows of both.
+
+    With ``--csv``, the rows so far are kept next to that file after each setting.
+    """
     rows = list(rows)
     for setting in tqdm([s for s in wanted if s not in {row.setting for row in rows}], "settings"):
         rows += compare(setting, options)
@@ -89,15 +94,15 @@ def measure_all(wanted: Sequence[Setting], rows: list[Row], options: argparse.Na
 
 
 def partial_of(path: Path) -> Path:
-    """Where the rows of a run that is not finished are."""
+    """Return where the rows of an unfinished run are."""
     return path.with_name(path.name + ".partial")
 
 
 def earlier_rows(options: argparse.Namespace) -> list[Row]:
-    """The rows that ``--resume`` starts from.
+    """Read the rows that ``--resume`` starts from.
 
     Raises:
-        ValueError: if a broken run would be overwritten, or its file cannot be read.
+        ValueError: if an interrupted run would be overwritten, or its file cannot be read.
     """
     if options.csv is None:
         return []
@@ -106,12 +111,12 @@ def earlier_rows(options: argparse.Namespace) -> list[Row]:
         found = next((path for path in (partial, options.csv) if path.exists()), None)
         return read_csv(found) if found else []
     if partial.exists():
-        raise ValueError(f"{partial} holds the rows of a run that was broken off; pass --resume to go on, or delete it")
+        raise ValueError(f"{partial} holds the rows of an interrupted run; pass --resume to continue, or delete it")
     return []
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises ValueError for options out of range."""
+    """Raise ValueError for options out of range."""
     if options.model not in MODELS:
         raise ValueError(f"--model {options.model!r} is unknown; expected one of {', '.join(MODELS)}")
     bad = [size for size in options.sizes if size < PATCH_SIZE or size % PATCH_SIZE]
@@ -162,12 +167,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = measure_all(settings(options), rows, options)
     print(table(rows))
     if options.csv:
-        write_csv(rows, options.csv)
-        partial_of(options.csv).unlink(missing_ok=True)
+        write_csv(rows, partial_of(options.csv))
+        partial_of(options.csv).replace(options.csv)
     if options.plot and any(row.seconds is not None for row in rows):
         plot(rows, options.plot)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells its own steps otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs its own steps
     main()

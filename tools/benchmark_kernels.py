@@ -1,108 +1,21 @@
-"""What the kernels cost by themselves: a linear layer and the attention of one image, ours against PyTorch's.
+"""Time single kernels: a linear layer and the attention of one image, ours against PyTorch's.
 
     python tools/benchmark_kernels.py [--rows 2450] [--dim 768] [--heads 12] [--dtype bfloat16]
 
 Relative positions are those of a square grid of at least that many cells. Variants take turns; times are medians, with
-the fastest and the slowest round, and ratios are of medians, "x" = PyTorch's time / this one's. What cannot run here
-says why.
+the fastest and the slowest round, and ratios are of medians, "x" = PyTorch's time / this one's. Those that
+cannot run here give the reason.
 """
 
 import argparse
-import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from benchmark_measure import seconds_of
-from torch import Tensor
 
-from apt_dense.layout.packed import Cells, Segments, build_layout
-from apt_dense.ops.attention import BACKENDS, packed_attention
-from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.linear import linear
-
-Run = Callable[[], object]
+from benchmarks.kernels import attention_variants, compare, linear_variants
 
 
-def linear_variants(options: argparse.Namespace, trains: bool) -> list[tuple[str, Run]]:
-    """The first layer of an MLP, PyTorch's first."""
-    operands = _leaves(trains, options, (options.rows, options.dim), (4 * options.dim, options.dim), (4 * options.dim,))
-    return [(name, _step(partial(f, *operands), operands)) for name, f in (("PyTorch", F.linear), ("ours", linear))]
-
-
-def attention_variants(options: argparse.Namespace, trains: bool, biased: bool) -> list[tuple[str, Run]]:
-    """PyTorch's fused attention first, without relative positions, of which it knows none."""
-    shape = options.rows, options.heads, options.dim // options.heads
-    side = math.isqrt(options.rows - 1) + 1
-    *qkv, queries = _leaves(trains, options, shape, shape, shape, (*shape[:2], 2 * side))
-    segments, cells = _one_image(options.rows, side, torch.device(options.device))
-    bias = RelativeBias(queries, cells) if biased else None
-
-    def fused() -> Tensor:
-        return F.scaled_dot_product_attention(*(t.transpose(0, 1)[None] for t in qkv))
-
-    operands = [*qkv, queries] if biased else qkv
-    # On a CPU "flex" is not compiled: it serves as a check only.
-    backends = [name for name in BACKENDS if name != "flex" or qkv[0].is_cuda]
-    return [
-        ("PyTorch, fused, no positions" if biased else "PyTorch, fused", _step(fused, qkv)),
-        *((f"ours, {name}", _step(partial(_attend, qkv, segments, bias, name), operands)) for name in backends),
-    ]
-
-
-def _attend(qkv: Sequence[Tensor], segments: Segments, bias: RelativeBias | None, backend: str) -> Tensor:
-    return packed_attention(*qkv, segments, bias, backend=backend)
-
-
-def _one_image(rows: int, side: int, device: torch.device) -> tuple[Segments, Cells]:
-    """A grid of that side, of which that many cells hold a patch."""
-    scale_map = torch.full((1, side * side), -1, dtype=torch.int8, device=device)
-    scale_map[:, :rows] = 0
-    layout = build_layout(scale_map.view(1, side, side), 1)
-    return layout.images, layout.image_cells
-
-
-def _leaves(trains: bool, options: argparse.Namespace, *shapes: tuple[int, ...]) -> list[Tensor]:
-    kind = {"device": options.device, "dtype": getattr(torch, options.dtype)}
-    return [torch.randn(shape, **kind).mul_(0.1).requires_grad_(trains) for shape in shapes]
-
-
-def _step(forward: Callable[[], Tensor], operands: Sequence[Tensor]) -> Run:
-    """A forward pass, with the gradients of all operands if they want any."""
-    if not operands[0].requires_grad:
-        return torch.inference_mode()(forward)
-
-    def run() -> None:
-        out = forward()
-        torch.autograd.grad(out, operands, torch.ones_like(out))
-
-    return run
-
-
-def compare(title: str, variants: Sequence[tuple[str, Run]], options: argparse.Namespace) -> Iterator[str]:
-    """Lines of the table."""
-    seconds: dict[str, list[float]] = {name: [] for name, _ in variants}
-    failures: dict[str, str] = {}
-    for _ in range(options.rounds + 1):
-        for name, run in variants:
-            if name not in failures:
-                try:
-                    seconds[name].append(seconds_of(run, torch.device(options.device)))
-                except (ValueError, RuntimeError) as error:
-                    failures[name] = str(error).splitlines()[0]
-    first = statistics.median(seconds[variants[0][0]][1:] or [math.nan])
-    for name, _ in variants:
-        if name in failures:
-            yield f"| {title} | {name} | | | {failures[name]} |"
-            continue
-        rounds = seconds[name][1:]  # the first does not count
-        median, spread = statistics.median(rounds), f"{min(rounds) * 1e3:.1f}-{max(rounds) * 1e3:.1f}"
-        yield f"| {title} | {name} | {median * 1e3:.1f} ({spread}) | {first / median:.2f} | |"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--rows", type=int, default=2450, help="tokens (default: 2450, of 4096 at 1024 pixels)")
@@ -113,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(argv)
     if options.rows < 1 or options.rounds < 1 or options.dim % options.heads:
-        raise SystemExit("benchmark_kernels.py: expected --rows and --rounds of 1 or more, --dim a multiple of --heads")
+        raise SystemExit("benchmark_kernels: expected --rows and --rounds of 1 or more, --dim a multiple of --heads")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
     torch.manual_seed(0)
     print(f"{options.rows} rows, {options.dim} channels, {options.heads} heads, {options.dtype}, {options.device}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")

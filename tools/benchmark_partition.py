@@ -1,100 +1,32 @@
-"""What choosing the patches costs: scores + partition + layout against a ViT-B forward and against one-hot histograms.
+"""Time the choice of patches: scores + partition + layout against a ViT-B forward and against one-hot histograms.
 
     python tools/benchmark_partition.py [--size 1024] [--rounds 7]
 
 Every figure comes from one run on real photos. Times are medians, with the fastest and the slowest round; memory is
-the growth of the peak resident set of a process of its own.
+the growth of the peak resident set, each measured in a fresh process.
 """
 
 import argparse
-import ctypes
-import multiprocessing
 import platform
-import re
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from benchmark_photos import photos
-from torch import Tensor
 
-from apt_dense import APTViT
-from apt_dense.patches.partition import count_tokens
-from apt_dense.patches.scores import ENTROPY_BINS, denormalise, grey_levels
+from apt_dense import PatchSelector
 
-THRESHOLDS = (5.5, 4.0)
-
-
-def one_hot_entropy(pixels: Tensor, patch_size: int) -> Tensor:
-    """The textbook formulation: a one-hot vector of bins for every pixel, summed over each patch."""
-    bins = (grey_levels(pixels) * (ENTROPY_BINS / 256)).long().clamp(0, ENTROPY_BINS - 1)
-    patches = bins.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size).flatten(3)
-    share = F.one_hot(patches, ENTROPY_BINS).float().sum(-2) / patch_size**2
-    return -(share * (share + 1e-10).log2()).sum(-1)
-
-
-def choose_patches(model: APTViT, images: Tensor) -> None:
-    model.layout(images, model.partition(images))
-
-
-def one_hot_scores(model: APTViT, images: Tensor) -> None:
-    pixels = denormalise(images, model.pixel_format)
-    for scale in range(1, len(model.thresholds) + 1):
-        one_hot_entropy(pixels, model.patch_size * 2**scale)
-
-
-def forward(model: APTViT, images: Tensor) -> None:
-    model(images)
-
-
-def build(thresholds: tuple[float, ...], size: int) -> APTViT:
-    torch.manual_seed(0)
-    return APTViT(img_size=size, thresholds=thresholds).eval()
-
-
-def timed(run: Callable[[APTViT, Tensor], None], thresholds: tuple[float, ...], size: int, rounds: int) -> list[float]:
-    """Seconds of each round, after one that does not count."""
-    model, images = build(thresholds, size), photos(size, 1)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            run(model, images)
-            seconds.append(time.perf_counter() - start)
-    return seconds[1:]
-
-
-def peak_growth(run: Callable[[APTViT, Tensor], None], size: int) -> float:
-    """MiB by which the peak resident set of a fresh process grows during the call."""
-    model, images = build(THRESHOLDS, size), photos(size, 1)
-    with torch.inference_mode():
-        run(model, images[..., :128, :128])  # allocators and thread pools
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is free but held would hide what the call takes
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-        before = peak_resident_set()
-        run(model, images)
-    return peak_resident_set() - before
-
-
-def peak_resident_set() -> float:
-    """MiB (Linux). Not getrusage, whose peak a process inherits from the one that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
-def in_fresh_process(function: Callable[..., float], *arguments: object) -> float:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def row(name: str, seconds: Sequence[float], reference: float, memory: float | None = None) -> str:
-    median = statistics.median(seconds)
-    spread = f"{min(seconds) * 1e3:.0f}-{max(seconds) * 1e3:.0f}"
-    extra = "" if memory is None else f"{memory:.0f}"
-    return f"| {name} | {median * 1e3:.1f} | {spread} | {median / reference:.2%} | {extra} |"
+from benchmarks.partition import (
+    THRESHOLDS,
+    choose_and_lay_out,
+    forward,
+    in_fresh_process,
+    one_hot_scores,
+    peak_growth,
+    row,
+    timed,
+)
+from benchmarks.photos import photos
+from shared.token_counts import choose_patches
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,18 +35,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: 7)")
     options = parser.parse_args(argv)
 
-    cheap = timed(choose_patches, THRESHOLDS, options.size, 3 * options.rounds)
+    cheap = timed(choose_and_lay_out, THRESHOLDS, options.size, 3 * options.rounds)
     dear = timed(one_hot_scores, THRESHOLDS, options.size, min(3, options.rounds))
     whole = timed(forward, (), options.size, options.rounds)
     reference = statistics.median(whole)
-    memory = [in_fresh_process(peak_growth, run, options.size) for run in (choose_patches, one_hot_scores)]
+    memory = [in_fresh_process(peak_growth, run, options.size) for run in (choose_and_lay_out, one_hot_scores)]
 
-    model = build(THRESHOLDS, options.size)
-    kept = count_tokens(model.partition(photos(options.size, 1)), len(THRESHOLDS) + 1).sum().item()
-    cells = (options.size // model.patch_size) ** 2
-    print(
-        f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: {kept} of {cells} tokens ({kept / cells:.0%})"
-    )
+    found = choose_patches(PatchSelector(thresholds=THRESHOLDS), photos(options.size, 1))
+    print(f"{options.size} x {options.size} photo, thresholds {THRESHOLDS}: "
+          f"{found.per_scale.sum()} of {found.cells} tokens ({found.tokens_kept:.0%})")  # fmt: skip
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     print("| step | median ms | fastest-slowest ms | share of the ViT-B forward | extra memory, MiB |")
     print("|---|---|---|---|---|")

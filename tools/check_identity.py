@@ -1,4 +1,4 @@
-"""Check that the backbone without thresholds is the ViT that it replaces, on a photo.
+"""Check on a photo that the backbone without thresholds is the ViT that it replaces.
 
     python tools/check_identity.py vit_base_patch16_224.mae --pretrained
     python tools/check_identity.py vit_small_patch14_dinov2 --img-size 518 --image photo.jpg
@@ -17,13 +17,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from identity_pairs import IdentityError, Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
+
+from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+from shared.pixels import normalise, to_grey_levels
 
 TOLERANCE = 1e-4
 HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}
@@ -32,7 +35,7 @@ HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL_OR_CONFIG", help="a timm name, or a config file")
-    parser.add_argument("--host", choices=HOSTS, help="whose config it is (default: found out)")
+    parser.add_argument("--host", choices=HOSTS, help="whose config it is (default: told by its content)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for both")
     parser.add_argument("--pretrained", action="store_true", help="timm's pretrained weights")
     parser.add_argument("--image", type=Path, metavar="FILE", help="default: scikit-image's astronaut")
@@ -43,55 +46,52 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build_pair(args: argparse.Namespace, size: tuple[int, int] | None) -> Pair:
     if args.checkpoint is not None and args.pretrained:
-        raise IdentityError("--checkpoint and --pretrained both say where weights come from; give one of them")
+        raise ValueError("--checkpoint and --pretrained both say where weights come from; give one of them")
     weights, path = Weights(args.checkpoint, args.pretrained, args.seed), Path(args.model)
     if path.suffix in (".py", ".yaml", ".yml"):
         if not path.is_file():
-            raise IdentityError(f"config {path} does not exist")
+            raise ValueError(f"config {path} does not exist")
         return HOSTS[args.host or host_of(path)](path, weights)
     if args.host:
-        raise IdentityError(f"--host goes with a config file, and {args.model} is none")
+        raise ValueError(f"--host goes with a config file, and {args.model} is not one")
     return timm_pair(args.model, weights, size)
 
 
 def host_of(path: Path) -> str:
-    """Whose config a file is: MMEngine's name their parts by ``type`` and inherit by ``_base_``."""
+    """Tell whose config a file is: MMEngine's name their parts by ``type`` and inherit by ``_base_``."""
     text = path.read_text(encoding="utf-8")
     return "mmseg" if any(sign in text for sign in ("_base_", "type=", '"type"')) else "detectron2"
 
 
 def image_size(sizes: Sequence[int] | None) -> tuple[int, int] | None:
     if sizes is not None and (len(sizes) > 2 or min(sizes) < 1):
-        raise IdentityError(f"--img-size takes one or two numbers of pixels, not {' '.join(map(str, sizes))}")
+        raise ValueError(f"--img-size takes one or two numbers of pixels, not {' '.join(map(str, sizes))}")
     return None if sizes is None else (sizes[0], sizes[-1])
 
 
 def read_photo(path: Path | None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB."""
+    """Read (H, W, 3) uint8 RGB; without a path, scikit-image's astronaut. Raises ValueError."""
     if path is not None:
-        pixels = cv2.imread(str(path)) if path.is_file() else None
-        if pixels is None:
-            raise IdentityError(f"{path} is not a readable photo")
-        return pixels[..., ::-1]
+        try:
+            return np.array(Image.open(path).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these for damaged files
+            raise ValueError(f"{path} is not a readable photo") from error
     try:
         from skimage.data import astronaut
     except ImportError as error:
-        raise IdentityError("scikit-image, which has the default photo, is not installed; give --image FILE") from error
+        raise ValueError("scikit-image, which has the default photo, is not installed; give --image FILE") from error
     return astronaut()
 
 
-def normalise(photo: np.ndarray, size: tuple[int, int], pixel_format: PixelFormat) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (1, 3, *size) float32, as a model expects it."""
-    mean, std, order = pixel_format
-    pixels = cv2.resize(np.ascontiguousarray(photo), size[::-1], interpolation=cv2.INTER_AREA)
-    pixels = torch.from_numpy(pixels).permute(2, 0, 1).float()
-    pixels = pixels if order == "RGB" else pixels.flip(0)
-    return ((pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))[None]
+def prepare(photo: np.ndarray, size: tuple[int, int], pixel_format: PixelFormat) -> Tensor:
+    """Resize (H, W, 3) uint8 RGB and normalise it as a model expects: (1, 3, *size) float32."""
+    pixels = F.interpolate(to_grey_levels(photo), size=size, mode="bilinear", antialias=True)
+    return normalise(pixels.round(), pixel_format)
 
 
 @torch.inference_mode()
 def compare(pair: Pair, images: Tensor) -> bool:
-    """Print a line per output; whether all of them agree."""
+    """Print a line per output; return whether all of them agree."""
     ours, original = pair.ours(images), pair.original(images)
     passed = ours.keys() == original.keys()
     print(f"{pair.title}, images {tuple(images.shape)}\n{'output':<12}{'difference':>12}{'scale':>10}")
@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = image_size(args.img_size)
         photo = read_photo(args.image)
         pair = build_pair(args, size)
-    except (IdentityError, ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f"check_identity: {' '.join(str(error).split())}")
-    passed = compare(pair, normalise(photo, size or pair.img_size, pair.pixel_format))
+    passed = compare(pair, prepare(photo, size or pair.img_size, pair.pixel_format))
     sys.exit(0 if passed else 1)
 
 

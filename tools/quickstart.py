@@ -1,11 +1,11 @@
-"""The main job in one command: demo data, adaptive and uniform models, figures and pictures.
+"""Run the main job in one command: demo data, adaptive and uniform models, figures and pictures.
 
     python tools/quickstart.py [--out demo] [--short] [--force] [--only segmentation|detection]
 
 Composes labelled scenes from the photographs inside scikit-image; trains a small adaptive ViT and its uniform twin for
 the same number of iterations, for segmentation with MMSegmentation and for detection with torchvision; evaluates and
 times both; and runs them on whole photos. Leaves OUT/results.md, OUT/results.csv, OUT/contact_sheet.png and
-OUT/detections.png. A run that was broken off continues with the stage it was in.
+OUT/detections.png. An interrupted run continues with the stage it was in.
 """
 
 import argparse
@@ -18,11 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from apt_dense.weights.files import write_text_whole
+
 try:
-    import quickstart_det as det
-    import quickstart_seg as seg
-    from make_demo_data import DemoDataError
-    from stages import Record, write_text
+    from demo import TWINS
+    from demo import detection as det
+    from demo import segmentation as seg
+    from demo.stages import Record
 except ImportError as error:
     sys.exit(f'quickstart: {error}; install what it needs with  pip install -e ".[mmseg,demo]"')
 
@@ -30,8 +32,8 @@ Rows = list[tuple[str, list[float]]]  # name and values for uniform, adaptive
 
 
 def segmentation_rows(done: Mapping[str, Record]) -> Rows:
-    trained = [done[twin].results for twin in seg.TWINS]
-    timed = [done["speed"].results[twin] for twin in seg.TWINS]
+    trained = [done[twin].results for twin in TWINS]
+    timed = [done["speed"].results[twin] for twin in TWINS]
     return [
         ("mIoU", [twin["mIoU"] for twin in trained]),
         ("tokens kept, test", [twin["tokens, test"] for twin in timed]),
@@ -41,13 +43,13 @@ def segmentation_rows(done: Mapping[str, Record]) -> Rows:
 
 
 def detection_rows(done: Mapping[str, Record]) -> Rows:
-    results = [done[twin].results for twin in det.TWINS]
+    results = [done[twin].results for twin in TWINS]
     names = ("AP", "AP50", "mask AP", "mask AP50", "tokens", "train images/s", "test images/s")
     return [("tokens kept, test" if name == "tokens" else name, [r[name] for r in results]) for name in names]
 
 
 def as_markdown(title: str, rows: Rows) -> str:
-    """A table with the ratio of adaptive to uniform."""
+    """Format a table with the ratio of adaptive to uniform."""
     lines = [f"## {title}", "", "| | uniform | adaptive | ratio |", "|---|---|---|---|"]
     for name, (uniform, adaptive) in rows:
         ratio = f"{adaptive / uniform:.2f}" if uniform else "-"
@@ -69,7 +71,7 @@ def as_csv(tables: Mapping[str, Rows]) -> str:
 
 
 def run(out: Path, short: bool, force: bool, only: str | None) -> dict[str, Rows]:
-    """Run what is not finished yet; the figures of each task."""
+    """Run what is not finished yet; return the figures of each task."""
     tables = {}
     done = seg.run_segmentation(out, seg.SHORT if short else seg.Plan(), force, only == "detection")
     if only != "detection":
@@ -96,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         tables = run(options.out, options.short, options.force, options.only)
-    except (DemoDataError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     except KeyboardInterrupt:
         sys.exit("quickstart: stopped; the same command continues with the stage it was in")
     text = "\n".join(as_markdown(title, rows) for title, rows in tables.items())
-    write_text(options.out / "results.md", text)
-    write_text(options.out / "results.csv", as_csv(tables))
+    write_text_whole(options.out / "results.md", text)
+    write_text_whole(options.out / "results.csv", as_csv(tables))
     print(f"\n{text}\n{time.perf_counter() - start:.0f} s. Figures: {options.out / 'results.md'}; "
           f"pictures: {', '.join(str(p) for p in sorted(options.out.glob('*.png')))}")  # fmt: skip
 

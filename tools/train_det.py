@@ -5,8 +5,8 @@
     python tools/train_det.py --config-file CONFIG --eval-only train.init_checkpoint=OUT/model_final.pth
 
 Options first, then key=value overrides of the config. Without --data-root, data sets are looked for where the
-environment variable DETECTRON2_DATASETS says. With --resume, a run goes on from its last checkpoint just as if it had
-not stopped. Works with and without a GPU; without, AMP is off.
+environment variable DETECTRON2_DATASETS says. With --resume, a run continues from its last checkpoint exactly as if it
+had not stopped. Works with and without a GPU; without, AMP is off.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> DictConfig:
-    """The final config. What can be wrong with it or its data is looked at here, before a model is built."""
+    """Make the final config, and check it and its data before a model is built."""
     splits = ("val",) if args.eval_only else ("train", "val")
     cfg = run.load_config(args.config_file)
     if args.data_root:
@@ -39,10 +39,10 @@ def prepare(args: argparse.Namespace) -> DictConfig:
 
 
 def main_worker(args: argparse.Namespace) -> None:
-    """What each process runs."""
+    """Run one process of the job."""
     try:
         cfg = prepare(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"train_det: {error}")
     default_setup(cfg, args)
     try:

@@ -4,7 +4,7 @@
     python tools/train_det_torchvision.py DATA --out runs/det --resume
     python tools/train_det_torchvision.py DATA --out runs/det --eval-only [--thresholds none]
 
-DATA is COCO's folder (annotations/instances_{train,val}2017.json, train2017, val2017) or one that
+DATA is a folder in COCO's layout (annotations/instances_{train,val}2017.json, train2017, val2017), or one that
 tools/make_demo_data.py wrote. OUT gets log.jsonl (losses, tokens kept), last.pth and results.json (COCO's twelve
 numbers for boxes and masks). Runs with and without a GPU, in one process; to train on several GPUs, use Detectron2.
 """
@@ -15,23 +15,27 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from coco_data import CocoSplit, check_same_categories, load_split
-from coco_evaluation import TokenCounter, evaluate
-from torchvision_model import PRESETS, Settings, build_model, load_weights
-from torchvision_training import CHECKPOINT, Trainer, read_run, train
+
+from apt_dense.hosts.coco import check_same_categories
+from apt_dense.weights.files import write_text_whole
+
+from torchvision_detection.data import CocoSplit, load_split
+from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.model import PRESETS, build_model, load_weights
+from torchvision_detection.settings import Settings
+from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
 
 _DEFAULTS = Settings()
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Of the settings, only those that were given: the others come from the checkpoint or from ``Settings``."""
+    """Parse the options. Settings that were not given are left out: they come from the checkpoint or ``Settings``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of log, checkpoint and results")
@@ -79,7 +83,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, object]:
-    """The settings on the command line, in the types of ``Settings``."""
+    """Return the settings on the command line, in the types of ``Settings``."""
     names = [field.name for field in dataclasses.fields(Settings)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "thresholds" in given:
@@ -99,7 +103,7 @@ def _thresholds(words: Sequence[str]) -> tuple[float, ...]:
 
 
 def make_trainer(args: argparse.Namespace, split: CocoSplit) -> Trainer:
-    """A trainer at the first iteration, or where ``--resume`` finds the last checkpoint."""
+    """Make a trainer at the first iteration or, with ``--resume``, at that of the last checkpoint."""
     path = args.out / CHECKPOINT
     if not path.exists():
         return Trainer(Settings(**given_settings(args)), split, args.device)
@@ -113,13 +117,13 @@ def make_trainer(args: argparse.Namespace, split: CocoSplit) -> Trainer:
 
 
 def load_model(args: argparse.Namespace, val: CocoSplit) -> tuple[torch.nn.Module, Settings]:
-    """The model of a checkpoint. Settings on the command line, such as thresholds, replace the trained ones."""
+    """Load the model of a checkpoint. Settings on the command line, such as thresholds, replace the trained ones."""
     path = args.checkpoint or args.out / CHECKPOINT
     checkpoint = read_run(path)
-    check_same_categories([*zip(val.category_ids, val.names, strict=True)], checkpoint["categories"], "the val data")
+    check_same_categories(val.categories, checkpoint["categories"], "the val data", path)
     trained = Settings(**checkpoint["settings"])
     settings = dataclasses.replace(trained, **given_settings(args))
-    # Positions have the size that they were trained in; images may have another.
+    # Positions keep the size that they were trained in; images may have another.
     model = build_model(dataclasses.replace(settings, size=trained.size), val.num_classes, pretrained=False)
     load_weights(model, checkpoint["model"], path)
     model.transform.min_size, model.transform.max_size = (settings.size,), settings.size
@@ -132,21 +136,19 @@ def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argp
     results = evaluate(model, val, amp=settings.amp, workers=args.workers)
     results["tokens_kept"] = tokens.take()
     args.out.mkdir(parents=True, exist_ok=True)
-    partial = args.out / "results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, args.out / "results.json")
+    write_text_whole(args.out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 def run(args: argparse.Namespace) -> dict | None:
-    """What the command line asks for; None where the training was stopped."""
+    """Do what the command line asks for; return None if the training was stopped."""
     val = load_split(args.data, "val")
     if args.eval_only:
         model, settings = load_model(args, val)
         return score(model, val, settings, args)
     split = load_split(args.data, "train")
     trainer = make_trainer(args, split)
-    check_same_categories([*zip(val.category_ids, val.names, strict=True)], trainer.categories, "the val data")
+    check_same_categories(val.categories, split.categories, "the val data", "the training data")
     options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
     if not train(trainer, args.out, val=val, **options):
         logging.info("stopped after iteration %d; add --resume to continue", trainer.iteration)
@@ -169,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main() is None)  # a script must not take a run that was stopped for one that is done
+    sys.exit(main() is None)  # so that a script can tell a stopped run from a finished one

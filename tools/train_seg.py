@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Config:
-    """The final config. What can be wrong with it or its files is looked at here, before a model is built."""
+    """Make the final config, and check it and its files before a model is built."""
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root, max_iters=args.max_iters)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.resume = args.resume or cfg.get("resume", False)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         cfg = prepare(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"train_seg: {error}")
     Runner.from_cfg(cfg).train()
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Helpers of the torchvision tests: tiny folders in COCO's layout, and settings that train in seconds."""
+"""Tiny folders in COCO's layout, and settings of the torchvision tool that train in seconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -84,4 +84,4 @@ def draw(path: Path, annotations: list[dict]) -> None:
     for annotation in annotations:
         x, y, w, h = annotation["bbox"]
         pixels[y : y + h, x : x + w] = COLOURS[annotation["category_id"]]
-    cv2.imwrite(str(path), pixels[..., ::-1])
+    Image.fromarray(pixels).save(path)

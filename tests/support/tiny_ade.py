@@ -1,9 +1,7 @@
-"""Helpers of the MMSeg tests: a folder in ADE20K's layout, the real configs shrunk to run in seconds, the tools."""
+"""Helpers of the MMSeg tests: a folder in ADE20K's layout, the real configs shrunk to run in seconds."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -79,11 +77,3 @@ def write_mask(root: Path, mask: np.ndarray, split: str = "training", name: str 
     path = root / "annotations" / split / name
     Image.fromarray(mask).save(path)
     return path
-
-
-def load_tool(name: str) -> ModuleType:
-    """Import ``tools/NAME.py``."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

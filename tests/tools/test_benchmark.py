@@ -18,29 +18,24 @@ for package in ("skimage", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason="the benchmark needs it")
 
 import benchmark
-import benchmark_hosts
 import benchmark_kernels
-from benchmark_measure import (
-    Candidate,
-    Result,
-    Variant,
-    Way,
-    gflops_of,
-    measure,
-    memory_of,
-    share_outside,
-)
-from benchmark_models import Case, as_mmseg, backbone_candidates
-from benchmark_photos import photos
-from benchmark_plot import plot
-from benchmark_table import Row, Setting, read_csv, rows_of, table, write_csv
 
 from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.positions import relative_bias_of_queries
+from apt_dense.nn.relative import relative_bias_of_queries
 from apt_dense.ops import sliced
 from apt_dense.ops.attention import packed_attention
 from apt_dense.ops.bias import RelativeBias
+from apt_dense.ops.kernel import Inputs
+
+from benchmarks import detectors, segmentors
+from benchmarks.backbones import backbone_candidates
+from benchmarks.cases import Case
+from benchmarks.measure import Candidate, Result, Variant, Way, measure
+from benchmarks.meters import gflops_of, memory_of, share_outside
+from benchmarks.photos import photos
+from benchmarks.plot import plot
+from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
 
 CPU = torch.device("cpu")
 SETTING = Setting("backbone", "vit-test", "inference", 64, 2, "float32", "thresholds 5.5 4", "here")
@@ -82,7 +77,7 @@ def test_fused_attention_is_counted_with_its_backward() -> None:
 def test_slices_of_attention_are_counted_as_fused_attention_is() -> None:
     q = torch.randn(1024, 3, 8, requires_grad=True)  # a number of rows that is not filled up
     segments = build_layout(torch.zeros(1, 1, 1024), 1).images
-    run = partial(packed_attention, q, q, q, segments, backend="rows")
+    run = partial(packed_attention, Inputs(q, q, q, segments), "rows")
     assert gflops_of(lambda: run()) * 1e9 == pytest.approx(2 * 2 * 3 * 1024**2 * 8)
     assert gflops_of(lambda: run().sum().backward()) * 1e9 == pytest.approx(7 * 2 * 3 * 1024**2 * 8)
 
@@ -98,7 +93,7 @@ def test_attention_backends_have_about_the_same_flops(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sliced, "whole_rows", lambda count: count)  # without filling up
 
     def count(backend: str) -> float:
-        return gflops_of(lambda: packed_attention(q, k, v, layout.images, bias, backend=backend))
+        return gflops_of(lambda: packed_attention(Inputs(q, k, v, layout.images, bias), backend))
 
     rows, mask, sdpa = (count(backend) for backend in ("rows", "mask", "sdpa"))
     assert rows * 1e9 == pytest.approx(sum(2 * 2 * n**2 * 512 for n in layout.images.offsets.diff().tolist()), rel=0.03)
@@ -112,8 +107,7 @@ class Waits(nn.Module):
 
 def test_the_share_outside_of_blocks() -> None:
     inside, outside = Waits(), Waits()
-    variant = Variant(nn.Module(), lambda: (inside(0.03), outside(0.01)), lambda: torch.zeros(()), blocks=[inside])
-    assert share_outside(variant, Way("inference", CPU, torch.float32)) == pytest.approx(0.25, abs=0.1)
+    assert share_outside([inside], lambda: (inside(0.03), outside(0.01)), CPU) == pytest.approx(0.25, abs=0.1)
     assert not inside._forward_hooks and not inside._forward_pre_hooks
 
 
@@ -295,19 +289,13 @@ def test_timm_has_the_twin_s_values() -> None:
 def test_mmseg_has_the_twin_s_values() -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     outputs_agree(backbone_candidates(case("vit-test")), ("twin", "mmseg"))
-    outputs_agree(benchmark_hosts.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
+    outputs_agree(segmentors.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
 
 
 def test_detectron2_has_the_twin_s_values() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     for scope in ("backbone", "pyramid"):
         outputs_agree(benchmark.SCOPES[scope](case("vitdet-test", 96)), ("twin", "detectron2"))
-
-
-def test_names_of_mmseg_s_weights() -> None:
-    assert list(as_mmseg({"blocks.3.attn.qkv.bias": torch.zeros(1), "blocks.3.norm1.weight": torch.zeros(1)})) == [
-        "layers.3.attn.attn.in_proj_bias", "layers.3.ln1.weight",
-    ]  # fmt: skip
 
 
 def run_both_steps(candidates: Callable[[Case], list[Candidate]], model: str, variants: int) -> None:
@@ -325,24 +313,24 @@ def test_pyramids_run() -> None:
 
 
 def test_torchvision_s_detector_runs() -> None:
-    run_both_steps(benchmark_hosts.torchvision_candidates, "vitdet-test", 3)
+    run_both_steps(detectors.torchvision_candidates, "vitdet-test", 3)
 
 
 def test_detectron2_s_detector_runs() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    run_both_steps(benchmark_hosts.detector_candidates, "vitdet-test", 4)
+    run_both_steps(detectors.detector_candidates, "vitdet-test", 4)
 
 
 def test_detectors_find_objects() -> None:
     """Else the masks would cost nothing."""
-    (found,) = benchmark_hosts.torchvision_candidates(case("vit-test", 96))[0].build().infer()
+    (found,) = detectors.torchvision_candidates(case("vit-test", 96))[0].build().infer()
     assert len(found["boxes"]) == len(found["masks"]) > 5
 
 
 @pytest.mark.parametrize(("model", "variants"), [("vit-test", 4), ("vitdet-test", 3)])
 def test_segmentors_run(model: str, variants: int) -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
-    run_both_steps(benchmark_hosts.segmentor_candidates, model, variants)
+    run_both_steps(segmentors.segmentor_candidates, model, variants)
 
 
 def test_baselines_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import check_identity
 import cv2
-import identity_pairs
 import numpy as np
 import pytest
 import timm
 import torch
+
+from identity import pairs
 
 TINY = "vit_tiny_patch16_224"
 
@@ -67,14 +68,14 @@ def test_one_number_that_differs_fails(
     name: str, photo: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of a parameter; of ``qkv.bias``, that is one of the values' biases."""
-    load = identity_pairs.load_backbone
+    load = pairs.load_backbone
 
     def load_wrongly(model: torch.nn.Module, content: dict) -> None:
         load(model, content)
         with torch.no_grad():
             model.get_parameter(name).flatten()[-1] += 0.5
 
-    monkeypatch.setattr(identity_pairs, "load_backbone", load_wrongly)
+    monkeypatch.setattr(pairs, "load_backbone", load_wrongly)
     assert check(TINY, "--img-size", 64, "--image", photo) == 1
     output = capsys.readouterr().out
     assert "FAIL: beyond 0.0001 at unit scale" in output
@@ -83,14 +84,14 @@ def test_one_number_that_differs_fails(
 
 
 def test_values_that_are_not_finite_fail(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = identity_pairs.randomise
+    fill = pairs.randomise
 
     def with_nan(model: torch.nn.Module, seed: int) -> None:
         fill(model, seed)
         with torch.no_grad():
             model.norm.bias[0] = torch.nan
 
-    monkeypatch.setattr(identity_pairs, "randomise", with_nan)
+    monkeypatch.setattr(pairs, "randomise", with_nan)
     assert check(TINY, "--img-size", 64, "--image", photo) == 1
 
 
@@ -104,7 +105,7 @@ def test_seeds_give_other_weights(photo: Path, capsys: pytest.CaptureFixture) ->
 
 def test_every_parameter_is_random() -> None:
     model = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=28)
-    identity_pairs.randomise(model, 0)
+    pairs.randomise(model, 0)
     assert not [name for name, p in model.named_parameters() if p.flatten().unique().numel() < p.numel() / 2]
     assert model.blocks[0].norm1.weight.mean().item() == pytest.approx(1, abs=0.1)
 
@@ -113,7 +114,7 @@ def test_every_parameter_is_random() -> None:
 def test_a_checkpoint_goes_into_both(prefix: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Into timm's by timm's own conversion: EVA-02's own names, of which both make the same."""
     theirs = timm.create_model("eva02_tiny_patch14_224", img_size=56, num_classes=0)
-    identity_pairs.randomise(theirs, 5)
+    pairs.randomise(theirs, 5)
     state = theirs.state_dict()
     for ours, names in ((r"([qv])_proj\.bias", r"\1_bias"), ("fc1_g", "w1"), ("fc1_x", "w2"), (r"mlp\.fc2", "mlp.w3")):
         state = {re.sub(ours, names, name): value for name, value in state.items()}
@@ -127,7 +128,7 @@ def test_a_checkpoint_goes_into_both(prefix: str, photo: Path, tmp_path: Path, c
 
 def test_the_photo_is_normalised_as_the_model_expects() -> None:
     photo = np.full((10, 10, 3), (255, 0, 51), np.uint8)
-    image = check_identity.normalise(photo, (4, 6), identity_pairs.PixelFormat((127.5,) * 3, (127.5,) * 3, "BGR"))
+    image = check_identity.prepare(photo, (4, 6), pairs.PixelFormat((127.5,) * 3, (127.5,) * 3, "BGR"))
     assert image.shape == (1, 3, 4, 6)
     torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([-0.6, -1.0, 1.0]))
 
@@ -173,5 +174,5 @@ def test_hosts_that_are_not_installed(
     text: str, host: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.py").write_text(text)
-    monkeypatch.setattr(identity_pairs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs.importlib.util, "find_spec", lambda name: None)
     assert f"{host} is not installed" in check(tmp_path / "config.py", "--image", photo)

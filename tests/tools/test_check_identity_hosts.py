@@ -9,7 +9,6 @@ from pathlib import Path
 
 import check_identity
 import cv2
-import identity_pairs
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ import torch
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 
+from identity import pairs
 from support.references import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
@@ -156,6 +156,6 @@ def test_neutral_options_are_arguments() -> None:
     from apt_dense.hosts import detectron2, mmseg
 
     known = {"type", "_target_"}
-    for model in (identity_pairs.APTViT, detectron2.APTViT, mmseg.APTViT):
+    for model in (pairs.APTViT, detectron2.APTViT, mmseg.APTViT):
         known |= set(inspect.signature(model).parameters)
-    assert known >= identity_pairs._NEUTRAL
+    assert known >= pairs._NEUTRAL

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
-import demo_scenes
 import make_demo_data as tool
+
+from demo import dataset, photographs, scenes
+from demo.dataset import coco_annotations, make_demo_data, mask_polygons
 
 SMALL = {"train": 3, "val": 2, "size": 128}
 
@@ -23,7 +25,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of scikit-image's photographs; the tests only read it."""
     pytest.importorskip("skimage")
     out = tmp_path_factory.mktemp("shipped") / "demo"
-    tool.make_demo_data(out, **SMALL)
+    make_demo_data(out, **SMALL)
     return out
 
 
@@ -89,15 +91,15 @@ def test_sizes_vary_around_the_one_asked_for_and_fit_their_masks(shipped: Path) 
 
 
 def test_scenes_do_not_depend_on_how_many_there_are(shipped: Path, tmp_path: Path) -> None:
-    tool.make_demo_data(tmp_path / "more", train=4, val=2, size=128)
+    make_demo_data(tmp_path / "more", train=4, val=2, size=128)
     more = files(tmp_path / "more")
     again = {name: data for name, data in files(shipped).items() if not name.endswith("_train.json")}
     assert {name: more[name] for name in again} == again
 
 
 def test_same_seed_same_bytes_other_seed_other_scenes(shipped: Path, tmp_path: Path) -> None:
-    tool.make_demo_data(tmp_path / "same", **SMALL)
-    tool.make_demo_data(tmp_path / "other", **SMALL, seed=1)
+    make_demo_data(tmp_path / "same", **SMALL)
+    make_demo_data(tmp_path / "other", **SMALL, seed=1)
     first, same, other = (files(root) for root in (shipped, tmp_path / "same", tmp_path / "other"))
     assert same == first
     assert all(other[name] != first[name] for name in first if name.endswith(".jpg"))
@@ -131,36 +133,36 @@ def test_coco_instances_are_the_semantic_mask(shipped: Path) -> None:
 def test_polygons_follow_the_edges_of_pixels() -> None:
     mask = np.zeros((5, 6), np.uint8)
     mask[1, 2] = 1
-    points = np.reshape(tool.mask_polygons(mask, left=10, top=20), (-1, 2))
+    points = np.reshape(mask_polygons(mask, left=10, top=20), (-1, 2))
     assert {tuple(point) for point in points} == {(12, 21), (13, 21), (13, 22), (12, 22)}
     mask[3:5, 3:6] = 1
-    assert len(tool.mask_polygons(mask)) == 2
-    assert tool.mask_polygons(np.zeros((3, 3), np.uint8)) == []
+    assert len(mask_polygons(mask)) == 2
+    assert mask_polygons(np.zeros((3, 3), np.uint8)) == []
 
 
 def test_hidden_objects_are_no_instances_but_stay_in_the_mask() -> None:
     instances = np.zeros((40, 40), np.int32)
     instances[:20, :20], instances[30:33, 30:33] = 1, 2
-    scene = demo_scenes.Scene(np.zeros((40, 40, 3), np.uint8), instances, categories=(3, 5))
-    assert [entry["category_id"] for entry in tool.coco_annotations(scene)] == [3]
+    scene = scenes.Scene(np.zeros((40, 40, 3), np.uint8), instances, categories=(3, 5))
+    assert [entry["category_id"] for entry in coco_annotations(scene)] == [3]
     assert scene.labels[31, 31] == 6 and scene.labels[0, 0] == 4 and scene.labels[25, 25] == 1
 
 
 @pytest.mark.parametrize("left, target, source", [(-1, (0, 3), (1, 4)), (3, (3, 7), (0, 4)), (8, (8, 10), (0, 2))])
 def test_patches_are_cut_at_the_border(left: int, target: tuple[int, int], source: tuple[int, int]) -> None:
-    inside, shown = demo_scenes.overlap_slices((5, 10), (5, 4), 0, left)
+    inside, shown = scenes.overlap_slices((5, 10), (5, 4), 0, left)
     assert (inside[1], shown[1]) == (slice(*target), slice(*source))
 
 
 def test_every_photograph_of_a_folder_is_a_class(photos: Path, tmp_path: Path) -> None:
-    names = tool.make_demo_data(tmp_path / "demo", images=photos, **SMALL)
+    names = make_demo_data(tmp_path / "demo", images=photos, **SMALL)
     assert names == ["background", "a colour", "b alpha", "c grey", "d sixteen"]
     written = json.loads((tmp_path / "demo" / "coco" / "annotations" / "instances_val.json").read_text())
     assert [category["name"] for category in written["categories"]] == names[1:]
 
 
 def test_photographs_are_read_as_eight_bit_rgb(photos: Path) -> None:
-    colour, alpha, grey, sixteen = (tool.read_photo(path) for path in sorted(photos.glob("* *")))
+    colour, alpha, grey, sixteen = (photographs.read_material(path) for path in sorted(photos.glob("* *")))
     assert all(image.shape == (90, 120, 3) and image.dtype == np.uint8 for image in (colour, alpha, grey, sixteen))
     np.testing.assert_array_equal(alpha, sixteen)
     np.testing.assert_array_equal(grey[..., 0], alpha[..., 2])  # the grey file holds the blue channel
@@ -169,14 +171,14 @@ def test_photographs_are_read_as_eight_bit_rgb(photos: Path) -> None:
 def test_classes_of_equal_stems_have_different_names(photos: Path, tmp_path: Path) -> None:
     (photos / "a colour.jpg").rename(photos / "b alpha.jpg")
     (photos / "c grey.PNG").rename(photos / "background.png")
-    names = tool.make_demo_data(tmp_path / "demo", images=photos, **SMALL)
+    names = make_demo_data(tmp_path / "demo", images=photos, **SMALL)
     assert names == ["background", "b alpha.jpg", "b alpha.png", "background.png", "d sixteen"]
 
 
 @pytest.mark.parametrize("shape", [(64, 900, 3), (900, 64, 3), (64, 64, 3)])
 def test_small_and_long_photographs_will_do(shape: tuple[int, ...], tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "one.png"), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    assert tool.make_demo_data(tmp_path / "demo", images=tmp_path, **SMALL) == ["background", "one"]
+    assert make_demo_data(tmp_path / "demo", images=tmp_path, **SMALL) == ["background", "one"]
 
 
 def test_main_prints_one_summary(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +203,7 @@ def test_broken_photographs_are_named(content: bytes | str, photos: Path, capsys
     name = "broken.jpg"
     (photos / name).write_bytes(content)
     message = only_error(capsys, photos.with_name("demo"), "--images", photos)
-    assert name in message and "remove it or re-save it" in message
+    assert name in message and "remove it or save it again" in message
     assert not photos.with_name("demo").exists()
 
 
@@ -211,9 +213,9 @@ def test_tiny_photographs_are_named(photos: Path, capsys: pytest.CaptureFixture[
 
 
 def test_missing_scikit_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(tool.DemoDataError, match="pip install scikit-image"):
-        tool.make_demo_data(tmp_path / "demo")
+    monkeypatch.setattr(photographs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install scikit-image"):
+        make_demo_data(tmp_path / "demo")
 
 
 @pytest.mark.parametrize("option, value", [("train", 0), ("val", -1), ("size", 63), ("seed", -1)])
@@ -224,18 +226,18 @@ def test_numbers_out_of_range(option: str, value: int, tmp_path: Path, capsys: p
 
 def test_an_existing_folder_is_replaced_only_by_force(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = photos.with_name("demo")
-    tool.make_demo_data(out, images=photos, **SMALL)
+    make_demo_data(out, images=photos, **SMALL)
     before = files(out)
     message = only_error(capsys, out, "--images", photos)
     assert "exists; pass --force to replace it or choose another folder" in message and files(out) == before
-    tool.make_demo_data(out, images=photos, **SMALL, seed=5, force=True)
+    make_demo_data(out, images=photos, **SMALL, seed=5, force=True)
     assert files(out).keys() == before.keys() and files(out) != before
     assert sorted(path.name for path in out.parent.iterdir()) == ["demo", "photos"]
 
 
 def test_force_never_deletes_other_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = photos.with_name("demo")
-    tool.make_demo_data(out, images=photos, **SMALL)
+    make_demo_data(out, images=photos, **SMALL)
     (out / "checkpoint.pth").write_text("precious")
     assert "holds more than a data set" in only_error(capsys, out, "--force", "--images", photos)
     assert "lie inside the output folder" in only_error(capsys, photos.parent, "--force", "--images", photos)
@@ -244,7 +246,7 @@ def test_force_never_deletes_other_files(photos: Path, capsys: pytest.CaptureFix
 
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = photos.with_name("demo")
-    write, calls = tool.write_image, []
+    write, calls = dataset.write_image, []
 
     def write_three(*arguments: object) -> None:
         calls.append(arguments)
@@ -252,12 +254,12 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(photos: Path, mon
             raise KeyboardInterrupt
         write(*arguments)
 
-    monkeypatch.setattr(tool, "write_image", write_three)
+    monkeypatch.setattr(dataset, "write_image", write_three)
     with pytest.raises(KeyboardInterrupt):
-        tool.make_demo_data(out, images=photos, **SMALL)
+        make_demo_data(out, images=photos, **SMALL)
     assert not out.exists() and out.with_name("demo.partial").is_dir()
     monkeypatch.undo()
-    tool.make_demo_data(out, images=photos, **SMALL)
+    make_demo_data(out, images=photos, **SMALL)
     assert len(masks(out, "training")) == 3 and not out.with_name("demo.partial").exists()
 
 
@@ -265,7 +267,7 @@ def test_a_failing_disk_is_one_line(photos: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device", "scene_00000.jpg")
 
-    monkeypatch.setattr(tool, "write_image", fail)
+    monkeypatch.setattr(dataset, "write_image", fail)
     with pytest.raises(SystemExit, match="No space left on device.*scene_00000.jpg"):
         tool.main([str(photos.with_name("demo")), "--images", str(photos)])
 

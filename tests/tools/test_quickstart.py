@@ -11,7 +11,8 @@ for package in ("mmseg", "skimage", "pycocotools", "torchvision"):
     pytest.importorskip(package, reason="the quickstart needs it")
 
 import quickstart
-from stages import RECORD, Stage, run_stage
+
+from demo.stages import RECORD, Stage, run_stage
 
 
 def counting(calls: list[Path], files: tuple[str, ...] = (), **settings: object) -> Stage:

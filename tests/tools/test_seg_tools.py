@@ -1,4 +1,4 @@
-"""tools/train_seg.py and tools/test_seg.py on the shrunken real config and a tiny folder in ADE20K's layout."""
+"""tools/train_seg.py and tools/eval_seg.py on the shrunken real config and a tiny folder in ADE20K's layout."""
 
 import json
 import shutil
@@ -9,14 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from support.tiny_ade import CONFIGS, load_tool, one_thread, shrink_options, write_ade, write_mask  # noqa: F401
+from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade, write_mask  # noqa: F401
 
 pytest.importorskip("mmseg", reason="the segmentation tools need the packages of the extra 'mmseg'")
+
+import eval_seg
+import train_seg
 
 from apt_dense.hosts.mmseg.checkpoints import read_run
 from apt_dense.hosts.mmseg.run import load_config
 
-train_seg, test_seg = load_tool("train_seg"), load_tool("test_seg")
 SIZE = (128, 192)
 
 
@@ -122,12 +124,12 @@ def test_label_out_of_range_stops_training_with_its_file(config: str, ade: Path,
     assert str(paths[0]) in str(raised.value) or str(paths[1]) in str(raised.value)
 
 
-@pytest.mark.parametrize("tool", [train_seg, test_seg], ids=["train", "test"])
+@pytest.mark.parametrize("tool", [train_seg, eval_seg], ids=["train", "test"])
 def test_missing_data_root_is_named_before_a_model_is_built(
     tool: object, config: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tool.Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
-    checkpoint = [str(trained / "iter_4.pth")] if tool is test_seg else []
+    checkpoint = [str(trained / "iter_4.pth")] if tool is eval_seg else []
     message = failure(tool.main, [config, *checkpoint, "--data-root", str(tmp_path / "nowhere")])
     assert f"the folder {tmp_path}/nowhere/images/" in message and "--data-root DIR" in message
 
@@ -135,14 +137,14 @@ def test_missing_data_root_is_named_before_a_model_is_built(
 def test_missing_config_and_checkpoint_are_named(config: str, ade: Path, tmp_path: Path) -> None:
     assert failure(train_seg.main, ["nowhere.py"]) == "train_seg: no config file nowhere.py"
     argv = [config, "nowhere.pth", "--data-root", str(ade), "--work-dir", str(tmp_path)]
-    assert "nowhere.pth does not exist" in failure(test_seg.main, argv)
+    assert "nowhere.pth does not exist" in failure(eval_seg.main, argv)
 
 
 def test_testing_gives_metrics_masks_and_paintings(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
     masks, paintings = tmp_path / "masks", tmp_path / "paintings"
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path / "work"),
             "--out", str(masks), "--show-dir", str(paintings)]  # fmt: skip
-    metrics = test_seg.main(argv)
+    metrics = eval_seg.main(argv)
     assert set(metrics) == {"aAcc", "mIoU", "mAcc"} and 0 <= metrics["mIoU"] <= 100
     predicted = np.asarray(Image.open(masks / "0.png"))
     assert predicted.shape == SIZE and 1 <= predicted.min() <= predicted.max() <= 150, "labels are written as in ADE20K"
@@ -151,16 +153,16 @@ def test_testing_gives_metrics_masks_and_paintings(trained: Path, config: str, a
 
 def test_testing_with_augmentation(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), "--tta"]
-    assert set(test_seg.main(argv)) == {"aAcc", "mIoU", "mAcc"}
+    assert set(eval_seg.main(argv)) == {"aAcc", "mIoU", "mAcc"}
 
 
 def test_packed_augmentation_predicts_what_mmsegs_own_does(
     trained: Path, config: str, ade: Path, tmp_path: Path
 ) -> None:
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), "--tta", "--out"]
-    test_seg.main([*argv, str(tmp_path / "packed")])
+    eval_seg.main([*argv, str(tmp_path / "packed")])
     own = ["--cfg-options", "model.type=EncoderDecoder", "tta_model.type=SegTTAModel"]
-    test_seg.main([*argv, str(tmp_path / "own"), *own])
+    eval_seg.main([*argv, str(tmp_path / "own"), *own])
     for name in ("0.png", "1.png"):
         packed, expected = (np.asarray(Image.open(tmp_path / folder / name)) for folder in ("packed", "own"))
         assert len(np.unique(packed)) > 1
@@ -170,7 +172,7 @@ def test_packed_augmentation_predicts_what_mmsegs_own_does(
 def test_checkpoint_of_another_model_is_refused(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path),
             "--cfg-options", "model.decode_head.channels=16"]  # fmt: skip
-    assert "iter_4.pth does not fit this config's model" in failure(test_seg.main, argv)
+    assert "iter_4.pth does not fit this config's model" in failure(eval_seg.main, argv)
 
 
 def test_checkpoint_with_thresholds_may_be_tested_without(
@@ -178,4 +180,4 @@ def test_checkpoint_with_thresholds_may_be_tested_without(
 ) -> None:
     argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path),
             "--cfg-options", "model.backbone.thresholds=()"]  # fmt: skip
-    assert "mIoU" in test_seg.main(argv)
+    assert "mIoU" in eval_seg.main(argv)

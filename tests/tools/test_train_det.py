@@ -35,18 +35,17 @@ from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no
 
 pytest.importorskip("shapely", reason="Detectron2's training loader crops masks with shapely: pip install shapely")
 
+import train_det
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.engine import defaults
 
+from apt_dense.hosts.coco import load_split
 from apt_dense.hosts.detectron2 import add_apt_config
 from apt_dense.hosts.detectron2 import run as detectron2_run
-from apt_dense.hosts.detectron2.data import check_data, find_split, use_data_root
+from apt_dense.hosts.detectron2.data import check_data, records, use_data_root
 from apt_dense.hosts.detectron2.run import apply_overrides, load_config
-
-spec = importlib.util.spec_from_file_location("train_det", ROOT / "tools" / "train_det.py")
-train_det = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_det)
 
 RESULTS = Path("inference", "coco_instances_results.json")
 EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]
@@ -195,20 +194,6 @@ def test_nothing_to_resume_starts_from_the_beginning(coco: Path, trained: Path, 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def test_folders_of_coco_and_of_the_demo_are_found(coco: Path, tmp_path: Path) -> None:
-    train = find_split(coco, "train")
-    assert (train.annotations.name, train.images) == ("instances_train2017.json", coco / "train2017")
-    assert train.categories == ((3, "red"), (7, "green"), (20, "blue"))
-    (tmp_path / "images").mkdir()
-    shutil.copytree(coco / "annotations", tmp_path / "coco" / "annotations")
-    for ours, theirs, demo in (("train", "train2017", "training"), ("val", "val2017", "validation")):
-        annotations = tmp_path / "coco" / "annotations"
-        (annotations / f"instances_{theirs}.json").rename(annotations / f"instances_{ours}.json")
-        shutil.copytree(coco / theirs, tmp_path / "images" / demo)
-        for root in (tmp_path, tmp_path / "coco"):
-            assert find_split(root, ours).images == tmp_path / "images" / demo
-
-
 def test_data_root_sets_names_classes_and_evaluator(coco: Path) -> None:
     cfg = load_config(str(ADAPTIVE))
     for _ in range(2):  # a second time in the same process is no conflict
@@ -232,20 +217,19 @@ TRAIN, VAL = Path("annotations/instances_train2017.json"), Path("annotations/ins
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: shutil.rmtree(root), "does not exist, so there is no annotations/instances_train.*expected DIR/"),
+        (shutil.rmtree, "does not exist, so there is no annotations/instances_train.*expected DIR/"),
         (lambda root: (root / VAL).unlink(), r"holds no annotations/instances_val\*.json; expected"),
-        (lambda root: (root / TRAIN).write_text("{"), "instances_train2017.json is damaged: it is no JSON"),
-        (lambda root: (root / TRAIN).write_text('{"images": [1]}'), "has no annotations and no categories; expected"),
-        (lambda root: shutil.rmtree(root / "train2017"), r"no image that .*train2017.json names \(0+1.png, ...\) is"),
-        (lambda root: (root / "val2017/000000000002.png").unlink(), "1 of 4 images that .* the first is 0+2.png"),
-        (lambda root: rewrite(root / VAL, lambda c: c["categories"].pop()), "differ in their categories"),
+        (lambda root: (root / TRAIN).write_text("{"), "instances_train2017.json is damaged: it is not JSON"),
+        (lambda root: (root / "val2017/000000000002.png").unlink(), "1 of the 4 images that .* such as 0+2.png"),
+        (lambda root: rewrite(root / VAL, lambda c: c["categories"][0].update(name="pink")),
+         "differ from those of .*json"),
         (lambda root: rewrite(root / TRAIN, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
          "has only crowds"),
+        (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"].clear()), "has no objects, and Detectron2"),
         (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"][0].update(segmentation=[])),
-         r"1 of \d+ objects in .* have no segmentation \(annotation ids \[1\]"),
-        (lambda root: [(root / TRAIN).rename(root / "annotations" / "instances_train_a.json"),
-                       shutil.copy(root / VAL, root / "annotations" / "instances_train_b.json")],
-         "several annotation files for train"),
+         "annotation 1 of image 1 has no segmentation"),
+        (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"][0].update(category_id=4)),
+         "annotation 1 of image 1 has category 4"),
     ],
 )  # fmt: skip
 def test_bad_folders_are_refused_before_a_model_is_built(
@@ -285,11 +269,36 @@ def test_unreadable_image_is_named(coco: Path, tmp_path: Path) -> None:
         batches(root, 0, 1, "dataloader.train.num_workers=0")
 
 
-def test_categories_of_objects_must_exist(coco: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(coco, tmp_path / "damaged")
-    rewrite(root / TRAIN, lambda c: c["annotations"][0].update(category_id=4))
-    with pytest.raises(KeyError, match="category_id=4 but this id does not exist"):
-        batches(root, 0, 1)
+def test_records_are_detectron2_s_own(coco: Path, tmp_path: Path) -> None:
+    """Those of its ``load_coco_json`` where nothing is left out, run lengths included."""
+    crowd = {"counts": [0, 90 * 50, 120 * 90 - 90 * 50], "size": [120, 90]}
+    root = shutil.copytree(coco, tmp_path / "crowd")
+    extra = {"bbox": [0, 0, 50, 90], "iscrowd": 1, "segmentation": crowd, "category_id": 7, "image_id": 1, "id": 99}
+    rewrite(root / TRAIN, lambda c: c["annotations"].append({**extra, "area": 4500}))
+    assert records(load_split(root, "train")) == load_coco_json(str(root / TRAIN), str(root / "train2017"), "oracle")
+
+
+def test_evaluation_reads_the_annotations_that_can_be_used(coco: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(coco, tmp_path / "data")
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(root), ["train", "val"])
+    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+    assert metadata.json_file == str(root / VAL)
+    rewrite(root / VAL, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]))
+    use_data_root(cfg, str(root), ["train", "val"])
+    judged_by = Path(MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name).json_file)
+    assert json.loads(judged_by.read_text()) == load_split(root, "val").content
+    assert judged_by != root / VAL and check_data(cfg, ["val"]) is None
+
+
+def test_boxes_without_masks_are_for_models_without_masks(coco: Path, tmp_path: Path) -> None:
+    root, cfg = shutil.copytree(coco, tmp_path / "data"), load_config(str(ADAPTIVE))
+    rewrite(root / TRAIN, lambda c: [a.pop("segmentation") for a in c["annotations"]])
+    with pytest.raises(ValueError, match="has no segmentation"):
+        use_data_root(cfg, str(root), ["train"])
+    cfg.model.roi_heads.mask_head = None
+    use_data_root(cfg, str(root), ["train"])
+    assert "segmentation" not in DatasetCatalog.get(cfg.dataloader.train.dataset.names)[0]["annotations"][0]
 
 
 def test_registered_data_sets_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

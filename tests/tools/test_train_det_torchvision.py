@@ -17,15 +17,18 @@ from support.coco_folder import TINY, TINY_PRESET, TOOLS, one_thread, write_coco
 
 pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
 
-import torchvision_model
-import torchvision_training
 import train_det_torchvision as tool
-from coco_data import load_split
-from torchvision_model import Settings, build_model, layer_of, make_optimizer, rate_at, windowed_blocks
+
+from shared.vit_sizes import windowed_blocks
+from torchvision_detection import model, training
+from torchvision_detection.data import load_split
+from torchvision_detection.model import build_model
+from torchvision_detection.optimizer import make_optimizer, rate_at
+from torchvision_detection.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
-torchvision_model.PRESETS["tiny"] = TINY_PRESET  # with drop path, so that random numbers matter
+model.PRESETS["tiny"] = TINY_PRESET  # with drop path, so that random numbers matter
 ITERATIONS = 8
 
 
@@ -110,26 +113,26 @@ def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> N
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = {paths!r}
+import torch, train_det_torchvision
 from support import coco_folder
-import torch, torchvision_model, torchvision_training, train_det_torchvision
+from torchvision_detection import model, training
 torch.set_num_threads(1)
-torchvision_model.PRESETS["tiny"] = coco_folder.TINY_PRESET
-step = torchvision_training.Trainer.step
+model.PRESETS["tiny"] = coco_folder.TINY_PRESET
+step = training.Trainer.step
 def step_or_die(self, *batch):
     entry = step(self, *batch)
     if self.iteration == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     return entry
-torchvision_training.Trainer.step = step_or_die
+training.Trainer.step = step_or_die
 train_det_torchvision.main(sys.argv[1:])
 """
 
 
 def test_a_killed_run_takes_the_same_course_when_resumed(data: Path, whole_run: Path, tmp_path: Path) -> None:
-    paths = [str(TOOLS), str(Path(__file__).parents[1]), str(TOOLS.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TOOLS, TOOLS.parent / "tests", TOOLS.parent)))}
     argv = [str(data), "--out", str(tmp_path), *TINY, "--iterations", str(ITERATIONS), "--save-every", "4"]
-    killed = subprocess.run([sys.executable, "-c", KILLED.format(paths=paths), *argv], capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED, *argv], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"iteration": 6, "lo')  # as a line that was being written
@@ -147,16 +150,16 @@ def test_a_killed_run_takes_the_same_course_when_resumed(data: Path, whole_run: 
 def test_a_signal_ends_the_run_with_a_checkpoint(
     data: Path, whole_run: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = torchvision_training.Trainer.step
+    step = training.Trainer.step
 
-    def interrupted(self: torchvision_training.Trainer, *batch: object) -> dict:
+    def interrupted(self: training.Trainer, *batch: object) -> dict:
         if self.iteration == 2:
             os.kill(os.getpid(), number)
         return step(self, *batch)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(torchvision_training.Trainer, "step", interrupted)
+        patch.setattr(training.Trainer, "step", interrupted)
         assert start(data, tmp_path) is None
     assert signal.getsignal(number) is before
     assert len(curve(tmp_path)) == 3
@@ -167,7 +170,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     data: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = torchvision_training.Trainer(Settings(model="tiny", size=64), load_split(data, "train"))
+    trainer = training.Trainer(Settings(model="tiny", size=64), load_split(data, "train"))
     trainer.save(tmp_path / "last.pth")
     before = (tmp_path / "last.pth").read_bytes()
 
@@ -226,7 +229,7 @@ def test_bad_checkpoints(data: Path, whole_run: Path, tmp_path: Path) -> None:
         for option in ("--eval-only", "--resume"):
             assert "cannot be read as weights" in failure(*common, option)
     torch.save({"model": {}}, path)
-    assert "is no checkpoint of this tool: it lacks ['optimizer'" in failure(*common, "--resume")
+    assert "is not a checkpoint of this tool: it lacks ['optimizer'" in failure(*common, "--resume")
     checkpoint = torch.load(whole_run / "last.pth")
     torch.save(checkpoint | {"model": dict(list(checkpoint["model"].items())[:-5])}, path)
     assert "does not fit the model: 5 problems, such as" in failure(*common, "--eval-only")
@@ -292,24 +295,19 @@ def test_windowed_blocks() -> None:
 
 
 def test_learning_rates() -> None:
-    model = build_model(Settings(model="tiny", size=64), 3)
-    optimizer = make_optimizer(model, Settings(model="tiny", lr=1.0, lr_decay=0.5))
+    detector = build_model(Settings(model="tiny", size=64), 3)
+    optimizer = make_optimizer(detector, Settings(model="tiny", lr=1.0, lr_decay=0.5))
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    assert len(groups) == len(list(model.parameters()))
-    net = model.backbone.net
+    assert len(groups) == len(list(detector.parameters()))
+    net = detector.backbone.net
     expected = (
-        (net.pos_embed, 0.25, 0), (net.patch_embed.proj.weight, 0.25, 0.1), (net.blocks[0].attn.rel_pos_h, 0.5, 0),
-        (net.blocks[1].mlp.fc1.weight, 1, 0.1), (net.blocks[1].mlp.fc1.bias, 1, 0),
-        (model.rpn.head.cls_logits.weight, 1, 0.1), (model.backbone.simfp_4[0].weight, 1, 0.1),
+        (net.pos_embed, 0.125, 0), (net.patch_embed.proj.weight, 0.125, 0.1), (net.blocks[0].attn.rel_pos_h, 0.25, 0.1),
+        (net.blocks[1].mlp.fc1.weight, 0.5, 0.1), (net.blocks[1].mlp.fc1.bias, 0.5, 0),
+        (detector.rpn.head.cls_logits.weight, 1, 0.1), (detector.backbone.simfp_4[0].weight, 1, 0.1),
         (net.coarse_embed.down.weight, 1, 0.1),
     )  # fmt: skip
     for parameter, rate, decay in expected:
         assert (groups[id(parameter)]["lr"], groups[id(parameter)]["weight_decay"]) == (rate, decay)
-
-
-def test_layers_of_heads() -> None:
-    names = ("patch_embed.proj.bias", "blocks.2.norm1.bias", "rpn.x", "norm.bias")
-    assert [layer_of(name, 4) for name in names] == [0, 3, 4, 4]
 
 
 def test_schedule() -> None:

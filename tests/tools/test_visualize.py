@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("tqdm", reason="the tools show their progress with it")
 
 import visualize
-from drawing import TINT, draw_patches, scale_colour
+
+from apt_dense import PatchSelector
 
 
 @pytest.fixture
@@ -26,24 +27,16 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_counts_are_those_of_the_partition(photo: Path) -> None:
-    model = visualize.make_partitioner(16, (5.5, 4.0))
-    scale_map, per_scale = visualize.partition_photo(visualize.read_image(photo), model)
-    assert per_scale == [8, 0, 1] and (scale_map[:, :4] == 2).all() and (scale_map[:, 4:] == 0).all()
+    patches = visualize.partition_photo(visualize.read_image(photo), PatchSelector(thresholds=(5.5, 4.0)))
+    assert patches.per_scale.tolist() == [[8, 0, 1]] and patches.tokens_kept == 9 / 24
+    scale_map = patches.scale_map[0]
+    assert (scale_map[:, :4] == 2).all() and (scale_map[:, 4:] == 0).all()
 
 
 def test_pictures_are_written_whole(photo: Path, tmp_path: Path) -> None:
     visualize.main([str(photo), "--out", str(tmp_path / "drawn")])
     picture = cv2.imread(str(tmp_path / "drawn" / "photo_patches.png"))
     assert picture.shape[0] > 64 and not list(tmp_path.rglob("*.partial"))
-
-
-def test_coarse_patches_are_tinted_and_fine_ones_are_not() -> None:
-    image = np.full((32, 64, 3), 200, np.uint8)
-    scale_map = np.array([[1, 1, 0, 0], [1, 1, 0, 0]])
-    drawn = draw_patches(image, scale_map, 16)
-    tinted = np.rint(200 + (np.array(scale_colour(1)) - 200) * TINT)
-    assert (drawn[8, 8] == tinted).all() and (drawn[8, 40] == 200).all()
-    assert (drawn[0, 8] != tinted).any() and (drawn[0, 40] != 200).any() and (image == 200).all()
 
 
 @pytest.mark.parametrize(

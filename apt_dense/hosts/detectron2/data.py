@@ -1,36 +1,24 @@
 """Data sets of Detectron2's lazy configs: any folder in COCO's layout, checked before a model is built.
 
-Detectron2 itself finds out about missing files and objects without masks when it comes to them, in the middle of
-training.
+Detectron2 itself finds missing files and objects without masks when it comes to them, in the middle of training.
 """
 
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
+from pycocotools import mask as run_lengths
 
-#: What the folder of a split's images may be called, beside the name in its annotation file ("train2017").
-FOLDERS = {"train": ("train", "training"), "val": ("val", "validation")}
-LAYOUT = (
-    "expected DIR/annotations/instances_train*.json and instances_val*.json with images in DIR/train2017 and "
-    "DIR/val2017 (COCO), or DIR/coco/annotations/... with images in DIR/images/training and validation "
-    "(tools/make_demo_data.py)"
-)
-
-
-class CocoSplit(NamedTuple):
-    """One split of a data set on disk."""
-
-    annotations: Path
-    images: Path
-    categories: tuple[tuple[int, str], ...]  # ids, which may have holes, and names, ascending
+from apt_dense.hosts.coco import LAYOUT, CocoData, check_same_categories, load_split
 
 
 def use_data_root(cfg: DictConfig, root: str, splits: Sequence[str]) -> None:
@@ -40,107 +28,101 @@ def use_data_root(cfg: DictConfig, root: str, splits: Sequence[str]) -> None:
         splits: of "train" and "val"; only these must be there.
 
     Raises:
-        FileNotFoundError: a folder, an annotation file or an image is missing.
-        ValueError: an annotation file is damaged or cannot be trained with, or splits differ in their categories.
+        FileNotFoundError: if a folder, an annotation file or an image is missing.
+        ValueError: if an annotation file is damaged or cannot be trained with, or splits differ in their categories.
     """
-    found = {split: find_split(Path(root).expanduser().resolve(), split) for split in splits}
-    if len({part.categories for part in found.values()}) > 1:
-        files = " and ".join(str(part.annotations) for part in found.values())
-        raise ValueError(f"{files} differ in their categories (ids and names); one model cannot learn both")
-    for split, part in found.items():
-        loader = cfg.dataloader["train" if split == "train" else "test"]
-        loader.dataset.names = _register(part)
+    masks = OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None
+    found = {split: _read(root, split, masks) for split in splits}
+    first, *others = found.values()
+    for data in others:
+        check_same_categories(data.categories, first.categories, data.path, first.path)
+    for split, data in found.items():
+        name = _register(data, split, partial(_read, root, split, masks))
+        cfg.dataloader["train" if split == "train" else "test"].dataset.names = name
     if "val" in found and "evaluator" in cfg.dataloader:
         cfg.dataloader.evaluator.dataset_name = cfg.dataloader.test.dataset.names
-    cfg.model.roi_heads.num_classes = len(part.categories)
+    cfg.model.roi_heads.num_classes = len(first.categories)
 
 
-def _register(split: CocoSplit) -> str:
-    """Register the split under the path of its annotation file, which is unique."""
-    name = str(split.annotations)
+def _read(root: str, split: str, masks: bool) -> CocoData:
+    data = load_split(Path(root).expanduser().resolve(), split, masks)
+    if split == "train" and not data.content["annotations"]:
+        raise ValueError(f"{data.path} has no objects, and Detectron2 leaves out images without any; label some")
+    return data
+
+
+def _register(data: CocoData, split: str, read: Callable[[], CocoData]) -> str:
+    """Register a split under the path of its annotation file, which is unique; return that name.
+
+    Detectron2 trains on the records made here. Its evaluation reads an annotation file: the data set's, or a temporary
+    one if annotations had to be left out or completed.
+
+    Args:
+        read: reads the split again when Detectron2 asks for it, so that it is not kept in memory until then.
+    """
+    name = str(data.path)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, name, str(split.images))
+    DatasetCatalog.register(name, lambda: records(read()))
+    MetadataCatalog.get(name).set(
+        json_file=_evaluation_file(data) if split == "val" and data.is_changed else name,
+        image_root=str(data.folder),
+        evaluator_type="coco",
+        thing_classes=[category_name for _, category_name in data.categories],
+        thing_dataset_id_to_contiguous_id=_labels(data),
+    )
     return name
 
 
-def find_split(root: Path, split: str) -> CocoSplit:
-    """The annotations and images of a split below ``root``, checked; raises as :func:`use_data_root`."""
-    annotations = _annotation_file(root, split)
-    content = _read(annotations)
-    names = [image["file_name"] for image in content["images"]]
-    images = _image_folder(annotations, split, names)
-    _check_images(annotations, images, names)
-    if split == "train":
-        _check_objects(annotations, content["annotations"])
-    categories = sorted((category["id"], category["name"]) for category in content["categories"])
-    return CocoSplit(annotations, images, tuple(categories))
+#: Temporary files by data set; they are removed when the process ends or the data set is registered again.
+_temporary: dict[Path, tempfile.TemporaryDirectory] = {}
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    folders = root / "annotations", root / "coco" / "annotations"
-    found = [path for folder in folders for path in sorted(folder.glob(f"instances_{split}*.json"))]
-    of_2017 = [path for path in found if path.stem.endswith("2017")]
-    if len(of_2017 or found) == 1:
-        return (of_2017 or found)[0]
-    if not found:
-        what = "holds no" if root.is_dir() else "does not exist, so there is no"
-        raise FileNotFoundError(f"{root} {what} annotations/instances_{split}*.json; {LAYOUT}")
-    raise ValueError(f"{root} holds several annotation files for {split}, {', '.join(map(str, found))}; keep one there")
+def _evaluation_file(data: CocoData) -> str:
+    folder = _temporary[data.path] = tempfile.TemporaryDirectory(prefix="apt_dense_")
+    path = Path(folder.name) / data.path.name
+    path.write_text(json.dumps(data.content), encoding="utf-8")
+    return str(path)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error}); write or download it again") from error
-    known = content if isinstance(content, dict) else {}
-    missing = [key for key in ("images", "annotations", "categories") if not known.get(key)]
-    if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}; expected COCO's format for instances")
-    return content
+def _labels(data: CocoData) -> dict[int, int]:
+    return {category: label for label, (category, _) in enumerate(data.categories)}
 
 
-def _image_folder(annotations: Path, split: str, names: Sequence[str]) -> Path:
-    """The first folder of the usual places that holds an image of the split."""
-    called = (annotations.stem.removeprefix("instances_"), *FOLDERS[split])
-    bases = annotations.parent.parent, annotations.parent.parent.parent
-    inside = [base / folder / name for base in bases for folder in ("", "images") for name in called]
-    places = [*inside, *(base / folder for base in bases for folder in ("images", ""))]
-    for place in dict.fromkeys(places):
-        if any((place / name).is_file() for name in names[:10]):
-            return place
-    tried = ", ".join(str(place) for place in inside[: 2 * len(called)])
-    raise FileNotFoundError(f"no image that {annotations} names ({names[0]}, ...) is in {tried}; {LAYOUT}")
+def records(data: CocoData) -> list[dict[str, Any]]:
+    """Return a split in Detectron2's form: a dictionary per image, by ascending id, as ``load_coco_json`` does."""
+    labels = _labels(data)
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in data.content["images"]}
+    for annotation in data.content["annotations"]:
+        objects[annotation["image_id"]].append(_object(annotation, labels))
+    return [
+        {
+            "file_name": os.path.join(data.folder, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": objects[image["id"]],
+        }
+        for image in sorted(data.content["images"], key=lambda image: image["id"])
+    ]
 
 
-def _check_images(annotations: Path, images: Path, names: Sequence[str]) -> None:
-    # One listing instead of a look at each file, which is slow on network storage.
-    listed = set(os.listdir(images))
-    missing = [name for name in names if name not in listed and not (os.sep in name and (images / name).is_file())]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images that {annotations} names are not in {images}, the first is "
-            f"{missing[0]}; copy them there, or take them out of the annotations"
-        )
-
-
-def _check_objects(annotations: Path, objects: Sequence[Mapping]) -> None:
-    """Refuse what Detectron2 would stop at in the middle of training: no object at all, or objects without masks."""
-    singles = [thing for thing in objects if not thing.get("iscrowd")]
-    if not singles:
-        raise ValueError(f"{annotations} has only crowds (iscrowd=1), which are not trained with; label single objects")
-    bare = [thing["id"] for thing in singles if not thing.get("segmentation")]
-    if bare and len(bare) < len(singles):
-        raise ValueError(
-            f"{len(bare)} of {len(singles)} objects in {annotations} have no segmentation (annotation ids {bare[:3]}, "
-            f"...), which Detectron2 cannot mix with others; give them one (the box as a polygon), or leave them out"
-        )
+def _object(annotation: dict[str, Any], labels: dict[int, int]) -> dict[str, Any]:
+    found = {
+        "iscrowd": annotation["iscrowd"],
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": labels[annotation["category_id"]],
+    }
+    outline = annotation.get("segmentation")
+    if isinstance(outline, dict) and isinstance(outline["counts"], list):
+        outline = run_lengths.frPyObjects(outline, *outline["size"])  # compressed, as Detectron2 reads them
+    return found | {"segmentation": outline} if outline else found
 
 
 def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
-    """Look for the registered data sets that a lazy config names, and for as many classes as the model has.
+    """Check that the data sets a lazy config names are registered and have as many classes as the model.
 
     Raises:
         FileNotFoundError, ValueError: naming the data set, the path and the remedy.

@@ -1,0 +1,118 @@
+"""UPerNet (MMSegmentation's) to compare: with our backbone, adaptive and uniform, and with MMSegmentation's own."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.backbones import as_mmseg
+from benchmarks.cases import (
+    CONFIGS,
+    TINY_CHANNELS,
+    Case,
+    backbone_arguments,
+    load_weights,
+    model_arguments,
+    our_variants,
+    randomise_relative_positions,
+    task_variant,
+)
+from benchmarks.measure import Candidate, Variant
+
+
+def segmentor_candidates(case: Case) -> list[Candidate]:
+    """Return UPerNet of configs/mmseg with random weights, the same for all.
+
+    MMSegmentation's ViT has no windows, so it is the baseline of vit-* only.
+    """
+    ours = our_variants(case)
+    build = partial(_segmentor_variant, case)
+    if not importlib.util.find_spec("mmseg"):
+        return [Candidate(name, role, partial(build, {}, choice)) for name, role, choice in ours]  # say what is missing
+    torch.manual_seed(0)
+    twin = _build_segmentor(case, {"thresholds": ()})
+    randomise_relative_positions(twin.backbone)
+    state = twin.state_dict()
+    candidates = [Candidate(name, role, partial(build, state, choice)) for name, role, choice in ours]
+    if case.is_vitdet:
+        return candidates
+    return [*candidates, Candidate("MMSegmentation", "mmseg", partial(build, _host_names(state, case), None))]
+
+
+def _host_names(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
+    """Rename the backbone's weights of a segmentor to MMSegmentation's names."""
+    inside = {n.removeprefix("backbone."): w for n, w in state.items() if n.startswith("backbone.")}
+    outside = {n: w for n, w in state.items() if not n.startswith("backbone.")}
+    return outside | {f"backbone.{name}": weight for name, weight in as_mmseg(inside, case).items()}
+
+
+def _build_segmentor(case: Case, choice: Mapping[str, Any] | None) -> nn.Module:
+    """Build it; ``choice`` is how our backbone chooses patches, None for MMSegmentation's VisionTransformer."""
+    import mmseg.models  # noqa: F401 (registers the parts)
+    from mmengine.config import Config
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import DefaultScope
+    from mmseg.registry import MODELS
+
+    import apt_dense.hosts.mmseg  # noqa: F401
+
+    model = Config.fromfile(CONFIGS / "mmseg" / "upernet_apt_vit-b16_160k_ade20k-512x512.py").model
+    sizes = backbone_arguments(case)
+    width, depth = sizes["embed_dim"], sizes["depth"]
+    quarters = tuple(depth * (i + 1) // 4 - 1 for i in range(4))
+    if choice is None:
+        model.backbone = _mmseg_backbone(case, quarters)
+    else:
+        options = {**sizes, **choice, "out_indices": quarters, "class_token": not case.is_vitdet}
+        model.backbone.update(options)
+    _resize_heads(model, width, TINY_CHANNELS if case.is_tiny else None)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return revert_sync_batchnorm(MODELS.build(model))
+
+
+def _mmseg_backbone(case: Case, out_indices: Sequence[int]) -> dict[str, Any]:
+    sizes = model_arguments(case.model)
+    return {
+        "type": "VisionTransformer", "img_size": (case.size, case.size), "patch_bias": True,
+        "embed_dims": sizes["embed_dim"], "num_layers": sizes["depth"], "num_heads": sizes["num_heads"],
+        "out_indices": out_indices, "norm_cfg": {"type": "LN", "eps": 1e-6},
+    }  # fmt: skip
+
+
+def _resize_heads(model: Any, width: int, channels: int | None) -> None:
+    """Fit neck and heads to a backbone of that width; ``channels`` are the heads', None for the config's."""
+    model.neck.embed_dim = model.auxiliary_head.in_channels = width
+    model.decode_head.in_channels = [width] * 4
+    if channels is not None:
+        model.decode_head.channels = model.auxiliary_head.channels = channels
+
+
+def _segmentor_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, Any] | None) -> Variant:
+    model = _build_segmentor(case, choice)
+    load_weights(model, state)
+    samples = _labels(case) if case.training else None
+
+    def losses() -> dict[str, Tensor]:
+        return {name: loss for name, loss in model(case.images, samples, mode="loss").items() if "loss" in name}
+
+    net = model.backbone if choice is not None else None
+    variant = task_variant(model, case, lambda: model(case.images, mode="tensor"), losses, net)
+    if len(case.images) == 1:  # batch statistics of the pooled map of one cell would need a second image
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+    return variant
+
+
+def _labels(case: Case) -> list[object]:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(case.images), 1, case.size, case.size)
+    maps = torch.randint(0, 150, shape, generator=generator).to(case.images.device)
+    return [SegDataSample(gt_sem_seg=PixelData(data=labels)) for labels in maps]

@@ -1,0 +1,3 @@
+"""The quickstart's library: composes labelled scenes, trains twins on them, and draws what they find."""
+
+TWINS = ("uniform", "adaptive")  # models that differ in their thresholds alone, trained alike

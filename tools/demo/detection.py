@@ -1,0 +1,120 @@
+"""The detection half of the quickstart: train twins with torchvision, score them with COCO's numbers."""
+
+import contextlib
+import io
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demo import TWINS
+from demo.detection_sheet import draw_sheet
+from demo.stages import Record, Stage, run_stage
+from shared.pictures import write_png
+from torchvision_detection.data import CocoSplit, load_split
+from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.model import build_model, load_weights
+from torchvision_detection.settings import Settings
+from torchvision_detection.training import CHECKPOINT, LOG, Trainer, read_run, train
+
+
+@dataclass(frozen=True)
+class DetectionPlan:
+    """Amounts of everything: training of each twin, test scenes scored, scenes shown."""
+
+    settings: Settings
+    scored: int = 24
+    shown: tuple[int, ...] = (0, 2, 5)
+
+
+# Small enough for two CPU cores: here the heads take most of the time, so that fewer tokens save little of it. Scenes
+# shrunk to so few pixels are busy, hence the high thresholds.
+PLAN = DetectionPlan(
+    Settings(
+        model="vit_demo", thresholds=(6.8, 6.0), size=224, channels=64, box_features=128, proposals=100,
+        box_samples=64, scale_jitter=(0.9, 1.1), batch_size=2, iterations=320, lr=1e-3, weight_decay=0.05, warmup=10,
+    )
+)  # fmt: skip
+SHORT = DetectionPlan(replace(PLAN.settings, iterations=8), scored=4, shown=(0,))
+
+
+def settings_of(twin: str, plan: DetectionPlan) -> Settings:
+    """Return the settings of a twin; the thresholds are all that differs."""
+    return plan.settings if twin == "adaptive" else replace(plan.settings, thresholds=())
+
+
+def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, force: bool = False) -> dict[str, Record]:
+    """Run the stages below ``root`` that are not finished there; return the records of all by name.
+
+    Args:
+        scenes: folder of the demo data.
+        made: when it was made; other data makes other results.
+    """
+    done = {}
+    for twin in TWINS:
+        uses = {"data": made, "settings": asdict(settings_of(twin, plan)), "scored": plan.scored}
+        stage = Stage(
+            f"detection_{twin}", uses, lambda folder, twin=twin: train_twin(folder, scenes, twin, plan), [CHECKPOINT]
+        )
+        done[twin] = run_stage(stage, root, force)
+    uses = {twin: done[twin].made for twin in TWINS} | {"shown": plan.shown}
+    sheet = Stage("detection_sheet", uses, lambda folder: make_sheet(folder, scenes, plan, done), ["detections.png"])
+    done["sheet"] = run_stage(sheet, root, force)
+    return done
+
+
+def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> dict[str, Any]:
+    """Train and score one twin; its weights are ``last.pth``."""
+    for name in (CHECKPOINT, LOG):
+        (folder / name).unlink(missing_ok=True)  # of an interrupted run with other settings
+    trainer = Trainer(settings_of(twin, plan), load_split(scenes, "train"))
+    if not train(trainer, folder):
+        raise KeyboardInterrupt
+    log = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    val = _first(load_split(scenes, "val"), plan.scored)
+    tokens = TokenCounter(trainer.model.backbone.net)
+    start = time.perf_counter()
+    scores = evaluate(trainer.model, val)
+    seconds = time.perf_counter() - start
+    timed = log[len(log) // 5 :]
+    return {
+        "AP": scores["bbox"]["AP"], "AP50": scores["bbox"]["AP50"],
+        "mask AP": scores["segm"]["AP"], "mask AP50": scores["segm"]["AP50"],
+        "tokens": tokens.take(),
+        "train images/s": trainer.settings.batch_size / statistics.median(entry["seconds"] for entry in timed),
+        "test images/s": len(val.image_ids) / seconds,
+        "first loss": statistics.mean(entry["loss"] for entry in log[:10]),
+        "last loss": statistics.mean(entry["loss"] for entry in log[-10:]),
+    }  # fmt: skip
+
+
+def _first(split: CocoSplit, count: int) -> CocoSplit:
+    """Take the first ``count`` images out of a split, so that COCOeval does not miss the others."""
+    ids = split.image_ids[:count]
+    truth = split.coco
+    truth.dataset["images"] = truth.loadImgs(ids)
+    truth.dataset["annotations"] = truth.loadAnns(truth.getAnnIds(imgIds=list(ids)))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        truth.createIndex()
+    return split._replace(image_ids=tuple(ids))
+
+
+def make_sheet(folder: Path, scenes: Path, plan: DetectionPlan, done: Mapping[str, Record]) -> dict[str, Any]:
+    """Draw detections.png: what each twin finds in some test scenes."""
+    val = load_split(scenes, "val")
+    models = {twin: load_twin(done[twin].folder / CHECKPOINT, val.num_classes) for twin in TWINS}
+    write_png(folder / "detections.png", draw_sheet(val, [val.image_ids[number] for number in plan.shown], models))
+    return {}
+
+
+def load_twin(path: Path, num_classes: int) -> torch.nn.Module:
+    """Load a trained twin, to be evaluated."""
+    checkpoint = read_run(path)
+    model = build_model(Settings(**checkpoint["settings"]), num_classes, pretrained=False)
+    load_weights(model, checkpoint["model"], path)
+    return model.eval()

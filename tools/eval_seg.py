@@ -1,0 +1,87 @@
+"""Test a trained segmentation model with MMSegmentation's Runner.
+
+    python tools/eval_seg.py CONFIG CHECKPOINT --data-root DIR [--tta] [--out DIR] [--show-dir DIR]
+
+Works with and without a GPU. The metrics also go to WORK_DIR/TIMESTAMP/TIMESTAMP.json.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from apt_dense.hosts.mmseg.checkpoints import check_weights, read_run
+from apt_dense.hosts.mmseg.data import check_data
+from apt_dense.hosts.mmseg.run import load_config, start_processes
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file of the whole model")
+    parser.add_argument("--work-dir", help="folder of logs and metrics")
+    parser.add_argument("--data-root", help="folder of the data set")
+    parser.add_argument("--out", help="folder for the predicted masks, as PNG files with the data set's labels")
+    parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
+    parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help='override the config: a.b=1, lists as a="[1,2]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """Make the final config, and check the test data before a model is built."""
+    cfg = load_config(args.config, args.cfg_options, data_root=args.data_root)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    check_data(cfg, ("test",))
+    if args.out:
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    if args.show_dir:
+        cfg.default_hooks.visualization.draw = True
+        cfg.visualizer.save_dir = args.show_dir
+    start_processes(cfg, args.launcher)
+    if args.tta:
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    return cfg
+
+
+def build(cfg: Config) -> Runner:
+    """Build a Runner whose model fits the checkpoint. Raises ValueError."""
+    checkpoint = read_run(cfg.load_from)
+    runner = Runner.from_cfg(cfg)
+    model = runner.model
+    while hasattr(model, "module"):  # wrapped by DistributedDataParallel, test-time augmentation, or both
+        model = model.module
+    check_weights(model, checkpoint, cfg.load_from)
+    return runner
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    args = parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        runner = build(prepare(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"eval_seg: {error}")
+    metrics = runner.test()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pairs of models for check_identity."""

@@ -1,0 +1,1 @@
+"""Shared by several tools: ViT sizes, token counts, photographs, pictures with captions."""

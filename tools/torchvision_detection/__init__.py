@@ -1,0 +1,1 @@
+"""Trains and evaluates torchvision's Mask R-CNN: the library of train_det_torchvision."""

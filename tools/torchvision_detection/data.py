@@ -1,0 +1,76 @@
+"""Pictures and objects of a data set in COCO's layout, which ``apt_dense.hosts.coco`` finds and checks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools.coco import COCO
+
+from apt_dense.hosts import coco
+
+
+class CocoSplit(NamedTuple):
+    """One split of a data set."""
+
+    coco: COCO  # the annotations that can be used
+    folder: Path  # of the images
+    image_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]  # ascending; label i + 1 of the model is category_ids[i], label 0 the background
+    names: tuple[str, ...]  # of these categories
+
+    @property
+    def num_classes(self) -> int:
+        """Labels including the background."""
+        return len(self.category_ids) + 1
+
+    @property
+    def categories(self) -> list[tuple[int, str]]:
+        """Ids and names."""
+        return list(zip(self.category_ids, self.names, strict=True))
+
+
+def load_split(root: str | Path, split: str) -> CocoSplit:
+    """Read the annotations of "train" or "val". Raises as ``apt_dense.hosts.coco.load_split``."""
+    data = coco.load_split(root, split)
+    ids = tuple(image["id"] for image in data.content["images"])
+    category_ids, names = zip(*data.categories, strict=True)
+    return CocoSplit(index(data.content), data.folder, ids, category_ids, names)
+
+
+def index(content: dict) -> COCO:
+    """Build pycocotools' index of an annotation file's content."""
+    indexed = COCO()
+    indexed.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        indexed.createIndex()
+    return indexed
+
+
+def read_image(split: CocoSplit, image_id: int) -> np.ndarray:
+    """Read (H, W, 3) uint8 RGB of the size that the annotations give.
+
+    Raises:
+        ValueError: if the file is damaged or of another size.
+    """
+    entry = split.coco.imgs[image_id]
+    path, size = split.folder / entry["file_name"], (entry["height"], entry["width"])
+    data = path.read_bytes()
+    for orientation in (0, cv2.IMREAD_IGNORE_ORIENTATION):  # some sets are annotated as stored, others as shown
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | orientation) if data else None
+        if pixels is None:
+            raise ValueError(f"{path} is not a readable image; replace it or take it off the list")
+        if pixels.shape[:2] == size:
+            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    raise ValueError(f"{path} has height and width {pixels.shape[:2]}, but its annotation file says {size}")
+
+
+def read_objects(split: CocoSplit, image_id: int) -> tuple[list[np.ndarray], list[int]]:
+    """Read masks, (H, W) uint8 of 0 and 1 each, and labels from 1, of all objects except crowds."""
+    found = [annotation for annotation in split.coco.imgToAnns.get(image_id, ()) if not annotation["iscrowd"]]
+    labels = [split.category_ids.index(annotation["category_id"]) + 1 for annotation in found]
+    return [split.coco.annToMask(annotation) for annotation in found], labels

@@ -1,0 +1,130 @@
+"""Score a torchvision detector with COCO's twelve numbers, for boxes and for masks; detect objects in one picture."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apt_dense import APTViT
+
+from torchvision_detection.batches import EvaluationImages, make_loader, to_tensor
+from torchvision_detection.data import CocoSplit, index
+
+#: In COCOeval's order: precision (all, IoU .5, IoU .75, small, medium, large), recall (1, 10, 100 detections; sizes).
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+MASK_THRESHOLD = 0.5  # torchvision returns soft masks
+
+
+class TokenCounter:
+    """Tokens of an :class:`APTViT` as a share of the base grid's cells, padding included: 1 without thresholds."""
+
+    def __init__(self, backbone: APTViT) -> None:
+        self._tokens = self._cells = 0
+        # The first block is called once per forward pass, with the layout as its argument.
+        backbone.blocks[0].register_forward_hook(self._count)
+
+    def _count(self, block: nn.Module, arguments: tuple, output: Tensor) -> None:
+        layout = arguments[1]
+        self._tokens += len(layout.image_N)
+        self._cells += layout.row_Bhw.numel()
+
+    def take(self) -> float:
+        """Return the share since the last call; NaN if there was no forward pass."""
+        share = self._tokens / self._cells if self._cells else float("nan")
+        self._tokens = self._cells = 0
+        return share
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool = True
+) -> dict[str, dict[str, float]]:
+    """Run a detector over a split and score it.
+
+    Returns:
+        {"bbox": {"AP": ..., ...}, "segm": {...}} with the numbers of ``METRICS`` in [0, 1], or -1 where there is no
+        annotation to find (no small objects, say), as COCOeval has it.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    detections: list[dict] = []
+    loader = make_loader(EvaluationImages(split), workers)
+    for images, (image_id,) in tqdm(loader, "evaluating", unit="image", disable=not progress, leave=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            (prediction,) = model([image.to(device, non_blocking=True) for image in images])
+        # Masks of a whole split would fill the memory; their run lengths do not.
+        detections += detections_of(prediction, image_id, split.category_ids)
+    model.train(training)
+    return {kind: coco_scores(split.coco, detections, kind) for kind in ("bbox", "segm")}
+
+
+def detections_of(prediction: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
+    """Convert torchvision's prediction for an image to COCO's result entries, with box and mask.
+
+    Args:
+        prediction: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,), masks (n, 1, H, W) in
+            [0, 1].
+        category_ids: of the labels 1, 2, ...
+    """
+    corners = prediction["boxes"].float().cpu()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)  # COCO wants x, y, width, height
+    entries = []
+    for i, mask in enumerate(prediction["masks"][:, 0]):
+        pixels = np.asfortranarray((mask > MASK_THRESHOLD).cpu().numpy().astype(np.uint8))
+        entries.append({
+            "image_id": image_id,
+            "category_id": category_ids[int(prediction["labels"][i]) - 1],
+            "bbox": boxes[i].tolist(),
+            "segmentation": rle.encode(pixels),
+            "score": float(prediction["scores"][i]),
+        })  # fmt: skip
+    return entries
+
+
+def coco_scores(truth: COCO, detections: Sequence[Mapping], kind: str) -> dict[str, float]:
+    """Compute COCOeval's numbers for "bbox" or "segm"."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        evaluation = COCOeval(truth, _results(truth, detections, kind), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def _results(truth: COCO, detections: Sequence[Mapping], kind: str) -> COCO:
+    """Index detections as pycocotools needs them for one kind of score."""
+    if not detections:  # loadRes looks at the first one
+        return index(truth.dataset | {"annotations": []})
+    # With both a box and a mask, loadRes would sort masks into sizes by the area of their boxes.
+    unused = "segmentation" if kind == "bbox" else "bbox"
+    return truth.loadRes([{key: value for key, value in entry.items() if key != unused} for entry in detections])
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, pixels: np.ndarray, score_threshold: float = 0.5) -> dict[str, Tensor]:
+    """Detect objects in one picture; returned on the CPU, best first.
+
+    Args:
+        model: torchvision's Mask R-CNN.
+        pixels: (H, W, 3) uint8 RGB.
+        score_threshold: lowest score in [0, 1].
+
+    Returns:
+        boxes (n, 4) float as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,), masks (n, H, W) bool: ready
+        for ``torchvision.utils.draw_bounding_boxes`` and ``draw_segmentation_masks``.
+    """
+    training = model.training
+    (prediction,) = model.eval()([to_tensor(pixels).to(next(model.parameters()).device)])
+    model.train(training)
+    sure = prediction["scores"] >= score_threshold
+    found = {key: value[sure].cpu() for key, value in prediction.items()}
+    return found | {"masks": found["masks"][:, 0] > MASK_THRESHOLD}

@@ -1,0 +1,114 @@
+"""The detector that a run's settings describe, and its weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+
+from apt_dense import APTViT
+from apt_dense.hosts.torchvision import mask_rcnn
+from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.load import load_backbone
+from apt_dense.weights.parameters import is_new
+from apt_dense.weights.timm_models import create_timm_model
+
+from shared.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
+from torchvision_detection.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BACKBONE = "backbone.net."  # prefix of the ViT's weights in the detector's state dict
+DROP_PATH = {"base": 0.1, "large": 0.4, "huge": 0.5}  # ViTDet's
+
+#: ViTDet's models, with smaller ones. Positions are shaped as in an ImageNet ViT's file.
+PRESETS: dict[str, dict[str, Any]] = {
+    f"vit_{name}": {**size._asdict(), "drop_path_rate": DROP_PATH.get(name, 0.0)} for name, size in SIZES.items()
+}
+
+
+def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -> MaskRCNN:
+    """Build the detector on the CPU.
+
+    Args:
+        num_classes: including the background.
+        pretrained: load the weights that the settings name; False where a checkpoint brings all of them.
+
+    Raises:
+        FileNotFoundError, ValueError: for an unknown model, and weights that are missing, damaged or do not fit.
+    """
+    return mask_rcnn(
+        _backbone(settings, settings.pretrained if pretrained else None),
+        num_classes, settings.size, settings.size,
+        channels=settings.channels,
+        box_features=settings.box_features,
+        resize_in_training=False,
+        box_batch_size_per_image=settings.box_samples,
+        rpn_post_nms_top_n_train=settings.proposals,
+        rpn_post_nms_top_n_test=settings.proposals,
+    )  # fmt: skip
+
+
+def _backbone(settings: Settings, weights: str | None) -> APTViT:
+    """Build the ViT, with the weights of a file or of "timm"."""
+    common = {name: getattr(settings, name) for name in ("thresholds", "drop_padding", "checkpoint_blocks")}
+    if settings.model in PRESETS:
+        if weights == "timm":
+            raise ValueError(f"--pretrained timm goes with a timm model; {settings.model} is one of {list(PRESETS)}")
+        backbone = _preset(settings, common)
+    else:
+        vit = create_timm_model(settings.model, weights == "timm", None)
+        windowed = windowed_blocks(len(vit.blocks))
+        common |= {"class_token": False, "window_size": WINDOW_SIZE, "window_block_indexes": windowed}
+        backbone = APTViT.from_timm(vit, **common)
+    if weights not in (None, "timm"):
+        _load_pretrained(backbone, Path(weights).expanduser())
+    return backbone
+
+
+def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
+    """Build a plain ViT as ViTDet does: windows, relative positions, absolute ones of 224 pixels, no final norm."""
+    shape = PRESETS[settings.model]
+    return APTViT(
+        img_size=settings.size,
+        pretrain_img_size=224,
+        pretrain_use_cls_token=True,
+        use_rel_pos=True,
+        window_size=WINDOW_SIZE,
+        window_block_indexes=windowed_blocks(shape["depth"]),
+        pos_antialias=False,
+        **shape,
+        **common,
+    )
+
+
+def _load_pretrained(backbone: APTViT, path: Path) -> None:
+    """Load a ViT's file. Relative positions, which ImageNet ViTs do not have, may be missing: they start at zero."""
+    try:
+        report = load_backbone(backbone, read_checkpoint(path), strict=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    missing = [name for name in report.missing if "rel_pos" not in name]
+    if missing or report.unexpected:
+        raise ValueError(f"{path} does not fit the backbone: {report.summary()}. Choose --model as in the checkpoint")
+    log.info("backbone weights from %s: %s", path, report.summary())
+
+
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load a whole detector. One trained with thresholds can be used without, and the other way round.
+
+    Raises:
+        ValueError: for weights that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    shared = sorted(own.keys() & state.keys())
+    problems = [f"{name} is of another shape" for name in shared if own[name].shape != state[name].shape]
+    for word, names in (("missing", own.keys() - state.keys()), ("unknown", state.keys() - own.keys())):
+        problems += [f"{name} is {word}" for name in sorted(names) if not is_new(name.removeprefix(BACKBONE))]
+    if problems:
+        raise ValueError(f"{path} does not fit the model: {len(problems)} problems, such as {'; '.join(problems[:3])}")
+    model.load_state_dict(state, strict=False)

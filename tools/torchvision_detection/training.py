@@ -1,0 +1,210 @@
+"""Training a detector on a data set in COCO's layout: iterations, log, checkpoints, resuming.
+
+A run that is killed and resumed takes the same course as one that is not: the order of the images, their augmentation
+and every random number follow from the seed and the iteration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from apt_dense.hosts.coco import check_same_categories
+from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
+
+from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
+from torchvision_detection.data import CocoSplit
+from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.model import build_model, load_weights
+from torchvision_detection.optimizer import make_optimizer, rate_at
+from torchvision_detection.settings import Settings
+
+CHECKPOINT = "last.pth"
+LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation
+_PARTS = ("model", "optimizer", "scheduler", "iteration", "settings", "categories")
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A model in training, with everything that a checkpoint has to hold.
+
+    Args:
+        split: the training data; decides the number of classes.
+        pretrained: False where ``load`` follows.
+    """
+
+    def __init__(
+        self, settings: Settings, split: CocoSplit, device: str | torch.device = "cpu", pretrained: bool = True
+    ) -> None:
+        self.settings, self.split, self.device, self.iteration = settings, split, torch.device(device), 0
+        torch.manual_seed(settings.seed)
+        self.model = build_model(settings, split.num_classes, pretrained).to(self.device)
+        self.optimizer = make_optimizer(self.model, settings)
+        rate = partial(rate_at, warmup=settings.warmup, iterations=settings.iterations)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.tokens = TokenCounter(self.model.backbone.net)
+
+    def batches(self, workers: int = 0) -> Iterator[tuple[list, list]]:
+        """Iterate over images and targets of the remaining iterations."""
+        settings = self.settings
+        images = TrainingImages(self.split, settings.size, settings.scale_jitter, seed=settings.seed)
+        count = len(self.split.image_ids)
+        order = TrainingOrder(count, settings.batch_size, self.iteration, settings.iterations, settings.seed)
+        return iter(make_loader(images, workers, order))
+
+    def step(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Run one iteration and return its entry of the log.
+
+        Raises:
+            FloatingPointError: if the loss is not finite. The model is left as it was.
+        """
+        self.model.train()
+        # Sampling of proposals, drop path and all other random choices depend on the iteration alone.
+        torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.iteration)).generate_state(1)[0]))
+        images = [image.to(self.device, non_blocking=True) for image in images]
+        targets = [{k: v.to(self.device, non_blocking=True) for k, v in target.items()} for target in targets]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
+            losses = self.model(images, targets)
+        entry = self._entry({name: value.item() for name, value in losses.items()})
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.iteration += 1
+        return entry
+
+    def _entry(self, losses: dict[str, float]) -> dict[str, float]:
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"the loss of iteration {self.iteration} is {total} ({losses}); start again with a lower --lr"
+            )
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        return {"iteration": self.iteration, "loss": total, **losses, "tokens_kept": self.tokens.take(), "lr": rate}
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a run killed meanwhile leaves the previous one."""
+        content = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(), "iteration": self.iteration,
+            "settings": asdict(self.settings), "categories": self.split.categories,
+        }  # fmt: skip
+        with write_whole(path) as partial_path:
+            torch.save(content, partial_path)
+
+    def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Continue from a checkpoint's content (``read_run``). Raises ValueError if it belongs to another run."""
+        differences = Settings(**checkpoint["settings"]).differences(self.settings)
+        if differences:
+            raise ValueError(
+                f"{path} belongs to another run ({'; '.join(differences)}); resume with its settings, or choose "
+                f"another folder"
+            )
+        check_same_categories(checkpoint["categories"], self.split.categories, path, "the training data")
+        load_weights(self.model, checkpoint["model"], path)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.iteration = checkpoint["iteration"]
+
+
+def read_run(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint that ``Trainer.save`` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is damaged or of another kind.
+    """
+    content = read_checkpoint(path)
+    missing = [part for part in _PARTS if part not in content] if isinstance(content, Mapping) else list(_PARTS)
+    if missing:
+        raise ValueError(
+            f"{path} is not a checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained"
+        )
+    return content
+
+
+def train(
+    trainer: Trainer, out: Path, *, val: CocoSplit | None = None, eval_every: int = 0, save_every: int = 1000,
+    workers: int = 0, progress: bool = True,
+) -> bool:  # fmt: skip
+    """Train up to the settings' number of iterations, log to OUT/log.jsonl and save to OUT/last.pth.
+
+    The first SIGINT or SIGTERM ends the run after its current iteration, with a checkpoint.
+
+    Args:
+        val: evaluate on this split every ``eval_every`` iterations (0: never).
+        save_every: iterations between checkpoints; the last one is always saved.
+
+    Returns:
+        Whether all iterations are done.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    cut_log(out / LOG, trainer.iteration)
+    end = trainer.settings.iterations
+    with stop_requests() as stop, (out / LOG).open("a", encoding="utf-8", buffering=1) as lines:
+        bar = tqdm(trainer.batches(workers), "training", total=end, initial=trainer.iteration, disable=not progress)
+        start = time.perf_counter()
+        for batch in bar:
+            entry = trainer.step(*batch)
+            lines.write(json.dumps(entry | {"seconds": time.perf_counter() - start}) + "\n")
+            bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens=f"{entry['tokens_kept']:.0%}")
+            done, stopped = trainer.iteration == end, stop()
+            if done or stopped or trainer.iteration % save_every == 0:
+                trainer.save(out / CHECKPOINT)
+            if stopped:
+                break
+            if val is not None and eval_every and not done and trainer.iteration % eval_every == 0:
+                scores = evaluate(trainer.model, val, amp=trainer.settings.amp, workers=workers, progress=progress)
+                scores["tokens_kept"] = trainer.tokens.take()
+                lines.write(json.dumps({"iteration": trainer.iteration} | scores) + "\n")
+            start = time.perf_counter()
+    return trainer.iteration == end
+
+
+def cut_log(path: Path, iteration: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: those iterations are done again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the last line may have been cut off
+            entry = json.loads(line)
+            if entry["iteration"] < iteration + ("loss" not in entry):
+                kept.append(line + "\n")
+    write_text_whole(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM came; a second one acts at once."""
+    asked, before = threading.Event(), {}
+
+    def note(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+        log.warning("stopping after this iteration; repeat to stop at once")
+
+    try:
+        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
+            before.update({number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)})
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
