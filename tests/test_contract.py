@@ -25,6 +25,7 @@ def adaptive(theirs: nn.Module, **options: Any) -> APTViT:
 
 class TestFamiliesOfTimm(BackboneContract):
     cases: ClassVar[list[str]] = ALL
+    traced: ClassVar[list[str]] = ["dinov2 reg", "eva02 base", "dinov3", "aimv2"]
 
     def make(self, name: str) -> Case:
         theirs = timm_model(name, depth=1)

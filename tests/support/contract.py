@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apt_dense import APTViT
+
 from support.references import noise, normalise
 
 THRESHOLDS = (5.0, 5.0)  # between flat images and noise, whatever the patch size
@@ -30,6 +32,8 @@ class Case(NamedTuple):
         patch_size: pixels; images of whole patches must give the values of the original.
         crops: whether sizes are rounded down to whole patches.
         takes_partial: whether the original takes sizes that the patch size does not divide.
+        least: patches along a side that images must have.
+        backbone_of: the ``APTViT`` inside what ``build`` gives.
     """
 
     build: Callable[..., nn.Module]
@@ -37,6 +41,8 @@ class Case(NamedTuple):
     patch_size: int
     crops: bool = False
     takes_partial: bool = True
+    least: int = 1
+    backbone_of: Callable[[nn.Module], APTViT] = lambda model: model
 
 
 def maps_of(outputs: Mapping[str, Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
@@ -57,8 +63,24 @@ def assert_maps_close(found: list[Tensor], expected: list[Tensor], atol: float, 
         torch.testing.assert_close(own, other, atol=atol, rtol=rtol)
 
 
+class Blocks(nn.Module):
+    """The blocks of a backbone with a budget, on the rows of images whose layout is given."""
+
+    def __init__(self, backbone: APTViT, images: Tensor) -> None:
+        super().__init__()
+        self.embed = lambda images: backbone._tokens(images)[0]
+        _, self.layout, self.rotary = backbone._tokens(images)
+        self.blocks = backbone.blocks
+
+    def forward(self, rows: Tensor) -> Tensor:
+        for block in self.blocks:
+            rows = block(rows, self.layout, self.rotary)
+        return rows
+
+
 class BackboneContract:
     cases: ClassVar[list[str]]
+    traced: ClassVar[list[str] | None] = None  # cases whose whole model is compiled and exported; None for all
     tolerance: ClassVar[float] = 1e-4
 
     def make(self, name: str) -> Case:
@@ -89,8 +111,9 @@ class BackboneContract:
     def test_any_size_runs(self, case: Case) -> None:
         p = case.patch_size
         model = case.build(thresholds=THRESHOLDS)
-        tiny = [] if case.crops else [(1, 1), (3, 2 * p)]
-        for rows, columns in ((p, p), (2 * p + 1, 5 * p), (p, 7 * p - 1), (9 * p, p), *tiny):
+        tiny = [] if case.crops or case.least > 1 else [(1, 1), (3, 2 * p)]
+        least = case.least * p
+        for rows, columns in ((least, least), (2 * p + 1, 5 * p), (least, 7 * p - 1), (9 * p, least), *tiny):
             with torch.no_grad():
                 (first, *_) = maps_of(model(photos(rows, columns)))
             divisor = first.shape[-1] // max(1, columns // p if case.crops else -(-columns // p))
@@ -152,7 +175,23 @@ class BackboneContract:
             found = maps_of(model.bfloat16()(images.bfloat16()))
         assert_maps_close([map_.float() for map_ in found], expected, bound)
 
-    def test_a_budget_compiles_and_exports_to_one_graph(self, case: Case) -> None:
+    def test_blocks_compile_and_export(self, case: Case) -> None:
+        """On the rows of a layout in fixed shapes: what a family brings of its own."""
+        images, model = photos(4 * case.patch_size, 6 * case.patch_size), case.build(**self.budget())
+        blocks = Blocks(case.backbone_of(model), images)
+        with torch.no_grad():
+            rows = blocks.embed(images)
+            expected = blocks(rows)
+            torch._dynamo.reset()
+            compiled = torch.compile(blocks, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(rows), expected, atol=1e-5, rtol=1e-5)
+            exported = torch.export.export(blocks, (rows,), strict=False).module()
+            torch.testing.assert_close(exported(rows), expected, atol=1e-5, rtol=1e-5)
+
+    def test_a_budget_compiles_and_exports_to_one_graph(self, name: str, case: Case) -> None:
+        """Of models that differ in more than their blocks; to trace the choice of patches takes its time."""
+        if name not in (self.cases if self.traced is None else self.traced):
+            pytest.skip("traced for its blocks alone")
         images, model = photos(4 * case.patch_size, 6 * case.patch_size), case.build(**self.budget())
         with torch.no_grad():
             expected = maps_of(model(images))
