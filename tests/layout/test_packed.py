@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_prefix_rows_lead_each_image(case: tuple[Tensor, int, int], num_prefix: 
     batch, rows = len(scale_map), rows_of(layout)
     offsets = layout.images.offsets.tolist()
     assert layout.num_prefix == num_prefix and len(rows) == offsets[-1] == len(layout.image_N) + batch * num_prefix
-    for image, (start, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for image, (start, end) in enumerate(pairwise(offsets)):
         assert layout.image_R[start:end].tolist() == [image] * (end - start)
         assert rows[start : start + num_prefix] == [None] * num_prefix
         assert [layout.image_N[i].item() for i in rows[start + num_prefix : end]] == [image] * (

@@ -128,7 +128,9 @@ class Quantised(Tensor):
     """A weight of another kind, which answers linear layers alone."""
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Tensor:
         if function is F.linear:
             return F.linear(args[0], args[1].as_subclass(Tensor) * 2, *args[2:])
         return super().__torch_function__(function, types, args, kwargs or {})
