@@ -194,7 +194,7 @@ class APTViT(LoadableViT):
         if layout.tokens_kept is not None:
             self._log_tokens_kept(layout.tokens_kept)
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
-        return fill_rows(self._embed(images, layout)), layout, rotary
+        return fill_rows(self._embed(images, layout), spare=int(layout.cuts_windows)), layout, rotary
 
     def _log_tokens_kept(self, share: float) -> None:
         """Take note of the share of tokens that a forward pass keeps; hosts write it into their logs."""

@@ -1,8 +1,9 @@
-"""torchvision host: Mask R-CNN on an adaptive ViT, from registry packages alone.
+"""torchvision host: Mask R-CNN on an adaptive ViT, which needs nothing but packages from the index.
 
     model = mask_rcnn(APTViT.from_timm("vit_base_patch16_224.mae", ..., drop_padding=True), num_classes=1 + 80)
 
-The parts are ViTDet's (arXiv 2203.16527): simple feature pyramid, two convolutions in the RPN, LayerNorm in all heads.
+The parts are those of ViTDet (arXiv 2203.16527): simple feature pyramid, two convolutions in the RPN, LayerNorm in all
+heads.
 """
 
 from collections import OrderedDict
@@ -26,14 +27,15 @@ from apt_dense.vit import APTViT
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at stride 4 to 512 at stride 64
-BOX_RESOLUTION, MASK_RESOLUTION = 7, 14  # cells that a box is pooled to
+BOX_RESOLUTION = 7  # cells of a side that a box is pooled to
+MASK_RESOLUTION = 14
 
 
 class PyramidBackbone(SimpleFeaturePyramid):
-    """An :class:`APTViT` and its simple feature pyramid, as torchvision's detectors want a backbone.
+    """An :class:`APTViT` and its simple feature pyramid, as a backbone of torchvision's detectors.
 
     Parameters are named ``net.*`` and ``simfp_2.*`` to ``simfp_5.*``, as in Detectron2's SimpleFeaturePyramid, so that
-    a detector's ``backbone.*`` weights can be moved between the two.
+    ``backbone.*`` weights of detectors can be moved between the two.
 
     Args:
         net: the ViT; its last output is used. ``patch_size`` must be a power of 2.
@@ -47,8 +49,15 @@ class PyramidBackbone(SimpleFeaturePyramid):
         self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)  # p2 has stride 2**2
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Normalised images (B, 3, H, W), H and W multiples of twice the patch size -> {"p2": (B, C, H/4, W/4), ...,
-        "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the last level's size rounded up."""
+        """Compute the levels of normalised images.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of twice the patch size.
+
+        Returns:
+            {"p2": (B, C, H/4, W/4), ..., "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the size of the last level
+            rounded up.
+        """
         if runs_as_written(self.net):
             outputs, layout = self.net.forward_tokens(images)
             levels = self.from_tokens(outputs[-1], layout)
@@ -58,14 +67,14 @@ class PyramidBackbone(SimpleFeaturePyramid):
 
 
 class OnlyPaddingIsZero(GeneralizedRCNNTransform):
-    """torchvision's normalise, resize and pad, with one more promise: a pixel that is exactly 0 is padding.
+    """torchvision's normalise, resize and pad, where only padding is exactly 0.
 
-    Images here are floats, so a picture may well have the mean's colour. The smallest step above 0 in its place is far
-    below what a grey level is worth, and lets ``drop_padding`` tell padding from picture without fail.
+    Images here are floats, so pixels may have exactly the mean's colour and become 0. They are replaced by the smallest
+    step above 0, which is far less than a grey level, so that ``drop_padding`` finds the padding exactly.
     """
 
     def batch_images(self, images: Sequence[Tensor], size_divisible: int = 32) -> Tensor:
-        """Images (3, H, W), normalised, of any sizes -> (B, 3, H, W), padded with 0 at the right and bottom."""
+        """Pad normalised images (3, H, W) of any sizes with 0 at the right and bottom: (B, 3, H, W)."""
         marked = [torch.where(image == 0, torch.finfo(image.dtype).eps, image) for image in images]
         return super().batch_images(marked, size_divisible)
 
@@ -81,25 +90,25 @@ def mask_rcnn(
     resize_in_training: bool = True,
     **options: Any,
 ) -> MaskRCNN:
-    """torchvision's Mask R-CNN with an adaptive ViT, ViTDet's pyramid and ViTDet's heads.
+    """Build torchvision's Mask R-CNN with an adaptive ViT, ViTDet's pyramid and ViTDet's heads.
 
     The model takes a list of RGB images (3, H, W) in [0, 1] and, in training, a list of targets: see
-    ``torchvision.models.detection.MaskRCNN``. It normalises them by the backbone's ``pixel_mean`` and ``pixel_std``,
-    and pads them to a batch: give the backbone ``drop_padding=True``, so that this padding makes no tokens.
+    ``torchvision.models.detection.MaskRCNN``. It normalises them with the backbone's ``pixel_mean`` and ``pixel_std``
+    and pads them to a batch. Give the backbone ``drop_padding=True``, so that this padding makes no tokens.
 
     Args:
         backbone: with RGB ``channel_order``. Its weights are ``backbone.net.*`` in the state dict (PyramidBackbone).
         num_classes: classes including the background, which is label 0: 81 for COCO.
         min_size, max_size: pixels that the shorter side is resized to, unless the longer one would exceed
-            ``max_size``. Several sizes: one is drawn in training, the last is used in evaluation.
+            ``max_size``. If several sizes are given, training draws one of them and evaluation uses the last.
         channels: of the pyramid's levels and of all convolutions in the heads.
         box_features: width of the box head's fully connected layer.
-        resize_in_training: False where training images come in their final size, as after large-scale jitter.
-        **options: other arguments of ``torchvision.models.detection.MaskRCNN``, and ``size_divisible``,
-            ``fixed_size`` of its transform. Any of our parts can be replaced this way.
+        resize_in_training: False if training images already have their final size, as after large-scale jitter.
+        **options: other arguments of ``torchvision.models.detection.MaskRCNN``, and ``size_divisible`` and
+            ``fixed_size`` of its transform. They can replace any of the parts built here.
 
     Raises:
-        TypeError, ValueError: for a backbone that does not fit or an argument out of range, with the remedy.
+        TypeError, ValueError: for a backbone that does not fit, or an argument out of range.
     """
     _check(backbone, num_classes, options)
     body = PyramidBackbone(backbone, channels)
@@ -140,11 +149,10 @@ def _check(backbone: APTViT, num_classes: int, options: dict[str, Any]) -> None:
 def _transform(
     backbone: APTViT, min_size: int | Sequence[int], max_size: int, resize_in_training: bool, options: dict[str, Any]
 ) -> OnlyPaddingIsZero:
-    """The transform in the backbone's pixel format; takes its own arguments out of ``options``."""
-    # torchvision counts in [0, 1] what the backbone counts in grey levels.
-    mean, std = (
-        [level / 255 for level in levels] for levels in (backbone.pixel_format.mean, backbone.pixel_format.std)
-    )
+    """Build the transform with the backbone's pixel format, and take its arguments out of ``options``."""
+    # torchvision's pixels are in [0, 1], the backbone's pixel format is in grey levels.
+    pixels = backbone.pixel_format
+    mean, std = ([level / 255 for level in levels] for levels in (pixels.mean, pixels.std))
     divisor = options.pop("size_divisible", 2 * backbone.patch_size)
     fixed_size = options.pop("fixed_size", None)
     sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
@@ -176,11 +184,10 @@ def _mask_parts(body: PyramidBackbone, num_classes: int) -> dict[str, nn.Module]
 
 
 def _pool(body: PyramidBackbone, resolution: int) -> MultiScaleRoIAlign:
-    """Pools boxes from all levels but the last, which is the RPN's alone."""
+    """Pool boxes from all levels except the last, which only the RPN uses."""
     strides = body.strides[:-1]
     pool = MultiScaleRoIAlign(list(body.levels[:-1]), resolution, sampling_ratio=2)
-    # Left alone it guesses the strides from the first batch it meets and keeps them; where padding is much of a
-    # small image, it guesses wrong.
+    # By default it infers the strides from the first batch and keeps them, wrongly if that is mostly padding.
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(*(stride.bit_length() - 1 for stride in (strides[0], strides[-1])))
     return pool

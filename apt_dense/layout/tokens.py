@@ -125,6 +125,11 @@ class TokenLayout:
         return len(self.row_Bhw)
 
     @property
+    def cuts_windows(self) -> bool:
+        """Check whether windows at the edge of the grid are cut short."""
+        return self.window_cells is not None and self.window_cells.rows_N is not None
+
+    @property
     def tokens_kept(self) -> float | None:
         """Patches as a share of the base grid's cells; None in fixed shapes, where the budget says it."""
         return None if self.is_fixed else len(self.image_N) / self.row_Bhw.numel()

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.nn.layers import Linear, make_norm
+from apt_dense.nn.layers import make_norm
 from apt_dense.nn.relative import bias_of_padding, relative_bias_of_queries
 from apt_dense.nn.rotary import RotaryTables
 from apt_dense.ops.attention import check_backend, packed_attention
 from apt_dense.ops.bias import PaddingKey, RelativeBias
 from apt_dense.ops.kernel import Inputs
-from apt_dense.ops.linear import fill_up, linear
+from apt_dense.ops.linear import call_layer, fill_up
 from apt_dense.options import BlockOptions
 
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.q_norm = norm(head_dim) if options.qk_norm else nn.Identity()
         self.k_norm = norm(head_dim) if options.qk_norm else nn.Identity()
         self.norm = norm(dim) if options.scale_attn_norm else nn.Identity()
-        self.proj = Linear(dim, dim, bias=options.proj_bias)
+        self.proj = nn.Linear(dim, dim, bias=options.proj_bias)
         self.rel_pos_h = self.rel_pos_w = None
         if rel_pos_size is not None:
             self.rel_pos_h, self.rel_pos_w = (
@@ -49,38 +49,46 @@ class Attention(nn.Module):
 
     def _add_projections(self, dim: int, fused: bool, qkv_bias: bool, k_bias: bool) -> None:
         """``qkv``, with separate ``q_bias`` and ``v_bias`` where keys have none, or ``q_proj, k_proj, v_proj``."""
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias and k_bias) if fused else None
         biases = fused and qkv_bias and not k_bias
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) if biases else None for _ in range(2))
         if not fused:
-            self.q_proj = Linear(dim, dim, bias=qkv_bias)
-            self.k_proj = Linear(dim, dim, bias=qkv_bias and k_bias)
-            self.v_proj = Linear(dim, dim, bias=qkv_bias)
+            self.q_proj = nn.Linear(dim, dim, bias=qkv_bias)
+            self.k_proj = nn.Linear(dim, dim, bias=qkv_bias and k_bias)
+            self.v_proj = nn.Linear(dim, dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
         """Rows (R, C) -> (R, C). Trailing padding rows are ignored."""
-        q, k, v = self._project(x)
+        rows = layout.outside_graphs(_with_zero_row)(x, layout) if self._attends_to_padding(layout) else x
         attend = layout.outside_graphs(self._attend)
-        return self.proj(self.norm(attend(q, k, v, layout, rotary).flatten(1)))
+        out = fill_up(attend(*self._project(rows), layout, rotary), len(x))
+        return call_layer(self.proj, self.norm(out.flatten(1)))
+
+    def _attends_to_padding(self, layout: TokenLayout) -> bool:
+        return self.windowed and layout.cuts_windows
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
-        filled, (q, k, v) = len(q), (layout.real_rows(t) for t in (q, k, v))
-        segments = layout.windows if self.windowed else layout.images
-        bias = self._relative_bias(q, layout)
-        padding = self._padding_key(q, bias, layout)
+        total = layout.images.total
+        k_padding, v_padding = k[total:], v[total:]
+        q, k, v = (layout.real_rows(t) for t in (q, k, v))
+        segments, bias, padding = layout.images, self._relative_bias(q, layout), None
+        if self.windowed:
+            segments = layout.windows
+        if self._attends_to_padding(layout):
+            logit = bias_of_padding(bias and bias.queries_RHK, layout.window_cells)
+            padding = PaddingKey(logit, k_padding[0], v_padding[0])
         if rotary is not None:
             q, k = rotary.rotate(q, self.windowed), rotary.rotate(k, self.windowed)
-        return fill_up(packed_attention(Inputs(q, k, v, segments, bias, padding), self.backend), filled)
+        return packed_attention(Inputs(q, k, v, segments, bias, padding), self.backend)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (R, C) -> queries, keys and values (R, H, D) before any rotation."""
         if self.qkv is None:
-            rows = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        elif self.q_bias is None:
-            rows = self.qkv(x).chunk(3, dim=-1)
+            rows = [call_layer(layer, x) for layer in (self.q_proj, self.k_proj, self.v_proj)]
         else:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            rows = linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+            rows = call_layer(self.qkv, x).chunk(3, dim=-1)
+            if self.q_bias is not None:
+                rows = [rows[0] + self.q_bias.to(x.dtype), rows[1], rows[2] + self.v_bias.to(x.dtype)]
         q, k, v = (row.unflatten(-1, (self.num_heads, -1)) for row in rows)
         return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
@@ -91,10 +99,8 @@ class Attention(nn.Module):
         queries = relative_bias_of_queries(q, self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype), cells, layout)
         return RelativeBias(queries, cells)
 
-    def _padding_key(self, q: Tensor, bias: RelativeBias | None, layout: TokenLayout) -> PaddingKey | None:
-        """The key of a row of zeros, which Detectron2's padding of windows that are cut short amounts to."""
-        if not self.windowed or layout.window_cells.rows_N is None:
-            return None
-        logit = bias_of_padding(bias and bias.queries_RHK, layout.window_cells)
-        _, k, v = self._project(q.new_zeros(1, self.proj.in_features))
-        return PaddingKey(logit, k[0], v[0])
+
+def _with_zero_row(x: Tensor, layout: TokenLayout) -> Tensor:
+    """Rows (R, C) followed by a row of zeros at least: Detectron2's padding of windows that are cut short has the keys
+    and values of such a row. It takes the place of rows that fill up, if there are any."""
+    return fill_up(layout.real_rows(x), max(len(x), layout.images.total + 1))

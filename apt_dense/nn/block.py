@@ -11,7 +11,7 @@ from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.attention import Attention
 from apt_dense.nn.layers import make_layer_scale, make_mlp, make_norm
 from apt_dense.nn.rotary import RotaryTables
-from apt_dense.ops.linear import fill_up
+from apt_dense.ops.linear import call_layer, fill_up
 from apt_dense.options import BlockOptions
 
 
@@ -91,5 +91,5 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None = None) -> Tensor:
         """Rows (R, C) -> (R, C)."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, rotary)), layout)
-        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
+        x = x + self.drop_path(self.ls2(call_layer(self.mlp, self.norm2(x))), layout)
         return x if self.residual is None else self.residual(x, layout)

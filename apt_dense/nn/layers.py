@@ -1,31 +1,16 @@
-"""Linear layers, and what tells one family of ViTs from another, all timm's: norms, activations, MLPs, LayerScale."""
+"""Layers that tell one family of ViTs from another, all timm's: norms, activations, MLPs, LayerScale."""
 
 from collections.abc import Callable
 from functools import partial
 
 from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked, trunc_normal_
-from torch import Tensor, nn
+from torch import nn
 
-from apt_dense.ops.linear import linear
 from apt_dense.options import BlockOptions
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU, "silu": nn.SiLU}
 MLPS = {"mlp": Mlp, "swiglu": SwiGLU, "swiglu_packed": SwiGLUPacked}
-
-
-class Linear(nn.Linear):
-    """``nn.Linear``, on CPUs by oneDNN. Tools that go by the exact type (``quantize_dynamic``) do not know it."""
-
-    @classmethod
-    def like(cls, layer: nn.Linear) -> "Linear":
-        """A layer with the parameters of another one."""
-        new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        new.weight, new.bias = layer.weight, layer.bias
-        return new
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
 
 
 def init_linear_layers(module: nn.Module) -> None:
@@ -46,17 +31,13 @@ def make_mlp(dim: int, options: BlockOptions) -> nn.Module:
     """The MLP of a block: rows (R, dim) -> (R, dim)."""
     # A little more, so that a ratio of two whole widths gives back the first in floating point too.
     hidden = int(dim * options.mlp_ratio + 1e-6)
-    mlp = MLPS[options.mlp_layer](
+    return MLPS[options.mlp_layer](
         dim,
         2 * hidden if options.mlp_layer == "swiglu_packed" else hidden,
         act_layer=ACTIVATIONS[options.activation],
         norm_layer=make_norm(options) if options.scale_mlp_norm else None,
         bias=options.proj_bias,
     )
-    for name, child in list(mlp.named_children()):  # timm's MLPs do not let their linear layers be chosen
-        if isinstance(child, nn.Linear):
-            setattr(mlp, name, Linear.like(child))
-    return mlp
 
 
 def make_layer_scale(dim: int, options: BlockOptions) -> nn.Module:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import Candidates, TokenLayout
-from apt_dense.nn.layers import Linear, make_norm
+from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
-from apt_dense.ops.linear import linear
+from apt_dense.ops.linear import call_layer
 from apt_dense.options import BlockOptions, ModelOptions
 
 
@@ -43,8 +43,7 @@ class PatchEmbed(nn.Module):
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Patches (n, in_chans, p, p) cut out of images -> their embeddings (n, C)."""
-        weight = self.proj.weight.flatten(1)
-        return self.norm(linear(pixels.flatten(1).to(weight.dtype), weight, self.proj.bias))
+        return self.norm(call_layer(self.proj, pixels.to(self.proj.weight.dtype)).flatten(1))
 
 
 class CoarseEmbed(nn.Module):
@@ -54,7 +53,7 @@ class CoarseEmbed(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
-        self.zero = Linear(embed_dim, embed_dim)
+        self.zero = nn.Linear(embed_dim, embed_dim)
         self.reset_zero()
 
     def reset_zero(self) -> None:
@@ -66,15 +65,16 @@ class CoarseEmbed(nn.Module):
         """Embedded parts (N, 2**s, 2**s, C) of N patches of scale s -> corrections (N, C)."""
         while parts.shape[1] > 1:
             parts = self.halve(parts)
-        return self.zero(parts.flatten(1))
+        return self.add(parts.flatten(1))
 
     def halve(self, parts: Tensor) -> Tensor:
         """ConvDown once: (N, h, w, C) -> (N, h // 2, w // 2, C)."""
-        # A stride-2 convolution of disjoint 2 x 2 blocks is one matrix product.
-        weight = self.down.weight.permute(0, 2, 3, 1).flatten(1)
-        n, h, w, channels = parts.shape
-        blocks = parts[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, channels).transpose(2, 3)
-        return linear(blocks.reshape(n, h // 2, w // 2, 4 * channels), weight, self.down.bias)
+        _, h, w, _ = parts.shape
+        return call_layer(self.down, parts[:, : h // 2 * 2, : w // 2 * 2].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def add(self, halved: Tensor) -> Tensor:
+        """Zero: (..., C) -> (..., C)."""
+        return call_layer(self.zero, halved)
 
 
 def embed_patches(
@@ -103,7 +103,7 @@ def embed_patches(
             tokens = patches.take(cells)
         elif patches.are_all:
             halved = coarse_embed.halve(halved)
-            tokens = patches.take(_embed_shrunk(images, patches.scale, patch_embed) + coarse_embed.zero(halved))
+            tokens = patches.take(_embed_shrunk(images, patches.scale, patch_embed) + coarse_embed.add(halved))
         else:
             tokens = _embed_chosen(images, patches, patch_embed) + coarse_embed(patches.take_parts(cells))
         if positions is not None:

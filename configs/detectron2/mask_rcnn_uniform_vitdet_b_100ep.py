@@ -1,4 +1,4 @@
-# The same run with every patch at 16 pixels, Detectron2's own ViTDet: what the adaptive one is compared with.
+# The same run with every patch at 16 pixels (Detectron2's own ViTDet), for comparison with the adaptive one.
 from .mask_rcnn_apt_vitdet_b_100ep import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.net.update(thresholds=(), drop_padding=False)

@@ -1,9 +1,9 @@
 # The demo of tools/quickstart.py: a small adaptive ViT with a linear head, from random weights, on the scenes that
-# tools/make_demo_data.py composes. A minute on two CPU cores; not a setting for real data.
+# tools/make_demo_data.py composes. Trains in a minute on two CPU cores; not meant for real data.
 _base_ = ["_base_/linear_apt_vit_b16.py", "_base_/schedule_160k.py", "_base_/runtime.py"]
 
-# Scenes of 304 pixels on average have no side below 256, so that no crop is padded. Patches of 8 pixels make as many
-# tokens of them as patches of 16 make of 512 x 512.
+# Scenes have 304 pixels on average and no side below 256, so no crop is padded. Patches of 8 pixels give as many tokens
+# as patches of 16 do at 512 x 512.
 crop_size = (256, 256)
 classes = ("background", "cat", "brick", "grass", "gravel", "page", "tissue", "coin", "retina")
 palette = [
@@ -28,7 +28,7 @@ model = dict(
         out_indices=(3,),
         class_token=False,
         drop_path_rate=0.0,
-        # Blurred backgrounds are smooth but never of one colour: the Laplacian calls them flat, the entropy does not.
+        # Blurred backgrounds are smooth but not of one colour: flat to the Laplacian, not to the entropy.
         thresholds=(0.15, 0.1),
         scorer="laplacian",
     ),
@@ -61,7 +61,7 @@ dataset = dict(
 )
 train_dataloader = dict(
     batch_size=2,
-    num_workers=0,  # a worker would take one of the few cores from the training itself
+    num_workers=0,  # a worker would compete with training for the few cores
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         **dataset,

@@ -1,5 +1,5 @@
-# UPerNet on an adaptive DINOv2 ViT-B/14, ADE20K at 518 x 518. Weights and twin as for the linear head. All outputs pass
-# the final norm, as DINOv2's own dense heads take them.
+# UPerNet on an adaptive DINOv2 ViT-B/14, ADE20K at 518 x 518. Weights and uniform twin as for the linear head. All
+# outputs pass the final norm, as in DINOv2's own dense heads.
 _base_ = [
     "_base_/upernet_apt_vit_b16.py",
     "_base_/ade20k_518.py",

@@ -1,4 +1,4 @@
-# UPerNet, adaptive ViT-L/16, ADE20K at 640 x 640: the settings that large pre-trained ViTs (MAE, BEiT) are tuned with.
+# UPerNet, adaptive ViT-L/16, ADE20K at 640 x 640: the usual settings for large pre-trained ViTs (MAE, BEiT).
 _base_ = [
     "_base_/upernet_apt_vit_b16.py",
     "_base_/ade20k_640.py",
@@ -22,8 +22,8 @@ model = dict(
 )
 optim_wrapper = dict(
     optimizer=dict(lr=2e-5, weight_decay=0.05),
-    # Layer-wise decay: block i of 24 learns at lr * 0.9 ** (24 - i), so early, general features change least. Ours,
-    # because MMSeg's own constructor knows BEiT and MAE by class name only.
+    # Layer-wise decay: block i of 24 learns at lr * 0.9 ** (24 - i), so early, general features change least. MMSeg's
+    # own constructor only accepts backbones named BEiT or MAE.
     constructor="APTLearningRateDecayOptimWrapperConstructor",
     paramwise_cfg=dict(_delete_=True, num_layers=24, decay_rate=0.9, decay_type="layer_wise"),
 )

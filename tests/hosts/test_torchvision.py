@@ -13,7 +13,7 @@ from apt_dense import APTViT
 from apt_dense.hosts.torchvision import PyramidBackbone, mask_rcnn
 from apt_dense.patches.scores import denormalise
 
-from support.coco_folder import one_thread  # noqa: F401 (a fixture that applies by itself)
+from support.coco_folder import one_thread  # noqa: F401 (an automatic fixture)
 from support.references import noise, randomise
 
 TINY = {"img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -39,7 +39,7 @@ def target(boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> dic
 
 
 def grey(photo: Tensor, side: int = 128) -> Tensor:
-    """A photograph (3, H, W) uint8 -> its top left part in [0, 1]."""
+    """The top left part of a photograph (3, H, W) uint8, in [0, 1]."""
     return photo[:, :side, :side].float() / 255
 
 
@@ -66,7 +66,7 @@ def test_level_names() -> None:
 
 @pytest.mark.parametrize("size", [(33, 50), (96, 128)])
 def test_boxes_are_pooled_at_the_true_strides(size: tuple[int, int]) -> None:
-    """Of 33 x 50 pixels, padded to 64 x 64, a guess from the sizes would be wrong."""
+    """For 33 x 50 pixels padded to 64 x 64, strides inferred from the sizes would be wrong."""
     model = detector()
     images, _ = detector_batch(model, [torch.rand(3, *size)])
     for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
@@ -77,7 +77,8 @@ def test_boxes_are_pooled_at_the_true_strides(size: tuple[int, int]) -> None:
 
 def test_a_box_is_pooled_from_where_it_lies() -> None:
     model = detector()
-    levels = {name: torch.zeros(1, 16, 128 // s, 128 // s) for name, s in zip(("p2", "p3", "p4", "p5"), (4, 8, 16, 32))}
+    strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    levels = {name: torch.zeros(1, 16, 128 // stride, 128 // stride) for name, stride in strides.items()}
     levels["p2"][..., 8:16, 8:16] = 1  # pixels 32 to 64
     boxes = [torch.tensor([[36.0, 36.0, 60.0, 60.0], [70.0, 70.0, 100.0, 100.0]])]
     pooled = model.roi_heads.box_roi_pool(levels, boxes, [(128, 128)])
@@ -119,7 +120,7 @@ def owned_cells(sizes: list[tuple[int, int]], grid: tuple[int, int]) -> Tensor:
 
 
 def plain_photos(mean: Tensor) -> dict[str, Tensor]:
-    """Images (3, 128, 128) in [0, 1] with large parts that a careless look takes for padding."""
+    """Images (3, 128, 128) in [0, 1] with large parts that are easily mistaken for padding."""
     noise, black, plain = torch.rand(3, 128, 128), torch.zeros(3, 128, 128), mean.view(3, 1, 1).expand(3, 128, 128)
     right, bottom = torch.arange(128) >= 50, (torch.arange(128) >= 70)[:, None]
     return {
@@ -152,7 +153,7 @@ def detector_batch(model: MaskRCNN, images: list[Tensor]) -> tuple:
 
 
 def test_levels_are_those_of_the_feature_map() -> None:
-    """The pyramid's pointwise layers run on tokens, unless a hook waits for the backbone's own output."""
+    """The pyramid's pointwise layers run on tokens, unless a hook needs the output of the backbone."""
     backbone = PyramidBackbone(randomise(vit(thresholds=(5.5, 4.0))), 8).eval()
     images = noise(2, 3, 64, 96)
     images[:, :, :40, :40] = 0.3
@@ -189,7 +190,7 @@ def count(model: MaskRCNN, batch: Tensor) -> int:
     return len(net.layout(batch, net.partition(batch)).image_N)
 
 
-def test_features_are_zero_in_padding_alone() -> None:
+def test_features_are_zero_in_padding_only() -> None:
     model = detector()
     batch, _ = detector_batch(model, [torch.zeros(3, 64, 128), torch.rand(3, 128, 128)])
     (features,) = model.backbone.net(batch.tensors)
@@ -250,7 +251,7 @@ def test_names_of_weights_are_stable() -> None:
 
 
 def test_a_trained_state_gives_the_same_detections(tmp_path: Path) -> None:
-    """After a step, saved with plain torch.save, in a new model."""
+    """A state after a training step, saved with torch.save and loaded in a new model."""
     model, fresh = detector(box_score_thresh=0.0), detector(box_score_thresh=0.0)
     before = model.backbone.net.coarse_embed.zero.bias.clone()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import SiLU
 from torch.utils.flop_counter import FlopCounterMode
 
-from apt_dense.nn.layers import Linear, make_mlp
+from apt_dense.nn.layers import make_mlp
 from apt_dense.ops import linear as onednn
-from apt_dense.ops.linear import linear, product, whole_rows
+from apt_dense.ops.linear import call_layer, linear, product, whole_rows
 from apt_dense.options import BlockOptions
 
 from support.references import noise
@@ -233,25 +233,54 @@ def test_product(lay: str, with_addend: bool, available: bool, monkeypatch: pyte
     torch.testing.assert_close(product(x, w, addend), expected, atol=1e-4, rtol=1e-5)
 
 
-def test_linear_layers_keep_names_values_and_start() -> None:
-    torch.manual_seed(0)
-    own = Linear(IN, OUT)
-    torch.manual_seed(0)
-    plain = torch.nn.Linear(IN, OUT)
-    assert own.state_dict().keys() == plain.state_dict().keys()
-    torch.testing.assert_close(own.weight, plain.weight, rtol=0, atol=0)
-    like = Linear.like(plain)
-    assert like.weight is plain.weight and like.bias is plain.bias
-    assert Linear.like(torch.nn.Linear(IN, OUT, bias=False)).bias is None
+@needs_onednn
+def test_layers_are_called_and_their_products_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of PyTorch's, linear layers nested in it; outside the call nothing is routed."""
+    shapes, plain = [], onednn._product
+    monkeypatch.setattr(onednn, "_FEW_PRODUCTS", 0)
+    monkeypatch.setattr(onednn, "_product", lambda x, w, *bias: shapes.append(w.shape) or plain(x, w, *bias))
+    model = torch.nn.Sequential(torch.nn.Linear(IN, OUT), torch.nn.GELU(), torch.nn.Linear(OUT, IN))
+    x = noise(ROWS, IN)
+    expected = model(x)
+    assert not shapes
+    torch.testing.assert_close(call_layer(model, x), expected, atol=1e-4, rtol=1e-5)
+    assert shapes == [(OUT, IN), (IN, OUT)]
+
+
+@pytest.mark.parametrize("size", [(6, 4), (2, 2), (2, 6), (5, 4)])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_of_blocks_are_pytorchs(size: tuple[int, int], channels_last: bool, bias: bool) -> None:
+    conv = torch.nn.Conv2d(IN, OUT, 2, stride=2, bias=bias)
+    x = noise(3, IN, *size).requires_grad_()
+    given = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    found, expected = call_layer(conv, given), conv(x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    weights = noise(*expected.shape, seed=1)
+    operands = [x, *conv.parameters()]
+    for own, other in zip(
+        *(torch.autograd.grad((y * weights).sum(), operands) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+def test_other_convolutions_are_left_alone() -> None:
+    x = noise(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    for options in ({"padding": 1}, {"stride": 1}, {"dilation": 2}, {"groups": 2}, {"padding": "same", "stride": 1}):
+        conv = torch.nn.Conv2d(4, 8, 2, **{"stride": 2, **options})
+        assert torch.equal(call_layer(conv, x), conv(x))
+
+
+def test_no_images_to_convolve() -> None:
+    conv = torch.nn.Conv2d(IN, OUT, 2, stride=2)
+    assert call_layer(conv, torch.zeros(0, IN, 2, 2)).shape == (0, OUT, 1, 1)
 
 
 @pytest.mark.parametrize("name, kind", [("mlp", Mlp), ("swiglu", SwiGLU), ("swiglu_packed", GluMlp)])
-def test_mlps_are_timms_with_these_layers(name: str, kind: type) -> None:
+def test_mlps_are_timms(name: str, kind: type) -> None:
     mlp = make_mlp(IN, BlockOptions(2, 2.0, mlp_layer=name))
     assert isinstance(mlp, kind)
-    layers = [layer for layer in mlp.modules() if isinstance(layer, torch.nn.Linear)]
-    assert layers and all(isinstance(layer, Linear) for layer in layers)
     oracle = kind(IN, 4 * IN, act_layer=SiLU, gate_last=False) if kind is GluMlp else kind(IN, 2 * IN)
     oracle.load_state_dict(mlp.state_dict())
     x = noise(ROWS, IN)
-    torch.testing.assert_close(mlp(x), oracle(x), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(call_layer(mlp, x), oracle(x), atol=1e-4, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Helpers of the MMSeg tests: a folder in ADE20K's layout, the real configs shrunken to run in seconds."""
+"""Helpers of the MMSeg tests: a folder in ADE20K's layout, the real configs shrunk to run in seconds."""
 
 from collections.abc import Iterator
 from pathlib import Path

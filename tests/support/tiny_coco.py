@@ -1,7 +1,8 @@
-"""Helpers of the Detectron2 tests: a folder in COCO's layout, the real configs shrunken to run in seconds."""
+"""Helpers of the Detectron2 tests: a folder in COCO's layout, the real configs shrunk to run in seconds."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ pytest.importorskip("detectron2", reason=REASON)
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+from apt_dense.hosts.detectron2.config import apply_overrides, load_config
+from apt_dense.hosts.detectron2.data import use_data_root
+from apt_dense.hosts.detectron2.loader import resumable
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "detectron2").glob("*.py"))
@@ -89,7 +92,7 @@ def write_coco(root: Path, images: int = 4, change: Callable[[dict], None] | Non
 
 
 def _add_image(folder: Path, content: dict, number: int, rng: np.random.Generator) -> None:
-    # Tall and wide ones.
+    # Tall and wide images.
     height, width = (120, 90) if number % 2 else (90, 120)
     pixels = np.full((height, width, 3), 90, np.uint8)
     for category, colour in list(COLOURS.items())[: 1 + number % 3]:
@@ -123,3 +126,15 @@ def tiny_model(path: Path = ADAPTIVE, *overrides: str) -> nn.Module:
     """Its model in eval mode, with the same random weights each time."""
     torch.manual_seed(0)
     return instantiate(tiny_config(path, *overrides).model).eval()
+
+
+def batches(data: Path, start: int, count: int, *overrides: str) -> list[list[tuple]]:
+    """File names and the sum of pixels of the first batches of the training loader."""
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(data), ["train"])
+    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.total_batch_size=3", *overrides])
+    loader = instantiate(resumable(cfg.dataloader.train, 5, start))
+    return [
+        [(image["file_name"], image["image"].shape, image["image"].sum().item()) for image in batch]
+        for batch in itertools.islice(loader, count)
+    ]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import logging
 import math
 import os
-import random
 import re
 import shutil
 import signal
@@ -30,6 +28,7 @@ from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no
     TINY_YACS,
     UNIFORM,
     annotation,
+    batches,
     one_thread,
     write_coco,
 )
@@ -37,18 +36,16 @@ from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no
 pytest.importorskip("shapely", reason="Detectron2's training loader crops masks with shapely: pip install shapely")
 
 import train_det
-from detectron2.config import get_cfg, instantiate
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.engine import defaults
 
 from apt_dense.hosts.coco import load_split
 from apt_dense.hosts.detectron2 import add_apt_config
-from apt_dense.hosts.detectron2 import loader as detectron2_loader
 from apt_dense.hosts.detectron2 import run as detectron2_run
 from apt_dense.hosts.detectron2.data import check_data, records, use_data_root
-from apt_dense.hosts.detectron2.loader import build_resumable_loader, random_numbers, resumable
-from apt_dense.hosts.detectron2.run import apply_overrides, complete_config, load_config
+from apt_dense.hosts.detectron2.run import apply_overrides, load_config
 
 RESULTS = Path("inference", "coco_instances_results.json")
 EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]
@@ -192,59 +189,6 @@ def test_killed_run_goes_on_as_if_it_had_not_been(coco: Path, trained: Path, tmp
 def test_nothing_to_resume_starts_from_the_beginning(coco: Path, trained: Path, tmp_path: Path) -> None:
     train_det.main(arguments(coco, tmp_path, "train.max_iter=2", "train.eval_period=0", flags=("--resume",)))
     assert losses(tmp_path)[0] == pytest.approx(losses(trained)[0], rel=1e-4)
-
-
-def batches(data: Path, start: int, count: int, *overrides: str) -> list[list[tuple]]:
-    """File names and the sum of pixels of the first batches of the training loader."""
-    cfg = load_config(str(ADAPTIVE))
-    use_data_root(cfg, str(data), ["train"])
-    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.total_batch_size=3", *overrides])
-    loader = instantiate(resumable(cfg.dataloader.train, 5, start))
-    return [
-        [(image["file_name"], image["image"].shape, image["image"].sum().item()) for image in batch]
-        for batch in itertools.islice(loader, count)
-    ]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_starts_at_any_iteration(coco: Path, workers: int) -> None:
-    all_of_them = batches(coco, 0, 12, "dataloader.train.num_workers=0")
-    assert batches(coco, 7, 5, f"dataloader.train.num_workers={workers}") == all_of_them[7:]
-    assert len({str(batch) for batch in all_of_them}) == 12
-
-
-def test_loader_keeps_wide_and_tall_images_apart(coco: Path) -> None:
-    drawn = batches(coco, 0, 10, "dataloader.train.num_workers=0")
-    odd = [{int(Path(name).stem) % 2 for name, *_ in batch} for batch in drawn]
-    assert all(len(kinds) == 1 for kinds in odd) and {0, 1} == set().union(*odd)
-
-
-def test_loader_is_unlike_with_another_seed(coco: Path) -> None:
-    cfg = load_config(str(ADAPTIVE))
-    use_data_root(cfg, str(coco), ["train"])
-    apply_overrides(cfg, ["dataloader.image_size=64", "dataloader.train.num_workers=0"])
-    first = [next(iter(instantiate(resumable(cfg.dataloader.train, seed, 0))))[0]["image"] for seed in (0, 1)]
-    assert first[0].shape != first[1].shape or not torch.equal(*first)
-
-
-def test_other_loaders_are_left_alone() -> None:
-    cfg = load_config(str(ADAPTIVE))
-    assert resumable(cfg.dataloader.test, 0, 3) is cfg.dataloader.test
-
-
-def test_random_numbers_inside_follow_the_seed_and_leave_no_trace() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), np.random.rand(), torch.rand(()).item()
-
-    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    with random_numbers(1, 2):
-        first = draw()
-    with random_numbers(1, 2):
-        assert draw() == first
-    with random_numbers(2, 1):
-        assert draw() != first
-    assert random.getstate() == before[0]
-    assert (np.random.get_state()[1] == before[1]).all() and torch.equal(torch.get_rng_state(), before[2])
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -425,68 +369,3 @@ def test_weights_of_another_size_are_refused_on_resume(coco: Path, trained: Path
     (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
     found = failure(arguments(coco, tmp_path, "model.backbone.net.img_size=512", flags=("--resume",)))
     assert "attn.rel_pos_h is (127, 24) instead of (63, 24)" in found
-
-
-# ---- options ---------------------------------------------------------------------------------------------------------
-
-
-def test_overrides_keep_equals_signs_and_add_options_of_the_backbone() -> None:
-    cfg = load_config(str(ADAPTIVE))
-    weights = "train.init_checkpoint=a/b.pth?matching_heuristics=True"
-    apply_overrides(cfg, [weights, "model.backbone.net.scorer=laplacian", "model.backbone.net.thresholds=[3.0]"])
-    assert cfg.train.init_checkpoint == "a/b.pth?matching_heuristics=True"
-    assert (cfg.model.backbone.net.scorer, list(cfg.model.backbone.net.thresholds)) == ("laplacian", [3.0])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train.maxiter=3", "train has no 'maxiter'; it has .*max_iter"),
-        ("max_iter=3", "the config has no 'max_iter'; it has dataloader"),
-        ("--resume", "'--resume' is no key=value; options that begin with -- go before"),
-    ],
-)
-def test_overrides_without_effect_are_refused(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        apply_overrides(load_config(str(ADAPTIVE)), [override])
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [("", "no config file"), ("gone.py", "no config file gone.py"),
-     (str(ROOT / "configs" / "detectron2" / "mask_rcnn_apt_vitdet_b.yaml"), "is a yacs config.*add_apt_config")],
-)  # fmt: skip
-def test_config_must_be_a_lazy_one(config: str, message: str) -> None:
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        load_config(config)
-
-
-def test_without_a_gpu_it_runs_on_the_cpu_without_amp(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cfg = load_config(str(ADAPTIVE))
-    with caplog.at_level(logging.WARNING, detectron2_run.logger.name):
-        detectron2_run.logger.addHandler(caplog.handler)
-        complete_config(cfg)
-        detectron2_run.logger.removeHandler(caplog.handler)
-    assert "train.device=cuda, but no GPU was found: running on the CPU without mixed precision" in caplog.text
-    assert (cfg.train.device, cfg.train.amp.enabled) == ("cpu", False)
-    assert cfg.dataloader.evaluator.output_dir == os.path.join(cfg.train.output_dir, "inference")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cfg = load_config(str(ADAPTIVE))
-    complete_config(cfg)
-    assert (cfg.train.device, cfg.train.amp.enabled) == ("cuda", True)
-
-
-def test_negative_seed_is_refused() -> None:
-    cfg = load_config(str(ADAPTIVE))
-    cfg.train.seed = -1
-    with pytest.raises(ValueError, match="train.seed=-1"):
-        complete_config(cfg)
-
-
-def test_batches_must_divide_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detectron2_loader.comm, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match="total_batch_size=4 must be a positive multiple of the 3 processes"):
-        build_resumable_loader([{}], mapper=None, total_batch_size=4, seed=0)

@@ -1,12 +1,15 @@
-"""Detectron2 host: see ``backbone`` for lazy configs, :func:`add_apt_config` for yacs configs."""
+"""Detectron2 host: in a ViTDet config, change one line,
 
-from apt_dense.hosts.detectron2.backbone import (
-    APTViT,
-    SimpleFeaturePyramid,
-    add_apt_config,
-    build_apt_vit_sfp_backbone,
-    get_apt_lr_decay_rate,
-)
+    model.backbone.net._target_ = APTViT  # from apt_dense.hosts.detectron2
+
+and nothing else changes until ``model.backbone.net.thresholds`` says which patches may be large. For yacs configs, see
+:func:`add_apt_config`. Detectron2 is built from source (see its INSTALL page); it is not in the package index.
+"""
+
+from apt_dense.hosts.detectron2.backbone import APTViT
+from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
+from apt_dense.hosts.detectron2.optim import get_apt_lr_decay_rate
+from apt_dense.hosts.detectron2.yacs import add_apt_config, build_apt_vit_sfp_backbone
 
 __all__ = [
     "APTViT",

@@ -1,7 +1,7 @@
-"""A training loader for Detectron2 that takes up an interrupted run at the very image where it stopped.
+"""A training loader for Detectron2 that continues an interrupted run at the image where it stopped.
 
-Detectron2 begins a new random order whenever a loader is built, and its augmentations draw from the random numbers of
-the worker that happens to read an image.
+Detectron2 starts a new random order whenever a loader is built, and its augmentations use the random numbers of
+whichever worker reads an image.
 """
 
 import itertools
@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 def resumable(loader: DictConfig, seed: int, start_iter: int) -> DictConfig:
-    """The config of a training loader that begins at ``start_iter`` as if the iterations before had run.
+    """Change the config of a training loader so that it starts at ``start_iter``, as if the iterations before had run.
 
-    Only Detectron2's own loader of a list of images can be replaced; any other config is returned as it is.
+    Only Detectron2's own loader of a list of images can be replaced; any other config is returned unchanged.
     """
     target = loader._target_
     if (locate(target) if isinstance(target, str) else target) is not build_detection_train_loader:
@@ -48,15 +48,24 @@ def build_resumable_loader(
     collate_fn: Any = None,
     **options: Any,
 ) -> DataLoader:
-    """Detectron2's ``build_detection_train_loader``, whose images and augmentations follow from seed and iteration.
+    """Build Detectron2's ``build_detection_train_loader`` with images and augmentations that follow from the seed and
+    the iteration.
 
-    The batches are drawn up in the main process, where those already seen cost nothing to skip, and each image is read
-    with random numbers of its own, whichever worker reads it.
+    Batches are put together in the main process, where skipping those already seen is free, and each image is read with
+    its own random numbers, whichever worker reads it.
 
     Args:
+        dataset: Detectron2's dicts, one per image.
+        mapper: reads and augments an image.
+        total_batch_size: images per iteration, over all processes.
         seed: of the order (unless there is a ``sampler``) and of the augmentations.
         start_iter: iterations to skip.
+        sampler: endless indices into ``dataset``; by default all images in a new random order each time.
+        aspect_ratio_grouping: whether a batch holds either wide or tall images.
         **options: as for torch's DataLoader.
+
+    Raises:
+        ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes.
     """
     ranks = comm.get_world_size()
     if total_batch_size % ranks or total_batch_size <= 0:
@@ -68,16 +77,16 @@ def build_resumable_loader(
         batch_sampler=BatchesFrom(start_iter, sampler, total_batch_size // ranks, wide),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
-        # The loader draws a number when it starts; not from the generator of the model, which a resumed run shares.
+        # Starting draws a number, which must not come from the model's generator: a resumed run starts once more.
         generator=torch.Generator(),
         **options,
     )
 
 
 class BatchesFrom(Sampler):
-    """Endless batches of (image, draw) from an endless sampler, wide and tall images apart, without the first ones.
+    """Endless batches of (image, draw) from an endless sampler, from batch ``start`` on, wide and tall images separate.
 
-    ``draw`` counts the images that the sampler gave out.
+    ``draw`` counts the images drawn from the sampler.
     """
 
     def __init__(self, start: int, sampler: Sampler, batch_size: int, wide: Sequence[bool]) -> None:
@@ -97,7 +106,7 @@ class BatchesFrom(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Reads image ``i`` of its ``draw``-th use with random numbers that depend on nothing else."""
+    """A data set that reads an image with random numbers which follow from the seed and the number of its draw."""
 
     def __init__(self, dataset: Dataset, seed: tuple[int, ...]) -> None:
         self.dataset, self.seed = dataset, seed
@@ -113,7 +122,7 @@ class SeededDataset(Dataset):
 
 @contextmanager
 def random_numbers(*seed: int) -> Iterator[None]:
-    """Inside, random numbers of Python, NumPy and torch (CPU) follow from ``seed``; after, they go on as before."""
+    """Seed the random numbers of Python, NumPy and torch (CPU) for the body, and restore their state afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -125,7 +134,7 @@ def random_numbers(*seed: int) -> Iterator[None]:
 
 
 def seed_all(*seed: int) -> None:
-    """Seed Python, NumPy and torch, on all devices, with several numbers, none negative, at once."""
+    """Seed Python, NumPy and torch, on all devices, from several non-negative numbers at once."""
     first, second, third = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
     random.seed(first)
     np.random.seed(second)

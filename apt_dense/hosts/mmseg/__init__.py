@@ -2,15 +2,19 @@
 
     custom_imports = dict(imports=["apt_dense.hosts.mmseg"])
 
-Registered in mmengine's root registries, so every OpenMMLab package finds it. The backbone needs mmengine only; with
-MMSegmentation installed, the segmentor and test-time augmentation of ``slide`` are registered, too.
+This import registers everything that a config can name, in MMEngine's root registries, where every OpenMMLab package
+finds it. The backbone, the constructor of optimizers, mixed precision on a CPU and the file backend "apt_atomic" need
+MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation and ``CheckLabels`` are registered
+as well.
 """
 
 import importlib.util
 
-from apt_dense.hosts.mmseg.backbone import APTLearningRateDecayOptimWrapperConstructor, APTViT, layer_of
+from apt_dense.hosts.mmseg import checkpoints  # noqa: F401 (registers "apt_atomic")
+from apt_dense.hosts.mmseg.backbone import APTViT
+from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
-if importlib.util.find_spec("mmseg"):  # so that one import registers everything a model's config can name
-    from apt_dense.hosts.mmseg import slide  # noqa: F401
+if importlib.util.find_spec("mmseg"):
+    from apt_dense.hosts.mmseg import data, slide  # noqa: F401 (register CheckLabels and the segmentor)
 
-__all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "layer_of"]
+__all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

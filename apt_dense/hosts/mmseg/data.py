@@ -1,7 +1,7 @@
-"""Checks of a segmentation data set before and while MMSegmentation reads it.
+"""Check a segmentation data set before and while MMSegmentation reads it.
 
-MMSegmentation itself leaves labels that are out of range out of the metric without a word, lets the loss fail on the
-device with them, wraps 16-bit labels around at 256, and looks for the folders only after it has built the model.
+MMSegmentation itself silently leaves labels that are out of range out of the metric, fails on the device when the loss
+meets them, wraps 16-bit labels around at 256, and looks for the folders only after it has built the model.
 """
 
 import os
@@ -21,14 +21,14 @@ EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that 
 
 @TRANSFORMS.register_module()
 class CheckLabels(BaseTransform):
-    """Pipeline step after ``LoadAnnotations``: refuses a mask that the loss or the metric would get wrong.
+    """Pipeline step after ``LoadAnnotations`` that refuses masks which the loss or the metric would get wrong.
 
     Args:
-        num_classes: labels 0 .. num_classes - 1 are allowed (as they are after ``reduce_zero_label``).
-        ignore_index: the one label outside this range that is allowed, too.
+        num_classes: labels 0 to num_classes - 1 are allowed (after ``reduce_zero_label``).
+        ignore_index: the only label outside this range that is allowed.
 
     Raises:
-        ValueError: a label is out of range, the mask has colour channels, or it has labels that 8 bits cannot hold. The
+        ValueError: if a label is out of range, the mask has colour channels, or its labels do not fit 8 bits. The
             message names the file, the label and the allowed range.
     """
 
@@ -39,7 +39,7 @@ class CheckLabels(BaseTransform):
         self.ignore_index = ignore_index
 
     def transform(self, results: dict) -> dict:
-        """Check ``results["gt_seg_map"]``, (H, W) uint8; returns ``results`` unchanged."""
+        """Check ``results["gt_seg_map"]``, (H, W) uint8, and return ``results`` unchanged."""
         mask, path = results["gt_seg_map"], results.get("seg_map_path", "(mask without a path)")
         if mask.ndim != 2:
             raise ValueError(
@@ -77,7 +77,7 @@ def _check_depth(path: str) -> None:
 
 
 def dataset_configs(node: object) -> Iterator[dict]:
-    """Every data set's own config inside a data loader's config, through wrappers such as ``ConcatDataset``."""
+    """Yield the config of each data set inside a data loader's config, through wrappers such as ``ConcatDataset``."""
     if isinstance(node, dict) and "data_prefix" in node:
         yield node
     elif isinstance(node, (dict, list, tuple)):
@@ -86,11 +86,11 @@ def dataset_configs(node: object) -> Iterator[dict]:
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Look for the images and masks of each split ("train", "val", "test"), and for as many classes as the heads have.
+    """Check that images and masks of each split ("train", "val", "test") exist and the numbers of classes agree.
 
     Raises:
-        FileNotFoundError: a folder is missing or empty, or images have no mask.
-        ValueError: the heads, the data set and CheckLabels disagree about the number of classes.
+        FileNotFoundError: if a folder is missing or empty, or images have no mask.
+        ValueError: if the heads, the data set and CheckLabels disagree about the number of classes.
     """
     for split in splits:
         loader = cfg.get(f"{split}_dataloader") or {}
@@ -115,7 +115,7 @@ def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> N
 
 
 def _flat(heads: Sequence[dict | list | None]) -> list[dict]:
-    """Heads of a segmentor, of which each may be absent, one, or a list of several."""
+    """Flatten the heads of a segmentor, each of which may be absent, a config, or a list of configs."""
     nested = [head if isinstance(head, (list, tuple)) else [head] for head in heads if head]
     return [head for group in nested for head in group]
 
@@ -136,7 +136,7 @@ def _check_files(dataset: BaseSegDataset, split: str) -> None:
 
 
 def _names(dataset: BaseSegDataset, split: str, prefix: str, suffix: str) -> set[str]:
-    """Relative paths without the suffix of all files below one of the data set's folders."""
+    """List all files below one of the data set's folders: relative paths without the suffix."""
     folder = dataset.data_prefix[prefix]
     if not os.path.isdir(folder):
         raise FileNotFoundError(_advice(dataset, split, f"the folder {folder} does not exist"))

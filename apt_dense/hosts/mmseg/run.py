@@ -1,52 +1,38 @@
-"""What a run of MMSegmentation needs before its Runner is built: overrides of the config, and training without a GPU.
+"""Prepare the config of a run of MMSegmentation: overrides, and training without a GPU.
 
-The functions edit a config in place; the Runner itself is MMEngine's own.
+The functions edit a config in place; the Runner is MMEngine's own.
 """
 
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-from torch import nn
 
+from apt_dense.hosts.mmseg.checkpoints import check_start
 from apt_dense.hosts.mmseg.data import dataset_configs
 
-LOG_LINES = 10  # at least so many in a run shorter than the config's
-
-
-@OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
-    """Mixed precision without a GPU: bfloat16 autocast, which needs no loss scaling (AmpOptimWrapper refuses a CPU)."""
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Forward passes in here run under autocast."""
-        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
+LOG_LINES = 10  # at least, in a run shorter than the config's
 
 
 def load_config(
     path: str, options: Mapping | None = None, *, data_root: str | None = None, max_iters: int | None = None
 ) -> Config:
-    """Read a config and override parts of it.
+    """Read a config, override parts of it, and check that the weights it starts from can be read (``check_start``).
 
     Args:
         path: config file.
         options: ``--cfg-options``: dotted key -> value. ``data_root`` and ``max_iters`` (also ``train_cfg.max_iters``)
-            mean the same as the arguments below; every other key sets one place and has the last word.
+            mean the same as the arguments below; every other key sets one place and is applied last.
         data_root: folder of the data, set in every data loader.
-        max_iters: iterations of training; schedule and intervals follow (``set_max_iters``).
+        max_iters: iterations of training; the schedule and intervals are scaled with it (``set_max_iters``).
 
     Raises:
-        FileNotFoundError, ValueError: no such config; no whole positive number of iterations.
+        FileNotFoundError: if the config or the file that ``load_from`` names does not exist.
+        ValueError: if ``max_iters`` is not a positive integer, or that file cannot be read safely.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path}")
@@ -58,11 +44,12 @@ def load_config(
     if max_iters is not None:
         set_max_iters(cfg, max_iters)
     cfg.merge_from_dict(options)
+    check_start(cfg)
     return cfg
 
 
 def _first(*values: Any) -> Any:
-    """The first value that is given, or None."""
+    """Return the first value that is given, or None."""
     return next((value for value in values if value is not None), None)
 
 
@@ -75,9 +62,12 @@ def set_data_root(cfg: Config, data_root: str) -> None:
 
 
 def set_max_iters(cfg: Config, max_iters: int) -> None:
-    """Train for ``max_iters`` iterations with the same schedule, stretched: 1500 of 160000 warm up, so 15 of 1600 do.
+    """Train for ``max_iters`` iterations and scale the schedule: a warm-up of 1500 of 160000 becomes 15 of 1600.
 
-    Intervals of validation, checkpoints and the log are shortened where the run would otherwise end before the first.
+    Intervals of validation, checkpoints and the log are shortened where the run would end before the first of them.
+
+    Raises:
+        ValueError: if the config does not train by iterations, or ``max_iters`` is not a positive integer.
     """
     before = cfg.get("train_cfg", {}).get("max_iters")
     if before is None:
@@ -94,7 +84,7 @@ def set_max_iters(cfg: Config, max_iters: int) -> None:
 
 
 def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] | None:
-    """Schedulers, one or several, with their iterations times a factor."""
+    """Multiply the iterations of one or several schedulers by a factor."""
     if schedulers is None:
         return None
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
@@ -106,7 +96,11 @@ def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] |
 
 
 def use_amp(cfg: Config) -> None:
-    """Train in mixed precision: float16 with loss scaling (or ``optim_wrapper.dtype``), on a CPU bfloat16."""
+    """Train in mixed precision: float16 with loss scaling (or ``optim_wrapper.dtype``), and bfloat16 on a CPU.
+
+    Raises:
+        ValueError: if the optimizer wrapper is not MMEngine's plain one, or the CPU is to use another dtype.
+    """
     wrapper = cfg.optim_wrapper
     if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
         raise ValueError(f"--amp cannot be combined with optim_wrapper.type={wrapper.type}: only with OptimWrapper")
@@ -122,10 +116,13 @@ def use_amp(cfg: Config) -> None:
 
 
 def start_processes(cfg: Config, launcher: str) -> None:
-    """Set the launcher and, without a GPU, what MMEngine's distributed training takes for granted.
+    """Set the launcher and, without a GPU, prepare the config for distributed training on CPUs.
 
-    MMEngine selects a CUDA device per process, hands it to DistributedDataParallel, and keeps SyncBN, which has no CPU
-    code (with one process it replaces SyncBN by itself).
+    MMEngine selects a CUDA device per process, passes it to DistributedDataParallel, and keeps SyncBN, which has no CPU
+    implementation (a single process replaces SyncBN automatically).
+
+    Raises:
+        ValueError: if the launcher needs GPUs and there is none.
     """
     cfg.launcher = launcher
     if launcher == "none" or get_device() != "cpu":
@@ -134,8 +131,8 @@ def start_processes(cfg: Config, launcher: str) -> None:
         raise ValueError(f"--launcher {launcher} needs GPUs; without one use torchrun and --launcher pytorch")
     for norm in _configs_of_type(cfg.model, "SyncBN"):
         norm["type"] = "BN"
-    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
-    cfg.env_cfg.dist_cfg = dict(backend="gloo")
+    cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+    cfg.env_cfg.dist_cfg = {"backend": "gloo"}
     if not dist.is_initialized():
         dist.init_process_group("gloo")  # MMEngine then leaves the existing group alone
 

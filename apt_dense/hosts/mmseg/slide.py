@@ -3,9 +3,8 @@
     model = dict(type="APTEncoderDecoder", test_cfg=dict(mode="slide", crop_size=..., stride=..., crops_per_forward=8))
     tta_model = dict(type="APTSegTTAModel")
 
-MMSegmentation runs one forward per position of the sliding window and per augmentation. Here all crops of one size
-are cut into batches of at most ``crops_per_forward``, which gives the same logits from fewer, fuller forward passes,
-with any backbone.
+MMSegmentation runs one forward per position of the sliding window and per augmentation. Here, all crops of one size are
+batched, at most ``crops_per_forward`` at a time. This gives the same logits in fewer forward passes, for any backbone.
 
 Shape letters: B images, K channels of the logits, H and W the image, h and w the crop.
 """
@@ -24,21 +23,21 @@ CROPS_PER_FORWARD = 8
 
 
 class View(NamedTuple):
-    """A batch of images of one size, as the data set or one augmentation gives it."""
+    """A batch of images of one size, from the data set or from one augmentation."""
 
     images: Tensor  # (B, 3, H, W), normalised
     metas: Sequence[Mapping[str, Any]]  # MMSeg's, one per image
-    windows: list[tuple[slice, slice]]  # rows and columns of the crops, all of one size
+    windows: list[tuple[slice, slice]]  # rows and columns of the crops, all of the same size
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """(h, w) in pixels, smaller than the window where the image is."""
+        """(h, w) in pixels; smaller than the sliding window if the image is."""
         rows, columns = self.windows[0]
         return rows.stop - rows.start, columns.stop - columns.start
 
 
 class Crop(NamedTuple):
-    """A part of an image; its pixels are not copied."""
+    """A view of a part of an image."""
 
     pixels: Tensor  # (3, h, w)
     meta: Mapping[str, Any]
@@ -48,21 +47,21 @@ class Crop(NamedTuple):
 class APTEncoderDecoder(EncoderDecoder):
     """MMSeg's ``EncoderDecoder``, with the crops of all images of a batch in shared forward passes.
 
-    Takes the same arguments and checkpoints, and gives the same logits. The most memory that sliding takes is that of
-    a batch of ``crops_per_forward`` crops through backbone and head, plus the logits of whole images, (B, K, H, W).
+    Takes the same arguments and checkpoints, and gives the same logits. Peak memory is that of ``crops_per_forward``
+    crops in the backbone and head, plus the logits of whole images, (B, K, H, W).
 
     Args:
-        test_cfg: as for ``EncoderDecoder``, and ``crops_per_forward``: crops in one forward, at least 1 (default 8).
-            In mode "whole" an image is one crop; only :meth:`predict_views` then puts several batches together.
+        test_cfg: as for ``EncoderDecoder``, plus ``crops_per_forward``: crops in one forward, at least 1 (default 8).
+            In mode "whole" an image is one crop, and only :meth:`predict_views` combines several batches.
         *args, **options: as for ``EncoderDecoder``.
 
     Raises:
-        ValueError: ``crops_per_forward`` is not a whole number from 1.
+        ValueError: if ``crops_per_forward`` is not a positive integer.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._crops_per_forward()  # an error before training, not at the first validation
+        self._crops_per_forward()  # fails before training, not at the first validation
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, K, H, W), averaged where crops overlap."""
@@ -70,11 +69,11 @@ class APTEncoderDecoder(EncoderDecoder):
         return self._add_up(view, self._crop_logits(crops_of(view)))
 
     def predict_views(self, batches: Sequence[Mapping[str, Any]]) -> list[list[SegDataSample]]:
-        """Predict several preprocessed batches together: what ``predict`` gives for each one.
+        """Predict several preprocessed batches together, with the results of ``predict`` for each of them.
 
         Args:
-            batches: each ``inputs`` (B, 3, H, W), normalised, and ``data_samples``, B of them. Sizes may differ between
-                batches; crops (in mode "whole": images) of the same size share forward passes.
+            batches: dicts of ``inputs`` (B, 3, H, W), normalised, and B ``data_samples``. Sizes may differ between
+                batches; crops (in mode "whole", images) of the same size share forward passes.
         """
         views = [self._view(one["inputs"], [sample.metainfo for sample in one["data_samples"]]) for one in batches]
         order = sorted(range(len(views)), key=lambda i: views[i].crop_size)
@@ -94,7 +93,7 @@ class APTEncoderDecoder(EncoderDecoder):
         return View(images, metas, crop_windows(size, self.test_cfg["crop_size"], self.test_cfg["stride"]))
 
     def _crop_logits(self, crops: Sequence[Crop]) -> Iterator[Tensor]:
-        """Yield the logits (K, h, w) of each crop in turn, and hold those of one forward at a time."""
+        """Yield the logits (K, h, w) of each crop in turn, keeping those of one forward at a time."""
         limit = self._crops_per_forward()
         for size, group in groupby(crops, key=lambda crop: crop.pixels.shape[1:]):
             same_size = list(group)
@@ -105,7 +104,7 @@ class APTEncoderDecoder(EncoderDecoder):
                 yield from self.encode_decode(torch.stack([crop.pixels for crop in batch]), metas)
 
     def _add_up(self, view: View, logits: Iterator[Tensor]) -> Tensor:
-        """Take the next logits for each crop of a view -> their mean at each pixel, (B, K, H, W)."""
+        """Average the next logits, one (K, h, w) per crop of the view, at each pixel: (B, K, H, W)."""
         count, (height, width) = len(view.images), view.images.shape[2:]
         total = view.images.new_zeros(count, self.out_channels, height, width)
         for image, (rows, columns) in product(range(count), view.windows):
@@ -122,7 +121,7 @@ class APTEncoderDecoder(EncoderDecoder):
 
 
 def crops_of(view: View) -> list[Crop]:
-    """The crops of each image in turn, in the order in which ``_add_up`` takes their logits."""
+    """Cut out the crops of each image in turn, in the order in which ``_add_up`` expects their logits."""
     return [
         Crop(image[:, rows, columns], meta)
         for image, meta in zip(view.images, view.metas, strict=True)
@@ -131,16 +130,17 @@ def crops_of(view: View) -> list[Crop]:
 
 
 def crop_windows(size: Sequence[int], crop_size: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Where MMSeg's sliding window stops, row by row; all arguments are (height, width) in pixels."""
+    """List the positions of MMSeg's sliding window, row by row. All arguments are (height, width) in pixels."""
     rows, columns = (axis_windows(*axis) for axis in zip(size, crop_size, stride, strict=True))
     return list(product(rows, columns))
 
 
 def axis_windows(length: int, crop: int, stride: int) -> list[slice]:
-    """Windows along one axis; the last is moved back inside: 10, 4, 3 -> 0:4, 3:7, 6:10; 9, 4, 3 -> 0:4, 3:7, 5:9.
+    """List the windows along one axis; the last one is moved back inside: 10, 4, 3 -> 0:4, 3:7, 6:10, but
+    9, 4, 3 -> 0:4, 3:7, 5:9.
 
     Raises:
-        ValueError: ``crop`` or ``stride`` is below 1, or pixels lie between two windows.
+        ValueError: if ``crop`` or ``stride`` is below 1, or there are pixels between two windows.
     """
     if crop < 1 or stride < 1:
         raise ValueError(f"test_cfg.crop_size={crop} and stride={stride} must be at least one pixel")
@@ -153,7 +153,7 @@ def axis_windows(length: int, crop: int, stride: int) -> list[slice]:
 
 
 def coverage(size: Sequence[int], windows: Sequence[tuple[slice, slice]]) -> Tensor:
-    """(H, W): in how many windows each pixel lies."""
+    """Count the windows that cover each pixel: (H, W)."""
     count = torch.zeros(*size)
     for rows, columns in windows:
         count[rows, columns] += 1
@@ -164,12 +164,15 @@ def coverage(size: Sequence[int], windows: Sequence[tuple[slice, slice]]) -> Ten
 class APTSegTTAModel(SegTTAModel):
     """MMSeg's ``SegTTAModel``, with all augmentations of a batch in shared forward passes.
 
-    In mode "slide" crops of all scales and mirror images go together, in mode "whole" images of the same size; at most
-    ``test_cfg.crops_per_forward`` at once. Predictions are merged by ``SegTTAModel``.
+    In mode "slide", crops of all scales and flips are batched together; in mode "whole", images of the same size. A
+    batch has at most ``test_cfg.crops_per_forward``. Predictions are merged by ``SegTTAModel``.
 
     Args:
         module: an :class:`APTEncoderDecoder` or its config.
         data_preprocessor: as for ``SegTTAModel``.
+
+    Raises:
+        TypeError: if ``module`` is another kind of segmentor.
     """
 
     def __init__(self, module: nn.Module | dict, data_preprocessor: nn.Module | dict | None = None) -> None:
@@ -181,8 +184,11 @@ class APTSegTTAModel(SegTTAModel):
             )
 
     def test_step(self, data: Mapping[str, Sequence]) -> list[SegDataSample]:
-        """Merged predictions, one per image, of ``inputs`` and ``data_samples`` as ``TestTimeAug`` collates them:
-        lists over augmentations of lists over images.
+        """Predict and merge: one sample per image.
+
+        Args:
+            data: ``inputs`` and ``data_samples`` as ``TestTimeAug`` collates them: lists over augmentations of lists
+                over images.
         """
         if not isinstance(data, Mapping):
             raise TypeError(f"expected a dict of inputs and data_samples, but got {type(data).__name__}")

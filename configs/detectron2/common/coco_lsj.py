@@ -1,4 +1,4 @@
-# COCO with large-scale jitter: flip, scale by 0.1 to 2, crop. The model pads what is smaller than the crop.
+# COCO with large-scale jitter: flip, scale by 0.1 to 2, crop. The model pads images smaller than the crop.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
@@ -14,10 +14,10 @@ dataloader.train.mapper.augmentations = [
     L(T.FixedSizeCrop)(crop_size=(_size, _size), pad=False),
 ]
 dataloader.train.mapper.image_format = "RGB"
-# Cropping cuts masks, so boxes are made anew from them.
+# Cropping cuts masks, so boxes are computed from them again.
 dataloader.train.mapper.recompute_boxes = True
 dataloader.train.total_batch_size = 64
 
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=_size, max_size=_size)]
-# Both, also where a young model finds nothing, from which Detectron2 cannot tell that there would be masks.
+# Given, because Detectron2 cannot infer them from the predictions of a model that does not find anything yet.
 dataloader.evaluator.tasks = ("bbox", "segm")

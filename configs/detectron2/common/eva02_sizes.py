@@ -1,5 +1,5 @@
-# EVA-02's detection form (arXiv 2303.11331): SwiGLU with a norm inside, keys without a bias, rotary positions that begin
-# anew in each window and run over the image in the other blocks, both counted on the 16 x 16 grid of the pre-training.
+# EVA-02's detectors (arXiv 2303.11331): SwiGLU with a norm inside, keys without a bias, rotary positions that restart
+# in each window and run over the image in the other blocks, both scaled to the 16 x 16 grid of the pre-training.
 from functools import partial
 
 from omegaconf import DictConfig
@@ -37,8 +37,7 @@ def use_eva02_schedule(
     optimizer.params.overrides = {}
     optimizer.params.weight_decay_norm = None
     train.max_iter = 60000
-    # EVA-02's file, such as eva02_L_pt_m38m_p14to16.pt or a trained detector's: tools/train_det.py
-    # train.init_checkpoint=FILE.
+    # Set train.init_checkpoint to EVA-02's file, such as eva02_L_pt_m38m_p14to16.pt, or to that of a trained detector.
     train.init_checkpoint = ""
     steps = lr_multiplier.scheduler
     steps.milestones = [train.max_iter * 8 // 10, train.max_iter * 9 // 10]

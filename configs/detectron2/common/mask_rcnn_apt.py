@@ -10,7 +10,7 @@ model.backbone.net.update(
     _target_=APTViT,
     # A patch of 32 (64) pixels stays whole where its entropy is below 5.5 (4.0) bits.
     thresholds=(5.5, 4.0),
-    # No tokens for what the model pads to a square.
+    # No tokens for the padding to a square.
     drop_padding=True,
     # The format of the model's pixels is set in one place, on the model.
     pixel_mean="${...pixel_mean}",

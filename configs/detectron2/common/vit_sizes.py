@@ -16,7 +16,7 @@ def use_vit_l(model: DictConfig, optimizer: DictConfig, train: DictConfig) -> No
 def use_vit_h(model: DictConfig, optimizer: DictConfig, train: DictConfig, lr_multiplier: DictConfig) -> None:
     model.backbone.net.update(embed_dim=1280, depth=32, num_heads=16, drop_path_rate=0.5)
     _use(model, optimizer, train, lr_decay_rate=0.9, weights="huge_p14to16")
-    # H decays norms and positions as everything else.
+    # ViTDet-H has weight decay on norms and positions, too.
     optimizer.params.overrides = {}
     optimizer.params.weight_decay_norm = None
     # 75 epochs.

@@ -1,5 +1,5 @@
 # ADE20K (150 classes) at 512 x 512 crops. `data_root` holds images/ and annotations/, each with training/ and
-# validation/. Another place: `tools/train_seg.py --data-root DIR` (it sets data_root wherever it is repeated below).
+# validation/. `tools/train_seg.py --data-root DIR` sets it everywhere below.
 dataset_type = "ADE20KDataset"
 data_root = "data/ade/ADEChallengeData2016"
 crop_size = (512, 512)

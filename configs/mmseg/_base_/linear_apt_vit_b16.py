@@ -1,5 +1,5 @@
-# A linear classifier of each cell on an adaptive ViT-B/16 (the linear baseline of Segmenter): the head that shows most
-# of the backbone's speed, because almost nothing else runs.
+# A linear classifier of each cell on an adaptive ViT-B/16 (the linear baseline of Segmenter). Almost nothing but the
+# backbone runs, so this head shows its speed best.
 _base_ = "upernet_apt_vit_b16.py"
 model = dict(
     backbone=dict(out_indices=(11,), final_norm=True),

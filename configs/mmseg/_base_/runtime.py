@@ -1,22 +1,14 @@
-# What every run shares: registered classes, environment, logging, drawing.
+# Shared by all runs: registered classes, environment, logging, drawing.
 default_scope = "mmseg"
-custom_imports = dict(
-    imports=[
-        "apt_dense.hosts.mmseg",  # APTViT, layer-wise learning rate decay, packed testing
-        "apt_dense.hosts.mmseg.data",  # CheckLabels
-        "apt_dense.hosts.mmseg.checkpoints",  # "apt_atomic"
-        "apt_dense.hosts.mmseg.run",  # mixed precision on a CPU
-    ],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=["apt_dense.hosts.mmseg"], allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )
 vis_backends = [dict(type="LocalVisBackend")]
-# Without a name it is named after the run; with a fixed one a second run in the same process would draw into the folder
-# of the first.
+# Without a name it is named after the run. With a fixed name, a second run in the same process would use the folder of
+# the first.
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends)
 log_processor = dict(by_epoch=False)
 log_level = "INFO"

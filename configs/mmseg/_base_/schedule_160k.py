@@ -1,19 +1,18 @@
 # 160k iterations of AdamW at a total batch of 16 (8 devices x 2 images), the usual ADE20K schedule for ViTs.
-# Another length: `tools/train_seg.py --max-iters N` scales every number of iterations below in proportion.
+# For another length, `tools/train_seg.py --max-iters N` scales all numbers of iterations below.
 max_iters = 160000
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # No weight decay where zero is not a neutral value: positions, class and register tokens, norm layers,
-    # LayerScale.
+    # No weight decay for vectors (biases, norms, LayerScale), nor for positions, class and register tokens, as in
+    # apt_dense/weights/parameters.py.
     paramwise_cfg=dict(
+        flat_decay_mult=0.0,
         custom_keys={
             "pos_embed": dict(decay_mult=0.0),
             "cls_token": dict(decay_mult=0.0),
             "reg_token": dict(decay_mult=0.0),
-            "gamma": dict(decay_mult=0.0),
-            "norm": dict(decay_mult=0.0),
-        }
+        },
     ),
 )
 param_scheduler = [
@@ -29,7 +28,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    # "apt_atomic" writes beside the checkpoint and renames, so that no half-written file passes for a finished one.
+    # "apt_atomic" renames complete files, so an interrupted run leaves no half-written checkpoint.
     checkpoint=dict(
         type="CheckpointHook",
         by_epoch=False,

@@ -1,4 +1,5 @@
-# UPerNet on an adaptive EVA-02-L/16 (arXiv 2303.11331): SwiGLU with a norm inside, keys without a bias, rotary positions.
+# UPerNet on an adaptive EVA-02-L/16 (arXiv 2303.11331): SwiGLU with a norm inside, keys without a bias, rotary
+# positions.
 _base_ = "upernet_apt_vit_b16.py"
 model = dict(
     backbone=dict(
@@ -10,7 +11,7 @@ model = dict(
         scale_mlp_norm=True,
         qkv_fused=False,
         k_bias=False,
-        rotary=dict(ref_feat_shape=(16, 16)),  # positions are counted on the grid of the pre-training
+        rotary=dict(ref_feat_shape=(16, 16)),  # positions are scaled to the grid of the pre-training
         out_indices=(7, 11, 15, 23),
         drop_path_rate=0.2,
     ),

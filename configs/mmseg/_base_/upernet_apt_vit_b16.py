@@ -1,7 +1,7 @@
 # UPerNet on an adaptive ViT-B/16. The backbone returns four stride-16 maps, which Feature2Pyramid brings to strides
 # 4, 8, 16 and 32 by 2 x 2 transposed convolutions. (MultiLevelNeck's 3 x 3 convolution at stride 4 alone would cost
-# about as much as the whole backbone: 174 GFLOP.)
-norm_cfg = dict(type="SyncBN", requires_grad=True)  # becomes plain BN by itself wherever one process trains alone
+# 174 GFLOP, about as much as the whole backbone.)
+norm_cfg = dict(type="SyncBN", requires_grad=True)  # MMEngine replaces it by BN for a single process
 pixel_mean = [123.675, 116.28, 103.53]  # RGB, grey levels 0-255
 pixel_std = [58.395, 57.12, 57.375]
 model = dict(
@@ -16,7 +16,7 @@ model = dict(
         seg_pad_val=255,
     ),
     # Pre-trained weights: --cfg-options model.backbone.pretrained=FILE (a timm, MAE or MMSeg ViT checkpoint, among
-    # others) or =timm://MODEL_NAME. With None they are random, which is good for trying out only.
+    # others) or =timm://MODEL_NAME. With None they are random, which only suits trials.
     backbone=dict(
         type="APTViT",
         pretrained=None,

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import convert_checkpoint
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.hosts.detectron2.run import APTCheckpointer, CheckpointError
+from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.resize import resize_positions
@@ -35,7 +35,7 @@ EVA02 = dict(qkv_fused=False, k_bias=False, mlp_layer="swiglu", mlp_ratio=2.5, s
 
 
 class Detector(nn.Module):
-    """What Detectron2's checkpointer sees of a detector."""
+    """A stand-in for a detector, with the parts that Detectron2's checkpointer looks at."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def detector(seed: int = 0, **options: Any) -> Detector:
 
 
 def eva02_names(state: State) -> State:
-    """Ours -> those of EVA-02's detectors, with their tables, which each block repeats."""
+    """Rename our weights to those of EVA-02's detectors, and add the tables that each of its blocks repeats."""
     rules = ((r"([qv])_proj\.bias", r"\1_bias"), (r"mlp\.norm", "mlp.ffn_ln"), ("fc1_g", "w1"), ("fc1_x", "w2"),
              (r"mlp\.fc2", "mlp.w3"))  # fmt: skip
     for ours, theirs in rules:
@@ -60,7 +60,7 @@ def eva02_names(state: State) -> State:
 
 
 def load(model: nn.Module, state: State, path: Path) -> Any:
-    """Load a file with Detectron2's checkpointer; the names that were missing and unexpected."""
+    """Load a file with Detectron2's checkpointer; returns the names that were missing and unexpected."""
     torch.save({"model": state, "iteration": 7}, path)
     checkpointer, reports = DetectionCheckpointer(model), []
     checkpointer._log_incompatible_keys = reports.append
@@ -117,7 +117,7 @@ def test_weights_of_features_that_the_backbone_lacks_are_errors(tmp_path: Path) 
 
 
 def test_unknown_weights_keep_what_can_be_said_of_them(tmp_path: Path) -> None:
-    """EVA-02's names in a model that has no SwiGLU: nothing is lost on the way to Detectron2's warning."""
+    """Detectron2 warns of EVA-02's weights that a model without SwiGLU has no place for."""
     state = eva02_names(detector(0, **EVA02).state_dict())
     report = load(detector(1, strict_loading=False, mlp_ratio=2.5), state, tmp_path / "x.pth")
     left = {"backbone.net.blocks.0.mlp.fc1_g.weight", "backbone.net.blocks.0.attn.q_proj.bias"}
@@ -131,7 +131,7 @@ def test_weights_of_a_bare_backbone_are_not_lost_silently(tmp_path: Path) -> Non
 
 
 def test_weights_of_another_shape_are_errors_of_the_backbone(tmp_path: Path) -> None:
-    """Detectron2 takes them out with a warning, and the backbone then lacks them."""
+    """Detectron2 removes them with a warning, so the backbone misses them."""
     state = detector(0, pretrain_img_size=64).state_dict()
     with pytest.raises(RuntimeError, match=r"1 missing \(pos_embed\).*taken out weights of another shape"):
         load(detector(1), state, tmp_path / "x.pth")
@@ -139,7 +139,7 @@ def test_weights_of_another_shape_are_errors_of_the_backbone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("arrays", [False, True])
 def test_the_projects_own_tool_resamples_positions(tmp_path: Path, arrays: bool) -> None:
-    """Of a larger image, of a grid as SAM has it, and relative ones; to go on training they must fit as they are."""
+    """Positions of a larger image, of SAM's grid, and relative ones. Resumed runs need them in their own shape."""
     options = {"use_rel_pos": True, "pretrain_use_cls_token": False}
     larger = detector(0, pretrain_img_size=64, **options).backbone.net.state_dict()
     state = {f"backbone.net.{name}": value for name, value in from_apt(larger, "sam").state.items()}
@@ -160,7 +160,7 @@ def test_the_projects_own_tool_resamples_positions(tmp_path: Path, arrays: bool)
 
 
 class _Bomb:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -216,7 +216,7 @@ def test_weights_of_detectron2s_vit_there_and_back(options: dict) -> None:
 
 
 def test_the_tool_writes_what_detectron2_loads(tmp_path: Path) -> None:
-    """Weights of a classifier, with its class token and final norm, in a detector of Detectron2's own."""
+    """Weights of a classifier with a class token and final norm, in a detector built of Detectron2's parts."""
     source = randomise(APTViT(**{**SMALL, "pretrain_img_size": None, "img_size": 32, "pretrain_use_cls_token": False},
                               class_token=True, final_norm=True), 0.2)  # fmt: skip
     torch.save(source.state_dict(), tmp_path / "in.pth")

@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from omegaconf import DictConfig, OmegaConf
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+from apt_dense.hosts.detectron2.config import apply_overrides, load_config
 
 from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
     ADAPTIVE,
@@ -96,7 +96,8 @@ def test_values_are_the_published_ones(path: Path) -> None:
     assert (cfg.lr_multiplier.warmup_factor, cfg.lr_multiplier.warmup_length) == (0.001, 250 / 184375)
     assert (net.window_size, net.use_rel_pos, net.img_size, cfg.model.backbone.square_pad) == (14, True, 1024, 1024)
     is_huge = size_of(path) == "h"
-    assert dict(cfg.optimizer.params.overrides) == ({} if is_huge else {"pos_embed": {"weight_decay": 0.0}})
+    undecayed = {name: {"weight_decay": 0.0} for name in ("pos_embed", "cls_token", "reg_token")}
+    assert dict(cfg.optimizer.params.overrides) == ({} if is_huge else undecayed)
     assert cfg.optimizer.params.weight_decay_norm == (None if is_huge else 0.0)
 
 
@@ -135,7 +136,7 @@ def test_the_uniform_twin_is_one_line_away(path: Path) -> None:
 
 
 def comparable(cfg: DictConfig) -> dict:
-    """Plain containers; partial functions, which never equal each other, as their text."""
+    """Convert to plain containers, and partial functions, which never equal each other, to text."""
     content = OmegaConf.to_container(cfg, resolve=True)
     content["model"]["backbone"]["net"]["norm_layer"] = str(content["model"]["backbone"]["net"]["norm_layer"])
     content["optimizer"]["params"]["lr_factor_func"] = str(content["optimizer"]["params"]["lr_factor_func"])
@@ -148,7 +149,7 @@ def test_one_size_reaches_loader_and_model() -> None:
     _, resize, crop = cfg.dataloader.train.mapper.augmentations
     assert (resize.target_height, resize.target_width, list(crop.crop_size)) == (256, 256, [256, 256])
     assert cfg.dataloader.test.mapper.augmentations[0].max_size == cfg.model.backbone.square_pad == 256
-    assert cfg.model.backbone.net.img_size == 1024  # what the checkpoint's relative positions are for
+    assert cfg.model.backbone.net.img_size == 1024  # the size of the checkpoint's relative positions
 
 
 def test_a_stock_config_takes_the_backbone_in_one_line() -> None:

@@ -1,6 +1,12 @@
 """Checkpoints are written whole, read without running code, and refused where they do not fit."""
 
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -11,7 +17,8 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.logging import HistoryBuffer
 
-from apt_dense.hosts.mmseg.checkpoints import check_resume, check_weights, read_run
+from apt_dense.hosts.mmseg import checkpoints
+from apt_dense.hosts.mmseg.checkpoints import check_resume, check_start, check_weights, read_address, read_run
 
 
 def test_interrupted_write_leaves_the_finished_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +47,7 @@ def test_run_history_is_read_without_running_code(tmp_path: Path) -> None:
 
 
 class Sneaky:
-    """Asks, on unpickling, for an attribute that no log buffer needs."""
+    """An object that asks for an attribute which no log buffer needs when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return getattr, (HistoryBuffer, "__init__")
@@ -58,6 +65,96 @@ def test_damaged_checkpoint_is_named_with_its_size(tmp_path: Path, content: byte
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"iter_1.pth \({len(content)} bytes\) cannot be read"):
         read_run(str(path))
+
+
+# ---- addresses
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace torch's download by copying files of ``tmp_path``; returns the list of addresses downloaded so far."""
+    fetched: list[str] = []
+
+    def copy(address: str, path: str, progress: bool) -> None:
+        fetched.append(address)
+        shutil.copy(tmp_path / Path(urlsplit(address).path).name, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", copy)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return fetched
+
+
+def test_addresses_are_downloaded_once_and_read_without_running_code(tmp_path: Path, server: list[str]) -> None:
+    torch.save(dict(w=torch.ones(2)), tmp_path / "vit.pth")
+    for _ in range(2):
+        assert torch.equal(read_address("https://host/a/vit.pth?download=1")["w"], torch.ones(2))
+    assert server == ["https://host/a/vit.pth?download=1"]
+    torch.save(dict(evil=Path("x")), tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match="holds pickled code"):
+        read_address("http://other/vit.pth")  # not the file of the same name in the cache
+    assert len(server) == 2
+
+
+def test_names_of_mmcls_are_addresses(tmp_path: Path, server: list[str]) -> None:
+    address = checkpoints.get_mmcls_models()["vit_base_p16"]
+    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path / address.rpartition("/")[2])
+    assert list(read_address("mmcls://vit_base_p16")["state_dict"]) == ["w"]
+    assert server == [address]
+    with pytest.raises(ValueError, match="mmcls://vit_none is unknown; .* are vit_base_p16, vit_base_p32"):
+        read_address("mmcls://vit_none")
+
+
+def test_other_addresses_are_read_through_mmengine_s_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(dict(w=torch.ones(2)), tmp_path / "vit.pth")
+    opened = []
+
+    @contextmanager
+    def fetch(address: str) -> Iterator[str]:
+        opened.append(address)
+        yield str(tmp_path / "vit.pth")
+
+    monkeypatch.setattr(checkpoints, "get_local_path", fetch)
+    assert list(read_address("s3://bucket/vit.pth")) == ["w"] and opened == ["s3://bucket/vit.pth"]
+
+
+@pytest.mark.parametrize("address", ["open-mmlab://x", "torchvision://resnet50", "ftp://host/x.pth"])
+def test_addresses_of_unknown_kinds_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=f"{address}: expected a file, http://.*download it first"):
+        read_address(address)
+
+
+# ---- checks before a run
+
+
+def test_load_from_must_be_readable_without_running_code(tmp_path: Path) -> None:
+    path = str(tmp_path / "iter_1.pth")
+    check_start(Config(dict(load_from=None)))
+    check_start(Config(dict()))
+    torch.save(dict(state_dict={}, message_hub=HistoryBuffer([1.0], [1])), path)
+    check_start(Config(dict(load_from=path)))
+    torch.save(dict(state_dict={}, evil=Path("x")), path)
+    with pytest.raises(ValueError, match="cannot start from what load_from names: .*pickled code"):
+        check_start(Config(dict(load_from=path)))
+    with pytest.raises(FileNotFoundError, match="load_from names: .*none.pth does not exist"):
+        check_start(Config(dict(load_from=str(tmp_path / "none.pth"))))
+
+
+def test_load_from_an_address_becomes_the_downloaded_file(tmp_path: Path, server: list[str]) -> None:
+    torch.save(dict(state_dict={}), tmp_path / "iter_1.pth")
+    cfg = Config(dict(load_from="https://host/iter_1.pth"))
+    check_start(cfg)
+    assert Path(cfg.load_from).is_file() and cfg.load_from.endswith("-iter_1.pth")
+    assert Path(cfg.load_from).is_relative_to(tmp_path / "cache") and len(server) == 1
+
+
+def test_the_import_adds_one_type_to_torch_s_safe_ones() -> None:
+    code = (
+        "import torch; from mmengine.runner import checkpoint; before = set(torch.serialization.get_safe_globals()); "
+        "import apt_dense.hosts.mmseg; print(*{str(kind) for kind in torch.serialization.get_safe_globals() "
+        "if kind not in before and 'torch.' not in str(kind)})"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "<class 'numpy.dtypes.Float32DType'>"
 
 
 def resuming(work_dir: Path, checkpoint: str | None, end: int = 10) -> Config:

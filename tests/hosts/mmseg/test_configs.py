@@ -13,6 +13,7 @@ pytest.importorskip("mmseg", reason="the MMSeg configs need the packages of the 
 
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS
@@ -23,6 +24,7 @@ from apt_dense import APTViT
 from apt_dense.hosts.mmseg.run import load_config
 from apt_dense.hosts.mmseg.slide import APTEncoderDecoder, APTSegTTAModel
 from apt_dense.nn.rotary import Rotary
+from apt_dense.weights.parameters import decays
 from apt_dense.weights.timm_models import apt_arguments
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -35,7 +37,7 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flat(node: object, prefix: str = "") -> dict:
-    """Nested dicts and lists -> {dotted key: leaf}; empty ones are leaves."""
+    """Flatten nested dicts and lists to {dotted key: leaf}; empty ones are leaves."""
     if not isinstance(node, (dict, list, tuple)) or not node:
         return {prefix[1:]: node}
     items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -51,7 +53,7 @@ def tiny_model(path: Path) -> nn.Module:
 
 
 def batch(height: int, width: int, images: int = 2) -> dict:
-    """What a data loader yields: images (3, H, W) uint8, BGR, and their masks."""
+    """A batch as data loaders yield it: images (3, H, W) uint8, BGR, and their masks."""
     pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
     pixels[..., : width // 2] = 90
     shapes = dict(ori_shape=(height, width), img_shape=(height, width))
@@ -82,7 +84,7 @@ FAMILIES = {
     "dinov3-b16": "vit_base_patch16_dinov3_qkvb", "dinov3-l16": "vit_large_patch16_dinov3_qkvb",
     "eva02-l16": "eva02_large_patch14_224",
 }  # fmt: skip
-#: What a config chooses for its own task; EVA-02's patches are resampled to 16 pixels.
+#: Options that depend on the task; EVA-02's patches are resampled to 16 pixels.
 CHOSEN = {"img_size", "pixel_mean", "pixel_std", "final_norm", "patch_size"}
 
 
@@ -138,6 +140,17 @@ def test_every_parameter_gets_a_gradient(path: Path) -> None:
     data = model.data_preprocessor(batch(64, 64), training=True)
     sum(value for name, value in model(**data, mode="loss").items() if "loss" in name).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@every_config
+def test_weight_decay_follows_the_rule(path: Path) -> None:
+    """With and without layer-wise decay of the rates."""
+    model, cfg = tiny_model(path), load_config(str(path), shrink_options(path))
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    found = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = cfg.optim_wrapper.optimizer.weight_decay if decays(name, parameter) else 0.0
+        assert found[id(parameter)] == expected, name
 
 
 @every_config

@@ -1,4 +1,4 @@
-"""Masks and folders that MMSeg would get wrong, or fail on late, are refused with a message that helps."""
+"""Masks and folders that MMSeg would get wrong or fail on late are refused with a helpful message."""
 
 import shutil
 from pathlib import Path

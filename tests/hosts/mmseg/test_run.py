@@ -1,4 +1,4 @@
-"""What precedes the Runner: overrides reach every place, schedules stretch, a machine without a GPU will do."""
+"""Configs of runs: overrides reach every place, schedules scale, runs without a GPU are prepared."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_one_data_root_reaches_every_data_loader(as_option: bool) -> None:
     assert roots(cfg) == ["/d"] * 4
 
 
-def test_an_override_of_one_place_has_the_last_word() -> None:
+def test_overrides_of_one_place_are_applied_last() -> None:
     cfg = load_config(UPERNET, {"data_root": "/d", "val_dataloader.dataset.data_root": "/v", "max_iters": 1600,
                                 "train_cfg.val_interval": 7})  # fmt: skip
     assert roots(cfg) == ["/d", "/d", "/v", "/d"]
@@ -51,7 +51,7 @@ def test_the_config_s_own_length_changes_nothing() -> None:
     assert load_config(UPERNET, max_iters=160000).to_dict() == Config.fromfile(UPERNET).to_dict()
 
 
-def test_longer_schedules_stretch_and_keep_their_intervals() -> None:
+def test_longer_schedules_keep_their_intervals() -> None:
     cfg = load_config(UPERNET, max_iters=320000)
     assert schedule(cfg) == [(0, 3000), (3000, 320000)]
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 16000
@@ -73,7 +73,7 @@ def test_bad_max_iters_is_refused(max_iters: object) -> None:
 @pytest.mark.parametrize(
     "scheduler", [None, dict(type="PolyLR", by_epoch=False, end=100), dict(type="StepLR", step_size=1)]
 )
-def test_schedules_of_other_forms_are_taken_along(scheduler: dict | None, tmp_path: Path) -> None:
+def test_schedules_of_other_forms_are_scaled(scheduler: dict | None, tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(f"train_cfg = dict(max_iters=100)\nparam_scheduler = {scheduler!r}")
     scaled = load_config(str(path), max_iters=10).param_scheduler

@@ -1,0 +1,90 @@
+"""Read Detectron2's lazy configs, override them, and complete them for the machine at hand."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import DictConfig, OmegaConf
+
+# Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
+logger = logging.getLogger("detectron2.apt_dense")
+
+#: Options of ``train`` that Detectron2 understands but its common/train.py does not list.
+_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision"}
+
+
+def load_config(path: str) -> DictConfig:
+    """Read a lazy config from a Python file, or from the config.yaml of an earlier run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a yacs config.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no config file {path or '(none given)'}; name one with --config-file, see configs/")
+    if path.endswith((".yaml", ".yml")) and "_target_" not in Path(path).read_text(encoding="utf-8"):
+        raise ValueError(
+            f"{path} is a yacs config; this tool runs lazy configs. Train it with Detectron2's "
+            f"tools/plain_train_net.py after adding apt_dense.hosts.detectron2.add_apt_config(cfg) there"
+        )
+    return LazyConfig.load(path)
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Apply ``key=value`` overrides as Detectron2's tool does. Values that contain "=" need no quotes.
+
+    Raises:
+        ValueError: if an override has another form, or would have no effect because nothing reads its key.
+    """
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or key.startswith("-"):
+            raise ValueError(f"{override!r} is not key=value; options that begin with -- go before the first override")
+        _check_key(cfg, key)
+        quoted.append(f"{key}={_quoted(value)}")
+    LazyConfig.apply_overrides(cfg, quoted)
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    # Keys of objects are checked when these are built; keys of the config itself are only checked here.
+    root, _, rest = key.partition(".")
+    if root not in cfg:
+        raise ValueError(f"override {key}: the config has no {root!r}; it has {', '.join(cfg)}")
+    option, options = rest.split(".")[0], {*cfg.train, *_TRAIN_OPTIONS}
+    if root == "train" and option not in options:
+        raise ValueError(f"override {key}: train has no {option!r}; it has {', '.join(sorted(options))}")
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if "=" in value and value[:1] not in "'\"[{" else value
+
+
+def complete_config(cfg: DictConfig) -> None:
+    """Fill in what stock configs leave open: a device that exists, a seed, and a folder for evaluation results.
+
+    Raises:
+        ValueError: if the seed is negative, which stands for another seed in each run.
+    """
+    _choose_device(cfg)
+    if cfg.train.get("seed") is None:
+        cfg.train.seed = 0
+    if cfg.train.seed < 0:
+        raise ValueError(f"train.seed={cfg.train.seed} asks for other random numbers in each run; expected 0 or more")
+    evaluator = cfg.dataloader.get("evaluator")
+    if evaluator is not None and evaluator._target_ is COCOEvaluator and evaluator.get("output_dir") is None:
+        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference")
+
+
+def _choose_device(cfg: DictConfig) -> None:
+    device = cfg.train.device
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        logger.warning("train.device=%s, but no GPU was found: running on the CPU without mixed precision", device)
+        cfg.train.device = "cpu"
+    if torch.device(cfg.train.device).type == "cpu":
+        # Detectron2's mixed precision requires CUDA.
+        OmegaConf.update(cfg, "train.amp.enabled", False)

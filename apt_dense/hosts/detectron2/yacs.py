@@ -1,0 +1,81 @@
+"""The adaptive ViT in Detectron2's yacs configs."""
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+from apt_dense.hosts.detectron2.backbone import APTViT
+from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
+from apt_dense.options import BlockOptions, PatchOptions
+
+
+def add_apt_config(cfg: CfgNode) -> None:
+    """Add the node MODEL.APT to a yacs config: the arguments of ``APTViT`` in capitals, then the pyramid's.
+
+        cfg = get_cfg()
+        add_apt_config(cfg)
+        cfg.merge_from_file("configs/detectron2/mask_rcnn_apt_vitdet_b.yaml")
+        DefaultTrainer(cfg)
+
+    The defaults are those of ViTDet-B; options that only APT has are off.
+    """
+    cfg.MODEL.APT = CfgNode({
+        "IMG_SIZE": 1024,
+        "PATCH_SIZE": 16,
+        "EMBED_DIM": 768,
+        "DEPTH": 12,
+        "NUM_HEADS": 12,
+        "MLP_RATIO": 4.0,
+        "QKV_BIAS": True,
+        "DROP_PATH_RATE": 0.1,
+        "NORM_EPS": 1e-6,
+        "USE_ABS_POS": True,
+        "USE_REL_POS": True,
+        "REL_POS_ZERO_INIT": True,
+        "WINDOW_SIZE": 14,
+        "WINDOW_BLOCK_INDEXES": (0, 1, 3, 4, 6, 7, 9, 10),
+        "RESIDUAL_BLOCK_INDEXES": (),
+        "USE_ACT_CHECKPOINT": False,
+        "PRETRAIN_IMG_SIZE": 224,
+        "PRETRAIN_USE_CLS_TOKEN": True,
+        "THRESHOLDS": PatchOptions.thresholds,
+        "TOKEN_BUDGET": PatchOptions.token_budget,
+        "ATTENTION_BACKEND": BlockOptions.attention_backend,
+        "SCORER": PatchOptions.scorer,
+        "DROP_PADDING": PatchOptions.drop_padding,
+        "PYRAMID": {"SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5), "SQUARE_PAD": 1024},
+    })  # fmt: skip
+
+
+@BACKBONE_REGISTRY.register()
+def build_apt_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
+    """Build the backbone that yacs configs name in MODEL.BACKBONE.NAME: the adaptive ViT of MODEL.APT and its pyramid,
+    levels p2 to p6.
+
+    The pyramid's channels and norm are those of MODEL.FPN. The pixel format is MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and
+    INPUT.FORMAT.
+
+    Raises:
+        ValueError: if the config has no node MODEL.APT.
+    """
+    if "APT" not in cfg.MODEL:
+        raise ValueError("the config has no node MODEL.APT; call add_apt_config(cfg) before merging files into it")
+    options = {name.lower(): value for name, value in cfg.MODEL.APT.items()}
+    pyramid = options.pop("pyramid")
+    net = APTViT(
+        in_chans=input_shape.channels,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        channel_order=cfg.INPUT.FORMAT,
+        **options,
+    )
+    return SimpleFeaturePyramid(
+        net,
+        "last_feat",
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        pyramid.SCALE_FACTORS,
+        LastLevelMaxPool(),
+        cfg.MODEL.FPN.NORM,
+        pyramid.SQUARE_PAD,
+    )

@@ -1,0 +1,187 @@
+"""Pretrained weights of the MMSeg backbone: from files, timm's names, segmentors; refused where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the extra 'mmseg'")
+
+from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
+from mmseg.registry import MODELS
+
+from apt_dense.hosts.mmseg import APTViT
+
+from support.references import randomise
+from support.tiny_segmentors import (  # noqa: F401 (a fixture)
+    FCN,
+    SMALL,
+    backbone,
+    half_flat,
+    loaded,
+    mmseg_scope,
+    mmseg_vit,
+    segmentor,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pth"
+    torch.save(backbone(1).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("argument", ["pretrained", "init_cfg", "prefix"])
+def test_pretrained_weights(weights: Path, argument: str) -> None:
+    if argument == "pretrained":
+        model = backbone(pretrained=str(weights))
+    elif argument == "init_cfg":
+        model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(weights)})
+    else:
+        state = {f"student.encoder.{name}": value for name, value in torch.load(weights).items()}
+        torch.save({"state_dict": state, "meta": {}}, weights)
+        model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(weights), "prefix": "student.encoder"})
+    assert not loaded(model)
+    model.init_weights()
+    assert loaded(model) and model.is_init
+
+
+def test_a_home_directory_is_understood(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    model = backbone(pretrained="~/weights.pth")
+    model.init_weights()
+    assert loaded(model)
+
+
+def test_weights_of_mmsegs_vit_with_resized_positions(tmp_path: Path) -> None:
+    vit, path = mmseg_vit(img_size=64), tmp_path / "vit.pth"
+    torch.save({"state_dict": vit.state_dict()}, path)
+    model = backbone(class_token=True, pretrained=str(path))
+    model.init_weights()
+    assert torch.equal(model.blocks[1].mlp.fc1.weight, vit.layers[1].ffn.layers[0][0].weight)
+    assert torch.equal(model.pos_embed[:, 0], vit.pos_embed[:, 0])
+
+
+def test_wrong_prefix_is_named(weights: Path) -> None:
+    model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(weights), "prefix": "encoder."})
+    with pytest.raises(ValueError, match="no weight of the checkpoint starts with prefix='encoder.'"):
+        model.init_weights()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_that_do_not_fit(weights: Path, strict: bool) -> None:
+    state = torch.load(weights)
+    state["blocks.0.ls1.gamma"] = torch.ones(16)
+    torch.save(state, weights)
+    model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(weights), "strict": strict})
+    if strict:
+        with pytest.raises(ValueError, match=r"weights\.pth: .*1 unexpected \(blocks\.0\.ls1\.gamma\)"):
+            model.init_weights()
+        assert not loaded(model)
+    else:
+        model.init_weights()
+        assert loaded(model)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.pth does not exist"):
+        backbone(pretrained=str(tmp_path / "none.pth")).init_weights()
+
+
+def test_checkpoints_of_mmengine_load_without_running_pickled_code(tmp_path: Path) -> None:
+    """Runner.save_checkpoint writes a whole segmentor and log buffers of numpy numbers."""
+    hub = MessageHub("log of a training")
+    for step in range(3):
+        hub.update_scalar("train/loss", np.float64(step))
+        hub.update_scalar("train/acc", torch.tensor(0.5))
+    hub.update_info("iter", 3)
+    state = {f"backbone.{name}": value for name, value in backbone(1).state_dict().items()}
+    content = {
+        "meta": {"epoch": 0, "iter": 3, "cfg": "model = dict()", "dataset_meta": {"classes": ("a", "b")}, "seed": 1},
+        "state_dict": {**state, "decode_head.conv_seg.weight": torch.zeros(2)},
+        "message_hub": hub.state_dict(),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+        "param_schedulers": [{"last_step": 3}],
+    }
+    torch.save(content, tmp_path / "iter_3.pth")
+    model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "iter_3.pth")})
+    model.init_weights()
+    assert loaded(model)
+
+
+@pytest.fixture
+def small_timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Make timm build small models with random weights instead of downloading weights; returns their options."""
+    create, options = timm.create_model, {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
+
+    def create_small(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        assert pretrained
+        return randomise(create(name, pretrained=False, **kwargs, **options), 0.2)
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+    return options
+
+
+@pytest.mark.usefixtures("small_timm")
+def test_weights_of_timm_by_name() -> None:
+    model = APTViT(**SMALL, class_token=True, final_norm=True, pretrained="timm://vit_tiny_patch16_224").eval()
+    model.init_weights()
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=True, img_size=32, num_classes=0)
+    batch = half_flat(32, 32)
+    expected = theirs.forward_features(batch)[:, 1:].mT.unflatten(2, (4, 4))
+    torch.testing.assert_close(model(batch)[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        ({"num_heads": 4}, "num_heads=4"),
+        ({"act_layer": "gelu_tanh"}, "act_layer=gelu_tanh"),
+        ({"init_values": 0.1}, "ls1"),
+    ],
+)
+def test_models_of_timm_that_differ_are_refused(theirs: dict, named: str, small_timm: dict[str, Any]) -> None:
+    """Also where all shapes fit and only the model's options differ."""
+    small_timm.update(theirs)
+    model = APTViT(**SMALL, class_token=True, final_norm=True, pretrained="timm://vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=named):
+        model.init_weights()
+
+
+def test_without_weights_the_zero_initialised_parts_stay_zero() -> None:
+    model = APTViT(**SMALL, thresholds=(4.0,))
+    model.init_weights()
+    assert not model.coarse_embed.zero.weight.any() and model.blocks[0].attn.qkv.weight.std() > 0.01
+
+
+def test_an_init_cfg_for_all_linear_layers_keeps_the_zero_initialised_parts_zero() -> None:
+    model = APTViT(**SMALL, thresholds=(4.0,), init_cfg={"type": "TruncNormal", "layer": "Linear", "std": 0.5})
+    model.init_weights()
+    assert model.blocks[0].attn.qkv.weight.std() > 0.2 and not model.coarse_embed.zero.weight.any()
+
+
+# ---- in a segmentor
+
+
+def test_pretrained_at_the_level_of_the_segmentor(weights: Path) -> None:
+    config = {"backbone": {"type": "APTViT", **SMALL, "thresholds": (4.0,)}, "decode_head": FCN}
+    model = MODELS.build(ConfigDict(type="EncoderDecoder", pretrained=str(weights), **config))
+    model.init_weights()
+    assert loaded(model.backbone)
+
+
+def test_a_segmentor_initialises_the_backbone_once(weights: Path) -> None:
+    model = segmentor(pretrained=str(weights))
+    model.init_weights()
+    assert loaded(model.backbone)
+    assert model.backbone.coarse_embed.zero.weight.any()

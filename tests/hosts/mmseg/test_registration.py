@@ -1,0 +1,46 @@
+"""One import registers everything that configs can name; without MMSeg, everything that only needs MMEngine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mmengine", reason="the MMSeg host needs the packages of the extra 'mmseg'")
+
+#: Prints what is registered under our names, and whether "apt_atomic" is there.
+PRINT = """
+import apt_dense.hosts.mmseg
+from mmengine import registry
+from mmengine.fileio import get_file_backend
+names = "MODELS", "OPTIM_WRAPPERS", "OPTIM_WRAPPER_CONSTRUCTORS", "TRANSFORMS"
+for name in names:
+    known = getattr(registry, name).module_dict
+    print(name, *sorted(k for k, v in known.items() if v.__module__.startswith("apt_dense")))
+print(type(get_file_backend(backend_args=dict(backend="apt_atomic"))).__name__)
+"""
+WITHOUT_MMSEG = [
+    "MODELS APTViT",
+    "OPTIM_WRAPPERS CPUAmpOptimWrapper",
+    "OPTIM_WRAPPER_CONSTRUCTORS APTLearningRateDecayOptimWrapperConstructor",
+    "TRANSFORMS",
+    "AtomicLocalBackend",
+]
+
+
+def registered(code: str) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.strip() for line in lines if not line.startswith("Could not import")]
+
+
+def test_the_import_of_configs_registers_everything() -> None:
+    pytest.importorskip("mmseg")
+    expected = ["MODELS APTEncoderDecoder APTSegTTAModel APTViT", *WITHOUT_MMSEG[1:3], "TRANSFORMS CheckLabels"]
+    assert registered(PRINT) == [*expected, WITHOUT_MMSEG[4]]
+
+
+def test_without_mmseg_it_registers_what_needs_mmengine_only() -> None:
+    missing = "import sys\nsys.modules['mmseg'] = sys.modules['mmcv'] = None\n"
+    assert registered(missing + PRINT) == WITHOUT_MMSEG
