@@ -148,6 +148,9 @@ def test_a_resumed_order_goes_on_where_it_stopped() -> None:
 
 
 def test_worker_processes_read_the_same(data: Path) -> None:
+    """Also after OpenCV has started threads in the main process, as making the demo data does."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)
     split = load_split(data, "train")
     images, order = TrainingImages(split, 64, (0.5, 1.5)), TrainingOrder(3, 2, 0, 3, seed=0)
     alone, workers = (list(make_loader(images, workers, order)) for workers in (0, 2))

@@ -1,4 +1,4 @@
-"""Cases that candidates are built for: models by name, their arguments, ways to choose patches, shared weights."""
+"""Cases to build candidates for: models by name, their arguments, the ways ours chooses patches, shared weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

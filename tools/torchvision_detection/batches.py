@@ -121,6 +121,9 @@ class EvaluationImages(Dataset):
 def make_loader(dataset: Dataset, workers: int, order: TrainingOrder | None = None) -> DataLoader:
     """Load batches as lists (images, targets) in this order; without one, image after image."""
     batches = [[i] for i in range(len(dataset))] if order is None else order
+    if workers:
+        # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
+        cv2.setNumThreads(1)
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=_as_lists, worker_init_fn=_start_worker
     )

@@ -1,0 +1,98 @@
+"""Registering a folder in COCO's layout: names, classes, records, what is evaluated; tests/hosts/test_coco.py has the
+folders and files that are refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from apt_dense.hosts.coco import load_split
+from apt_dense.hosts.detectron2.data import check_data, records, use_data_root
+from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+
+from support.tiny_coco import ADAPTIVE, write_coco  # skips the tests where there is no Detectron2
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("data") / "coco")
+
+
+def rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+TRAIN, VAL = Path("annotations/instances_train2017.json"), Path("annotations/instances_val2017.json")
+
+
+def test_data_root_sets_names_classes_and_evaluator(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    for _ in range(2):  # a second time in the same process is no conflict
+        use_data_root(cfg, str(coco), ["train", "val"])
+    assert cfg.model.roi_heads.num_classes == 3
+    assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+    images = DatasetCatalog.get(cfg.dataloader.train.dataset.names)
+    assert {thing["category_id"] for image in images for thing in image["annotations"]} == {0, 1, 2}
+    assert MetadataCatalog.get(cfg.dataloader.train.dataset.names).thing_classes == ["red", "green", "blue"]
+
+
+def test_records_are_detectron2_s_own(coco: Path, tmp_path: Path) -> None:
+    """Those of its ``load_coco_json`` where nothing is left out, run lengths included."""
+    crowd = {"counts": [0, 90 * 50, 120 * 90 - 90 * 50], "size": [120, 90]}
+    root = shutil.copytree(coco, tmp_path / "crowd")
+    extra = {"bbox": [0, 0, 50, 90], "iscrowd": 1, "segmentation": crowd, "category_id": 7, "image_id": 1, "id": 99}
+    rewrite(root / TRAIN, lambda c: c["annotations"].append({**extra, "area": 4500}))
+    assert records(load_split(root, "train")) == load_coco_json(str(root / TRAIN), str(root / "train2017"), "oracle")
+
+
+def test_evaluation_reads_the_annotations_that_can_be_used(coco: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(coco, tmp_path / "data")
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(root), ["train", "val"])
+    metadata = MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name)
+    assert metadata.json_file == str(root / VAL)
+    rewrite(root / VAL, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]))
+    use_data_root(cfg, str(root), ["train", "val"])
+    judged_by = Path(MetadataCatalog.get(cfg.dataloader.evaluator.dataset_name).json_file)
+    assert json.loads(judged_by.read_text()) == load_split(root, "val").content
+    assert judged_by != root / VAL and check_data(cfg, ["val"]) is None
+
+
+def test_boxes_without_masks_are_for_models_without_masks(coco: Path, tmp_path: Path) -> None:
+    root, cfg = shutil.copytree(coco, tmp_path / "data"), load_config(str(ADAPTIVE))
+    rewrite(root / TRAIN, lambda c: [a.pop("segmentation") for a in c["annotations"]])
+    with pytest.raises(ValueError, match="has no segmentation"):
+        use_data_root(cfg, str(root), ["train"])
+    cfg.model.roi_heads.mask_head = None
+    use_data_root(cfg, str(root), ["train"])
+    assert "segmentation" not in DatasetCatalog.get(cfg.dataloader.train.dataset.names)[0]["annotations"][0]
+
+
+def test_registered_data_sets_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    with pytest.raises(FileNotFoundError, match="'coco_2017_train' needs .*Set .* DETECTRON2_DATASETS"):
+        check_data(cfg, ["train"])
+    with pytest.raises(ValueError, match="data set 'mine' is not registered"):
+        apply_overrides(cfg, ["dataloader.train.dataset.names=mine"])
+        check_data(cfg, ["train"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install shapely"):
+        check_data(cfg, ["train"])
+
+
+def test_classes_of_model_and_data_set_must_agree(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    use_data_root(cfg, str(coco), ["train", "val"])
+    DatasetCatalog.get(cfg.dataloader.train.dataset.names)  # from here on Detectron2 knows the classes
+    cfg.model.roi_heads.num_classes = 80
+    with pytest.raises(ValueError, match="num_classes=80, but data set .* has 3 classes"):
+        check_data(cfg, ["train"])
