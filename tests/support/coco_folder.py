@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def content(images: int, objects: int = 2) -> dict:
         for number in range(objects):
             x, y, w, h = (int(n) for n in rng.integers((5 + 60 * number, 5, 28, 28), (20 + 60 * number, 40, 48, 48)))
             found.append(rectangle(entry["id"], list(COLOURS)[number % 2], (x, y, w, h)))
-    return {"images": entries, "annotations": found, "categories": CATEGORIES}
+    return {"images": entries, "annotations": found, "categories": copy.deepcopy(CATEGORIES)}
 
 
 def write_coco(

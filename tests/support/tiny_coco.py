@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ def write_coco(root: Path, images: int = 4, change: Callable[[dict], None] | Non
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (root / f"{split}2017").mkdir()
-        content = {"images": [], "annotations": [], "categories": CATEGORIES}
+        content = {"images": [], "annotations": [], "categories": copy.deepcopy(CATEGORIES)}
         for number in range(1, images + 1):
             _add_image(root / f"{split}2017", content, number, rng)
         if change and split == "train":
