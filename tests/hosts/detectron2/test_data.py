@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is built from source (see its INSTALL page)")
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
@@ -17,7 +20,7 @@ from apt_dense.hosts.coco import load_split
 from apt_dense.hosts.detectron2.data import check_data, records, use_data_root
 from apt_dense.hosts.detectron2.run import apply_overrides, load_config
 
-from support.tiny_coco import ADAPTIVE, write_coco  # skips the tests where there is no Detectron2
+from support.tiny_coco import ADAPTIVE, write_coco
 
 
 @pytest.fixture(scope="module")
