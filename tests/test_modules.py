@@ -1,4 +1,4 @@
-"""What users do to modules: hooks, adapters, pruning, parametrisations, quantisation. A weight is used by calling its
+"""Things that users do to modules: hooks, adapters, pruning, parametrisations, quantisation. A weight is used by calling its
 module, once per forward pass, and a linear layer is an ``nn.Linear``."""
 
 from __future__ import annotations

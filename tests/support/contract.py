@@ -176,7 +176,7 @@ class BackboneContract:
         assert_maps_close([map_.float() for map_ in found], expected, bound)
 
     def test_blocks_compile_and_export(self, case: Case) -> None:
-        """On the rows of a layout in fixed shapes: what a family brings of its own."""
+        """On the rows of a layout in fixed shapes: the part that differs between families."""
         images, model = photos(4 * case.patch_size, 6 * case.patch_size), case.build(**self.budget())
         blocks = Blocks(case.backbone_of(model), images)
         with torch.no_grad():

@@ -83,7 +83,7 @@ def test_slices_of_attention_are_counted_as_fused_attention_is() -> None:
 
 
 def test_attention_backends_have_about_the_same_flops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bias is a lookup in one, a product in another, further channels in the third: little beside 512 channels."""
+    """The bias is a lookup in one, a product in another, further channels in the third: little next to 512 channels."""
     model, images = APTViT(img_size=96, thresholds=(5.5, 4.0), embed_dim=16, depth=1, num_heads=1), photos(96, 2)
     layout = model.layout(images, model.partition(images))
     q, k, v = (torch.randn(layout.images.total, 1, 512) for _ in range(3))

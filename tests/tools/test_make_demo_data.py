@@ -31,7 +31,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of four photographs in four pixel formats, beside a file that is none."""
+    """A folder of four photographs in four pixel formats, next to a file that is not one."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()

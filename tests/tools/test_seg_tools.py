@@ -29,7 +29,7 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """upernet_apt_vit-b16_160k_ade20k-512x512.py with everything small, as a file of its own."""
+    """upernet_apt_vit-b16_160k_ade20k-512x512.py with everything small, as a separate file."""
     real = next(path for path in CONFIGS if path.name.startswith("upernet_apt_vit-b16"))
     path = tmp_path_factory.mktemp("configs") / "tiny.py"
     cfg = load_config(str(real), shrink_options(real))

@@ -77,12 +77,12 @@ def _row(setting: Setting, result: Result, medians: dict[str, float], twin: Resu
     if result.failure or not result.seconds:
         return row._replace(note=result.failure)
     seconds = statistics.median(result.seconds)
-    of_twin = _ratio(medians.get("twin"), seconds)
+    twin_ratio = _ratio(medians.get("twin"), seconds)
     flops_of_twin = _ratio(twin and twin.gflops, result.gflops)
     baselines = {column: _ratio(medians.get(role), seconds) for role, column in BASELINES.items()}
     return row._replace(
         tokens=result.tokens, seconds=seconds, fastest=min(result.seconds), slowest=max(result.seconds),
-        **baselines, of_twin=of_twin, gflops=result.gflops, efficiency=_ratio(of_twin, flops_of_twin),
+        **baselines, of_twin=twin_ratio, gflops=result.gflops, efficiency=_ratio(twin_ratio, flops_of_twin),
         memory_mib=result.memory_mib, memory_of_twin=_ratio(result.memory_mib, twin and twin.memory_mib),
         outside_blocks=result.outside_blocks,
     )  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import convert_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -16,17 +16,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import ViT
 from torch import Tensor, nn
 
-from support.references import noise, randomise
-from support.tiny_coco import ADAPTIVE, ROOT, UNIFORM, one_thread, tiny_model  # noqa: F401
-
-sys.path.insert(0, str(ROOT / "tools"))
-import convert_checkpoint
-
 from apt_dense.hosts.detectron2 import APTViT
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.resize import resize_positions
+
+from support.references import noise, randomise
+from support.tiny_coco import ADAPTIVE, ROOT, UNIFORM, one_thread, tiny_model  # noqa: F401
 
 State = dict[str, Tensor]
 SMALL = dict(embed_dim=24, depth=2, num_heads=2, img_size=64, patch_size=8, pretrain_img_size=32)
