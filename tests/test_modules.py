@@ -1,5 +1,7 @@
-"""Things that users do to modules: hooks, adapters, pruning, parametrisations, quantisation. A weight is used by calling its
-module, once per forward pass, and a linear layer is an ``nn.Linear``."""
+"""Things that users do to modules: hooks, adapters, pruning, parametrisations, quantisation.
+
+A weight is used by calling its module, once per forward pass, and a linear layer is an ``nn.Linear``.
+"""
 
 from __future__ import annotations
 
