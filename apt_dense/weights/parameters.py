@@ -1,4 +1,4 @@
-"""The rule for each parameter of a model with an ``APTViT`` is: its layer, whether it decays, whether only APT has it.
+"""The rules for the parameters of a model with an ``APTViT``: layer, weight decay, and which ones only APT has.
 
 Every host and trainer asks here, so that layer-wise decay of the learning rate and weight decay mean the same
 everywhere. Names are those of the backbone's own state dict; :func:`inner_name` gets them from a whole model's names.
