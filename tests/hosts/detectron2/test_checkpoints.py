@@ -12,6 +12,9 @@ import convert_checkpoint
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is built from source (its INSTALL page)")
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import ViT
 from torch import Tensor, nn
