@@ -17,6 +17,11 @@ def runs_on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def is_traced() -> bool:
+    """Check whether a compiler or an exporter follows the operations, instead of their running one after the other."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def outside_graphs(function: Callable[..., Result]) -> Callable[..., Result]:
     """The function, which ``torch.compile`` then calls as it is, with all that it calls.
 

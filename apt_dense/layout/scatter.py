@@ -21,13 +21,26 @@ def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def scatter_tiles(tiles: Tensor, layout: TokenLayout) -> Tensor:
-    """Tiles (R + 1, th, tw, C) of packed rows -> (B, C, h * th, w * tw), channels last in memory: each cell becomes the
-    tile of the token that covers it. The last tile stands for dropped cells."""
+    """Tiles of packed rows -> (B, C, h * th, w * tw), channels last in memory: each cell becomes its token's tile.
+
+    Args:
+        tiles: (R + 1, th, tw, C), the last one for dropped cells, or (R + B, th, tw, C), the last ones for those of
+            each image.
+    """
     batch, h, w = layout.row_Bhw.shape
     _, th, tw, channels = tiles.shape
-    index = torch.where(layout.row_Bhw < 0, len(tiles) - 1, layout.row_Bhw)
+    index = tile_of_cells(layout, len(tiles))
     cells = tiles.flatten(1).index_select(0, index.flatten()).view(batch, h, w, th, tw, channels)
     return cells.transpose(2, 3).reshape(batch, h * th, w * tw, channels).permute(0, 3, 1, 2)
+
+
+def tile_of_cells(layout: TokenLayout, count: int) -> Tensor:
+    """The tile, out of ``count``, that each cell shows: (B, h, w). See :func:`scatter_tiles`."""
+    row_Bhw, spare = layout.row_Bhw, count - layout.images.total
+    if spare <= 1:
+        return torch.where(row_Bhw < 0, count - 1, row_Bhw)
+    last = torch.arange(count - layout.batch, count, device=row_Bhw.device).view(-1, 1, 1)
+    return torch.where(row_Bhw < 0, last, row_Bhw)
 
 
 def gather_tokens(feature_map: Tensor, layout: TokenLayout, count: int | None = None) -> Tensor:

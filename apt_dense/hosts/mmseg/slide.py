@@ -19,6 +19,8 @@ from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from apt_dense.hosts.mmseg.token_heads import TokenHeads
+
 CROPS_PER_FORWARD = 8
 
 
@@ -44,8 +46,9 @@ class Crop(NamedTuple):
 
 
 @MODELS.register_module()
-class APTEncoderDecoder(EncoderDecoder):
-    """MMSeg's ``EncoderDecoder``, with the crops of all images of a batch in shared forward passes.
+class APTEncoderDecoder(TokenHeads, EncoderDecoder):
+    """MMSeg's ``EncoderDecoder``, with the crops of all images of a batch in shared forward passes, and with the
+    pointwise layers of MMSeg's Feature2Pyramid, FCNHead and UPerHead on tokens (``token_heads``).
 
     Takes the same arguments and checkpoints, and gives the same logits. Peak memory is that of ``crops_per_forward``
     crops in the backbone and head, plus the logits of whole images, (B, K, H, W).
