@@ -3,13 +3,18 @@
 Only this file and the kernels in ``ops`` ask them, so that the rest reads the same wherever it runs.
 """
 
+import platform
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+_VENDORS = "AuthenticAMD", "GenuineIntel"
 
 
 def runs_on_host(tensor: Tensor) -> bool:
@@ -61,6 +66,22 @@ def to_device(tensors: Sequence[Tensor | None], device: torch.device) -> list[Te
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which operations on the tensor's device keep the types of their operands."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+@cache
+def processor_vendor() -> str:
+    """The maker of the CPU as it calls itself: "AuthenticAMD", "GenuineIntel", ...; "" where that cannot be read."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"vendor_id\s*:\s*(\S+)", info.read_text()) if info.exists() else None
+    return found[1] if found else next((word for word in _VENDORS if word in platform.processor()), "")
+
+
+def has_slow_mkl() -> bool:
+    """Check whether MKL, which PyTorch takes for float32 products, leaves half of the CPU unused: on AMD's processors.
+
+    A fact about the processor, so that every run on a machine chooses the same way.
+    """
+    return processor_vendor() == "AuthenticAMD"
 
 
 def has_matrix_unit(dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils import parametrizations, prune
 
 from apt_dense import APTViT
+from apt_dense.ops.linear import is_enabled
 
 from support.contract import photos
 from support.references import randomise
@@ -62,12 +63,12 @@ def test_hooks_fire_once_and_see_what_the_layer_makes(name: str) -> None:
 
 
 def test_queries_keys_and_values_come_for_all_rows_at_once() -> None:
-    """49 tokens in windows that are cut short, and a row of zeros for their padding."""
+    """49 tokens in windows that are cut short, and a row of zeros for their padding, filled up where oneDNN likes it."""
     model = APTViT(img_size=112, embed_dim=48, depth=1, num_heads=3, window_size=4, window_block_indexes=(0,)).eval()
     shapes = []
     model.blocks[0].attn.qkv.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
     model(torch.randn(1, 3, 112, 112))
-    assert shapes == [(64, 144)]
+    assert shapes == [(64 if is_enabled() else 50, 144)]
 
 
 class Adapter(nn.Module):

@@ -75,3 +75,17 @@ def test_the_matrix_unit_is_that_of_the_type(found: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False, raising=False)
     kinds = torch.bfloat16, torch.float16, torch.float32
     assert [runtime.has_matrix_unit(kind) for kind in kinds] == [found, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "vendor"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", "GenuineIntel"),
+        ("CPU implementer : 0x41\n", ""),
+    ],
+)
+def test_the_maker_of_the_processor(text: str, vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.Path, "exists", lambda path: True)
+    monkeypatch.setattr(runtime.Path, "read_text", lambda path: text)
+    monkeypatch.setattr(runtime.platform, "processor", lambda: "aarch64")
+    assert runtime.processor_vendor.__wrapped__() == vendor

@@ -1,7 +1,8 @@
 """Matrix products by oneDNN, in float32 on CPUs, and the row counts that it likes.
 
-PyTorch leaves these products to MKL, which on CPUs of other makers than Intel uses half of their vector width: 210
-GFLOP/s on two cores of Zen 5, where oneDNN reaches 450. PyTorch's other types go to oneDNN anyway. PyTorch's own switch
+PyTorch leaves these products to MKL, which on AMD's CPUs uses half of their vector width: 210 GFLOP/s on two cores of
+Zen 5, where oneDNN reaches 450. On Intel's MKL is the faster one, and is left alone (``runtime.has_slow_mkl``).
+PyTorch's other types go to oneDNN anyway. PyTorch's own switch
 ``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it was when compiled).
 
 oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps hundreds of them. Adaptive patches make a new
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from apt_dense.runtime import runs_on_host
+from apt_dense.runtime import has_slow_mkl, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -96,8 +97,11 @@ def fill_up(rows: Tensor, count: int) -> Tensor:
 
 def fill_rows(rows: Tensor, spare: int = 0) -> Tensor:
     """Rows (R, ...), followed by rows of zeros, ``spare`` at least, up to a count that kernels are compiled for, where
-    that matters."""
-    return fill_up(rows, whole_rows(len(rows) + spare)) if runs_on_host(rows) else rows
+    that matters: on CPUs, for products of oneDNN's, which has those of 16 bits anyway."""
+    if not runs_on_host(rows):
+        return rows
+    by_onednn = is_enabled() or torch.is_autocast_enabled("cpu") or rows.dtype in (torch.bfloat16, torch.float16)
+    return fill_up(rows, whole_rows(len(rows) + spare) if by_onednn else len(rows) + spare)
 
 
 def product(x: Tensor, w: Tensor, addend: Tensor | None = None) -> Tensor:
@@ -191,10 +195,10 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_enabled() -> bool:
-    """Check whether oneDNN takes over anything at all: not inside of torch.func and forward-mode derivatives, of which
-    our operators know nothing."""
+    """Check whether oneDNN takes over anything at all: where MKL is slow, but not inside of torch.func and forward-mode
+    derivatives, of which our operators know nothing."""
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return _EXISTS and torch.backends.mkldnn.enabled and not transformed
+    return _EXISTS and has_slow_mkl() and torch.backends.mkldnn.enabled and not transformed
 
 
 _LINEAR = [torch.ops.apt_dense.linear, *([torch.ops.mkldnn._linear_pointwise] if _EXISTS else [])]

@@ -1,0 +1,12 @@
+"""Kernels are tested as an AMD processor chooses them, whatever the machine; other choices have tests of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from apt_dense import runtime
+
+
+@pytest.fixture(autouse=True)
+def _processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "processor_vendor", lambda: "AuthenticAMD")
