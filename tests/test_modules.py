@@ -63,7 +63,7 @@ def test_hooks_fire_once_and_see_what_the_layer_makes(name: str) -> None:
 
 
 def test_queries_keys_and_values_come_for_all_rows_at_once() -> None:
-    """49 tokens in windows that are cut short, and a row of zeros for their padding, filled up where oneDNN likes it."""
+    """49 tokens in cut windows and a row of zeros for their padding, filled up where oneDNN likes it."""
     model = APTViT(img_size=112, embed_dim=48, depth=1, num_heads=3, window_size=4, window_block_indexes=(0,)).eval()
     shapes = []
     model.blocks[0].attn.qkv.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
