@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
+from apt_dense.ops.calls import call_on_map
 from apt_dense.ops.linear import linear
 
 
@@ -63,7 +64,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, feature_map: Tensor) -> list[Tensor]:
         """(B, in_channels, h, w) -> levels (B, out_channels, h * scale, w * scale), large to small."""
-        return self._with_extra_level([stage(feature_map) for stage in self._stages()])
+        return self._with_extra_level([call_on_map(stage, feature_map) for stage in self._stages()])
 
     def from_tokens(self, rows: Tensor, layout: TokenLayout) -> list[Tensor]:
         """Packed rows (R, in_channels) -> the levels that :meth:`forward` gives for their feature map, to rounding:
@@ -116,7 +117,7 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
         (B, C', h * scale, w * scale).
     """
     if not runs_as_written(stage):
-        return stage(scatter_tokens(rows, layout))
+        return call_on_map(stage, scatter_tokens(rows, layout))
     layers = list(stage)
     count = next((i for i, layer in enumerate(layers) if not _is_pointwise(layer)), len(layers))
     if count == 0:
@@ -128,7 +129,7 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
             tiles = _on_tiles(layer, tiles)
         feature_map = scatter_tiles(tiles, layout)
     for layer in layers[count:]:
-        feature_map = layer(feature_map)
+        feature_map = call_on_map(layer, feature_map)
     return feature_map
 
 
