@@ -116,9 +116,10 @@ class PatchSelector(PatchOptions):
 
     def whole_patches(self, images: Tensor) -> Tensor:
         """Checked images, padded or cropped to whole patches."""
-        if self.fixes_shapes and isinstance(images, Tensor):
+        images = check_images(images, self.in_chans)
+        if self.fixes_shapes:
             as_constants(images.shape)
-        return whole_patches(check_images(images, self.in_chans), self.patch_size, self.partial_patches)
+        return whole_patches(images, self.patch_size, self.partial_patches)
 
     def outside_graphs(self, function: Callable[..., Result]) -> Callable[..., Result]:
         """The function, kept out of compiled graphs unless all shapes are fixed (:attr:`fixes_shapes`).
