@@ -258,7 +258,8 @@ class PatchOptions(Options):
     Args:
         thresholds: for scales 1, 2, ...: a patch of that scale stays whole where its score is below. () for none.
         token_budget: tokens per image, as a fraction (float) or a count (int); None for as many as thresholds say.
-            With a budget only the ratios of the thresholds matter: they order merges of different scales. Shapes then
+            With a budget only the ratios of the thresholds matter: they order merges of different scales. (Infinite
+            thresholds are equal, and a ratio counts as 2**40 at most.) Shapes then
             depend on the size of the images alone (``torch.compile(fullgraph=True)``, CUDA graphs).
         scorer: "entropy" (bits, the paper's), "laplacian", "upsampling_error" or a callable
             (``apt_dense.patches.scores.Scorer``).

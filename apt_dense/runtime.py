@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,30 @@ def outside_graphs(function: Callable[..., Result]) -> Callable[..., Result]:
     For loops whose length comes from the images: compiled, they would make graphs for each image.
     """
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+
+
+def is_exporting() -> bool:
+    """Check whether ``torch.export`` makes a graph of what is called, which can have no part outside it."""
+    return torch.compiler.is_exporting()
+
+
+def is_tracing() -> bool:
+    """Check whether ``torch.jit.trace`` records what is done with an example, as if it held for all images."""
+    return torch.jit.is_tracing()
+
+
+def refuse_scripting(module: torch.nn.Module) -> NoReturn:
+    """Raise a TypeError; ``torch.jit.script`` calls it as a module's ``__prepare_scriptable__``."""
+    raise TypeError(
+        f"torch.jit.script cannot compile {type(module).__name__}: TorchScript lacks types that it uses; use "
+        f"torch.export, with thresholds=() or a token_budget, or torch.compile"
+    )
+
+
+def as_constants(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as constants of a compiled graph: other sizes then get a graph of their own, where the compiler would make
+    one with unknown sizes, over which no loop can be unrolled."""
+    return tuple(len(range(size)) for size in sizes) if torch.compiler.is_compiling() else tuple(sizes)
 
 
 def require(condition: Tensor, error: str) -> None:

@@ -1,7 +1,6 @@
 """APTViT: the backbone. Its forward is the pipeline scores -> partition -> layout -> embedding -> blocks -> scatter."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from apt_dense.ops.linear import fill_rows
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.pixels import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
-from apt_dense.runtime import outside_graphs
+from apt_dense.runtime import refuse_scripting
 from apt_dense.weights.loadable import LoadableViT
 from apt_dense.weights.parameters import UNDECAYED
 
@@ -90,6 +89,8 @@ class APTViT(LoadableViT):
     pixel_format = property(lambda self: self.patches.pixel_format)
     window_size = property(lambda self: self.patches.window_size)
 
+    __prepare_scriptable__ = refuse_scripting
+
     def _build_embedding(self, model: ModelOptions, positions: PositionOptions) -> None:
         """Patches, prefix tokens and absolute positions."""
         pretrain_size = positions.pretrain_img_size or model.img_size
@@ -155,13 +156,13 @@ class APTViT(LoadableViT):
         For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``). Arguments and
         errors as for :meth:`forward`.
         """
-        x, layout, rotary = self._apart(self._tokens)(images)
+        x, layout, rotary = self.patches.outside_graphs(self._tokens)(images)
         x = self.norm_pre(x)
         outputs = []
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
-                outputs.append(self._apart(layout.real_rows)(self._normalise(x, index)))
+                outputs.append(self.patches.outside_graphs(layout.real_rows)(self._normalise(x, index)))
         return tuple(outputs), layout
 
     def partition(self, images: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class APTViT(LoadableViT):
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
         num_scales = self.patches.num_scales
-        if self.patches.token_budget is None:
+        if not self.patches.fixes_shapes:
             return build_layout(scale_map, num_scales, self.window_size, self.num_prefix, are_finite(images))
         require_finite(images)
         tokens = self.patches.tokens_per_image(tuple(scale_map.shape[1:]))
@@ -182,10 +183,6 @@ class APTViT(LoadableViT):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that optimizers should not decay, as timm's models say it."""
         return {name for name in UNDECAYED if getattr(self, name) is not None}
-
-    def _apart(self, function: Callable) -> Callable:
-        """The function, kept out of compiled graphs unless a budget fixes all shapes."""
-        return outside_graphs(function) if self.patches.token_budget is None else function
 
     def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
         """Embedded rows (R, C), perhaps followed by rows of zeros, their layout and how they are rotated."""

@@ -5,6 +5,7 @@ A weight is used by calling its module, once per forward pass, and a linear laye
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from apt_dense import APTViT
+from apt_dense.layout.scatter import scatter_tokens
+from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.ops.linear import is_enabled
 
 from support.contract import photos
@@ -137,3 +141,103 @@ def test_all_linear_layers_are_quantised(name: str) -> None:
     quantised = quantize_dynamic(model, {nn.Linear}, torch.qint8)
     assert not [m for m in quantised.modules() if type(m) is nn.Linear]
     assert (quantised(images())[0] - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+# ---- more that is done to modules
+
+
+class Wrapper(nn.Module):
+    """A module around another that shows nothing of it: no weight, no sizes."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, nn.Parameter(torch.tensor(1.1))
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.inner(*args) * self.factor
+
+
+@pytest.mark.parametrize("kinds", [(nn.Linear,), (nn.Conv2d,), (nn.LayerNorm,), (nn.Linear, nn.Conv2d)], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_wrappers_without_weights_act_and_learn(name: str, kinds: tuple[type, ...]) -> None:
+    model = build(name)
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, kinds):
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, Wrapper(layer))
+    model(images())[0].square().mean().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hooks_may_change_inputs_and_see_gradients(name: str) -> None:
+    model, seen = build(name), Counter()
+    before = model(images())[0]
+    for path, layer in layers_of(model).items():
+        layer.register_full_backward_hook(lambda module, grads, out, path=path: seen.update([path]))
+        layer.register_forward_pre_hook(lambda module, args: (args[0] * 1.5,))
+    after = model(images())[0]
+    assert (after - before).abs().max() > 0.01
+    after.square().mean().backward()
+    assert seen.keys() == layers_of(model).keys()
+    assert {count for path, count in seen.items() if path.startswith("blocks.")} == {1}
+
+
+@pytest.mark.parametrize("name", ["global", "windows", "budget"])
+def test_tied_layers_add_up_their_gradients(name: str) -> None:
+    model, untied = build(name), build(name)
+    for module in (model, untied):
+        module.blocks[1].mlp.load_state_dict(module.blocks[0].mlp.state_dict())
+    model.blocks[1].mlp = model.blocks[0].mlp
+    for module in (model, untied):
+        module(images())[0].square().mean().backward()
+    expected = sum(block.mlp.fc1.weight.grad for block in untied.blocks)
+    torch.testing.assert_close(model.blocks[0].mlp.fc1.weight.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_weights_by_functional_calls(name: str) -> None:
+    """Values, ``torch.func.grad`` and ``vmap`` over several models' weights."""
+    models = [randomise(APTViT(**SIZES, **MODELS[name]), 0.2, seed) for seed in (1, 2)]
+    skeleton, x = build(name), images()
+    weights = dict(models[0].named_parameters())
+    assert torch.equal(functional_call(skeleton, weights, (x,))[0], models[0](x)[0])
+    grads = torch.func.grad(lambda w: functional_call(skeleton, w, (x,))[0].square().mean())(weights)
+    models[0](x)[0].square().mean().backward()
+    for path, parameter in models[0].named_parameters():
+        torch.testing.assert_close(grads[path], parameter.grad, atol=1e-5, rtol=1e-3)
+    stacked, _ = torch.func.stack_module_state(models)
+    together = torch.func.vmap(lambda w: functional_call(skeleton, w, (x,))[0])(stacked)
+    for own, model in zip(together, models, strict=True):
+        torch.testing.assert_close(own, model(x)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_formats_copies_and_meta_weights_change_nothing(name: str) -> None:
+    model, calls = build(name), []
+    expected = model(images())[0]
+    with torch.device("meta"):
+        empty = APTViT(**SIZES, **MODELS[name])
+    filled = empty.to_empty(device="cpu").eval()
+    filled.load_state_dict(model.state_dict())
+    assert torch.equal(filled(images())[0], expected)
+    model.blocks[0].attn.proj.register_forward_hook(lambda *args: calls.append(args[2]))
+    assert torch.equal(copy.deepcopy(model)(images())[0], expected) and len(calls) == 1
+    last = model.to(memory_format=torch.channels_last)
+    found = last(images().to(memory_format=torch.channels_last))[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_pruned_pyramids_train(late: bool) -> None:
+    model, pyramid = build("windows and residual"), SimpleFeaturePyramid(16, 8)
+    for module in (model.blocks[0].residual, pyramid):
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                prune.l1_unstructured(layer, "weight", 0.3)
+    for _ in range(2):
+        pyramid.zero_grad()
+        (rows,), layout = model.forward_tokens(images())
+        levels = pyramid.from_tokens(rows, layout) if late else pyramid(scatter_tokens(rows, layout))
+        sum(level.square().sum() for level in levels).backward()
+        assert not [n for n, p in pyramid.named_parameters() if p.grad is None or not p.grad.isfinite().all()]

@@ -22,6 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
+from apt_dense.checks import whole
 from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, runs_as_written
 from apt_dense.vit import APTViT
 
@@ -111,6 +112,8 @@ def mask_rcnn(
         TypeError, ValueError: for a backbone that does not fit, or an argument out of range.
     """
     _check(backbone, num_classes, options)
+    for name, width in (("channels", channels), ("box_features", box_features)):
+        whole(1)(name, width)
     body = PyramidBackbone(backbone, channels)
     transform = _transform(backbone, min_size, max_size, resize_in_training, options)
     parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes) | _mask_parts(body, num_classes)
@@ -155,9 +158,11 @@ def _transform(
     mean, std = ([level / 255 for level in levels] for levels in (pixels.mean, pixels.std))
     divisor = options.pop("size_divisible", 2 * backbone.patch_size)
     fixed_size = options.pop("fixed_size", None)
-    sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
-    if not sizes or min(sizes) < 1 or max_size < 1:
-        raise ValueError(f"min_size={min_size} and max_size={max_size} must be pixels, at least 1")
+    sizes = (min_size,) if isinstance(min_size, str) or not isinstance(min_size, Sequence) else tuple(min_size)
+    sizes = tuple(whole(1)("min_size", size) for size in sizes)
+    max_size = whole(1)("max_size", max_size)
+    if not sizes:
+        raise ValueError(f"min_size={min_size} and max_size={max_size} must be pixels, one size at least")
     return OnlyPaddingIsZero(sizes, max_size, mean, std, divisor, fixed_size, _skip_resize=not resize_in_training)
 
 

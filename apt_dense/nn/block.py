@@ -11,7 +11,8 @@ from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.attention import Attention
 from apt_dense.nn.layers import make_layer_scale, make_mlp, make_norm
 from apt_dense.nn.rotary import RotaryTables
-from apt_dense.ops.linear import call_layer, fill_up
+from apt_dense.ops.calls import call_layer, call_on_map
+from apt_dense.ops.linear import fill_up
 from apt_dense.options import BlockOptions
 
 
@@ -60,7 +61,7 @@ class ConvResidual(nn.Module):
         """Rows (R, C) -> (R, C): a coarse token gets the mean of what its cells would."""
         feature_map = scatter_tokens(x, layout)
         for layer in self.children():
-            feature_map = layer(feature_map)
+            feature_map = call_on_map(layer, feature_map)
         return x + gather_tokens(feature_map, layout, len(x))
 
 

@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from apt_dense.checks import flag, whole
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
+from apt_dense.ops.calls import call_on_map
 from apt_dense.ops.linear import linear
+
+SCALE_FACTORS = 4.0, 2.0, 1.0, 0.5
 
 
 class ConvNorm(nn.Conv2d):
@@ -50,10 +54,10 @@ class SimpleFeaturePyramid(nn.Module):
         extra_level: bool = True,
     ) -> None:
         super().__init__()
-        self.out_channels, self.extra_level = out_channels, extra_level
+        in_channels, self.out_channels = whole(1)("in_channels", in_channels), whole(1)("out_channels", out_channels)
+        self.extra_level = flag("extra_level", extra_level)
+        scale_factors = _check_scales(scale_factors, whole(1)("stride", stride), in_channels)
         self.strides = [int(stride / scale) for scale in scale_factors]
-        if list(scale_factors) != sorted(set(scale_factors), reverse=True) or stride & (stride - 1):
-            raise ValueError(f"scale_factors={tuple(scale_factors)} must descend and stride={stride} be a power of 2")
         for scale, level_stride in zip(scale_factors, self.strides, strict=True):
             resize, channels = _resize_layers(in_channels, scale)
             lateral = ConvNorm(channels, out_channels, 1), ConvNorm(out_channels, out_channels, 3)
@@ -63,7 +67,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, feature_map: Tensor) -> list[Tensor]:
         """(B, in_channels, h, w) -> levels (B, out_channels, h * scale, w * scale), large to small."""
-        return self._with_extra_level([stage(feature_map) for stage in self._stages()])
+        return self._with_extra_level([call_on_map(stage, feature_map) for stage in self._stages()])
 
     def from_tokens(self, rows: Tensor, layout: TokenLayout) -> list[Tensor]:
         """Packed rows (R, in_channels) -> the levels that :meth:`forward` gives for their feature map, to rounding:
@@ -77,6 +81,20 @@ class SimpleFeaturePyramid(nn.Module):
         if self.extra_level:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels
+
+
+def _check_scales(factors: object, stride: int, channels: int) -> tuple[float, ...]:
+    """The scale factors, which the stride and the channels allow. Raises TypeError or ValueError."""
+    if isinstance(factors, str) or not isinstance(factors, Sequence):
+        raise TypeError(f"scale_factors={factors!r} must be a sequence of numbers from {SCALE_FACTORS}")
+    factors = tuple(factors)
+    if not factors or not set(factors) <= set(SCALE_FACTORS) or list(factors) != sorted(set(factors), reverse=True):
+        raise ValueError(f"scale_factors={factors} must be numbers from {SCALE_FACTORS}, descending, at least one")
+    if stride & (stride - 1) or stride < factors[0]:
+        raise ValueError(f"stride={stride} must be a power of 2, at least the largest of scale_factors={factors}")
+    if channels < factors[0]:
+        raise ValueError(f"in_channels={channels} must be at least the largest of scale_factors={factors}")
+    return factors
 
 
 def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
@@ -93,9 +111,7 @@ def _resize_layers(channels: int, scale: float) -> tuple[list[nn.Module], int]:
         return [nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2)], channels // 2
     if scale == 1.0:
         return [], channels
-    if scale == 0.5:
-        return [nn.MaxPool2d(kernel_size=2, stride=2)], channels
-    raise ValueError(f"scale factor {scale} is not supported; expected 4, 2, 1 or 0.5")
+    return [nn.MaxPool2d(kernel_size=2, stride=2)], channels
 
 
 def runs_as_written(module: nn.Module) -> bool:
@@ -116,7 +132,7 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
         (B, C', h * scale, w * scale).
     """
     if not runs_as_written(stage):
-        return stage(scatter_tokens(rows, layout))
+        return call_on_map(stage, scatter_tokens(rows, layout))
     layers = list(stage)
     count = next((i for i, layer in enumerate(layers) if not _is_pointwise(layer)), len(layers))
     if count == 0:
@@ -128,7 +144,7 @@ def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Ten
             tiles = _on_tiles(layer, tiles)
         feature_map = scatter_tiles(tiles, layout)
     for layer in layers[count:]:
-        feature_map = layer(feature_map)
+        feature_map = call_on_map(layer, feature_map)
     return feature_map
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apt_dense.layout.tokens import Candidates, TokenLayout
 from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
-from apt_dense.ops.linear import call_layer
+from apt_dense.ops.calls import call_layer, call_on_map
 from apt_dense.options import BlockOptions, ModelOptions
 
 
@@ -39,11 +39,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> one embedding per complete patch (B, H // p, W // p, C)."""
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        return self.norm(call_on_map(self.proj, images).permute(0, 2, 3, 1))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Patches (n, in_chans, p, p) cut out of images -> their embeddings (n, C)."""
-        return self.norm(call_layer(self.proj, pixels.to(self.proj.weight.dtype)).flatten(1))
+        return self.norm(call_layer(self.proj, pixels).flatten(1))
 
 
 class CoarseEmbed(nn.Module):
@@ -69,8 +69,11 @@ class CoarseEmbed(nn.Module):
 
     def halve(self, parts: Tensor) -> Tensor:
         """ConvDown once: (N, h, w, C) -> (N, h // 2, w // 2, C)."""
-        _, h, w, _ = parts.shape
-        return call_layer(self.down, parts[:, : h // 2 * 2, : w // 2 * 2].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        h, w = (side // 2 for side in parts.shape[1:3])
+        blocks = parts[:, : 2 * h, : 2 * w]
+        if not h or not w:  # a block at least, which convolutions want, so that the layer gets a gradient
+            blocks = F.pad(blocks, (0, 0, 0, 0 if w else 2, 0, 0 if h else 2))
+        return call_layer(self.down, blocks.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :h, :w]
 
     def add(self, halved: Tensor) -> Tensor:
         """Zero: (..., C) -> (..., C)."""
@@ -103,7 +106,8 @@ def embed_patches(
             tokens = patches.take(cells)
         elif patches.are_all:
             halved = coarse_embed.halve(halved)
-            tokens = patches.take(_embed_shrunk(images, patches.scale, patch_embed) + coarse_embed.add(halved))
+            shrunk = _embed_shrunk(images, patches.scale, patch_embed, cells)
+            tokens = patches.take(shrunk + coarse_embed.add(halved))
         else:
             tokens = _embed_chosen(images, patches, patch_embed) + coarse_embed(patches.take_parts(cells))
         if positions is not None:
@@ -126,12 +130,12 @@ def _embed_chosen(images: Tensor, patches: Candidates, patch_embed: PatchEmbed) 
     return patch_embed.embed_pixels(pixels)
 
 
-def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed) -> Tensor:
-    """E of all complete patches of a scale, shrunk: (B, h >> scale, w >> scale, C)."""
+def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed, cells: Tensor) -> Tensor:
+    """E of all complete patches of a scale, shrunk: (B, h >> scale, w >> scale, C), of the type of ``cells``."""
     small = _shrink(images, scale, patch_embed.patch_size)
     if small.numel() == 0:
         h, w = (n // patch_embed.patch_size for n in small.shape[-2:])
-        return images.new_zeros(len(images), h, w, patch_embed.proj.out_channels)
+        return cells.new_zeros(len(images), h, w, cells.shape[-1])
     return patch_embed(small)
 
 

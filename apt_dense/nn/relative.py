@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.layout.tokens import Cells, TokenLayout
-from apt_dense.ops.bias import MASKED, first_run, runs_by_scale
+from apt_dense.ops.bias import first_run, runs_by_scale
 from apt_dense.ops.linear import linear
 
 
@@ -85,7 +85,7 @@ def bias_of_padding(bias_NHK: Tensor | None, cells: Cells) -> Tensor:
     k = bias_k with value bias_v (window_partition). These keys differ only in their relative position, so together
     they weigh as much as a single one whose bias is the log of the sum of exp(bias). That sum is over a full
     rectangle less the real cells, and the bias a sum of a row's and a column's part, so it factors.
-    Queries of whole windows get ``MASKED``.
+    Queries of whole windows get -inf.
 
     Args:
         bias_NHK: from :func:`relative_bias_of_queries`; None without relative positions.
@@ -94,13 +94,18 @@ def bias_of_padding(bias_NHK: Tensor | None, cells: Cells) -> Tensor:
     padded = (cells.rows_N < rows) | (cells.columns_N < columns)
     if bias_NHK is None:
         count = (rows * columns - cells.rows_N * cells.columns_N).clamp(min=1).float().log()
-        return torch.where(padded, count, MASKED)[:, None]
-    along_y, along_x = bias_NHK.float().split([rows, columns], dim=-1)
-    top_y, top_x = along_y.amax(-1, keepdim=True).detach(), along_x.amax(-1, keepdim=True).detach()
-    exp_y, exp_x = (along_y - top_y).exp(), (along_x - top_x).exp()
+        return torch.where(padded, count, -torch.inf)[:, None]
+    wide = bias_NHK if bias_NHK.dtype == torch.float64 else bias_NHK.float()
+    along_y, along_x = wide.split([rows, columns], dim=-1)
     real_y = torch.arange(rows, device=padded.device) < cells.rows_N[:, None]
     real_x = torch.arange(columns, device=padded.device) < cells.columns_N[:, None]
-    below_it = (exp_y * ~real_y[:, None]).sum(-1) * exp_x.sum(-1)
-    right_of_it = (exp_y * real_y[:, None]).sum(-1) * (exp_x * ~real_x[:, None]).sum(-1)
-    logit = (below_it + right_of_it).clamp(min=1e-30).log() + top_y[..., 0] + top_x[..., 0]
-    return torch.where(padded[:, None], logit, MASKED).to(bias_NHK.dtype)
+    below_it = _log_sum(along_y, ~real_y) + along_x.logsumexp(-1)
+    right_of_it = _log_sum(along_y, real_y) + _log_sum(along_x, ~real_x)
+    logit = torch.logaddexp(below_it, right_of_it)
+    return torch.where(padded[:, None], logit, -torch.inf).to(bias_NHK.dtype)
+
+
+def _log_sum(logits_NHK: Tensor, chosen_NK: Tensor) -> Tensor:
+    """The log of the sum of exp of the chosen logits (N, H); of none, a number far below all logits, but finite, so
+    that gradients are."""
+    return logits_NHK.masked_fill(~chosen_NK[:, None], -1e30).logsumexp(-1)

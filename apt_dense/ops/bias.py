@@ -12,8 +12,12 @@ from torch import Tensor
 
 from apt_dense.layout.tokens import Cells
 
-#: The logit of a key that takes no part. Finite, so that gradients stay finite, and within float16.
-MASKED = -1e4
+
+def mask_factor(dtype: torch.dtype) -> float:
+    """The number whose negative square is the logit of keys that take no part: far below all real ones, so that their
+    weight is exactly 0. A product of two channels, since no single one of float16 goes that far, and finite, so that
+    gradients are."""
+    return 2.0**15 if dtype == torch.float16 else 2.0**50
 
 
 class RelativeBias(NamedTuple):
@@ -27,7 +31,7 @@ class RelativeBias(NamedTuple):
 class PaddingKey(NamedTuple):
     """One more key for every segment, standing for its padding."""
 
-    logit_RH: Tensor  # bias of each query for it (1 or H wide); MASKED where a segment has no padding
+    logit_RH: Tensor  # bias of each query for it (1 or H wide); -inf where a segment has no padding
     k_HD: Tensor
     v_HD: Tensor
 
@@ -49,9 +53,11 @@ def bias_channels(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | No
         keys.append(cover_of_keys(bias.cells, q.dtype))
         padding_keys.append(q.new_zeros(keys[-1].shape[1]))
     if padding is not None:
-        queries.append(padding.logit_RH.expand(rows, heads)[..., None].to(q.dtype))
-        keys.append(q.new_zeros(rows, 1))
-        padding_keys.append(q.new_ones(1))
+        factor, logit = mask_factor(q.dtype), padding.logit_RH.expand(rows, heads)[..., None]
+        masked = logit == -torch.inf
+        queries += [logit.masked_fill(masked, 0).to(q.dtype), torch.where(masked, -factor, 0.0).to(q.dtype)]
+        keys.append(q.new_zeros(rows, 2))
+        padding_keys += [q.new_ones(1), q.new_full((1,), factor)]
     return Channels(torch.cat(queries, -1), torch.cat(keys, -1), torch.cat(padding_keys))
 
 

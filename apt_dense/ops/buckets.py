@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     v: Tensor  # (n, M, H, D)
     queries: Tensor  # (n, L, H, K), the bias as products: bias[q, k] = queries[q] . keys[k]
     keys: Tensor  # (n, M, K)
-    valid: Tensor | None  # (n, L) bool, False at padded places; None if there are none
+    valid: Tensor | None  # (n, L) bool, False at padded places but the first; None if there are none
 
 
 def attend_by_bucket(inputs: Inputs, attend: Callable[[Batch], Tensor]) -> Tensor:
@@ -32,12 +32,17 @@ def attend_by_bucket(inputs: Inputs, attend: Callable[[Batch], Tensor]) -> Tenso
     q, k, v, segments, bias, padding = inputs
     channels, parts = bias_channels(q, bias, padding), []
     for bucket in segments.buckets:
-        batch = Batch(*(_take(t, bucket, segments) for t in (q, k, v, *channels[:2])), bucket.valid)
+        batch = Batch(*(_take(t, bucket, segments) for t in (q, k, v, *channels[:2])), _never_empty(bucket.valid))
         if padding is not None:
             batch = _with_key(batch, padding.k_HD, padding.v_HD, channels.padding_K)
         is_plain = batch.valid is None and batch.queries.shape[-1] == 0
         parts.append((_plain if is_plain else attend)(batch).flatten(0, 1))
     return _unpacked(parts, v, segments)
+
+
+def _never_empty(valid: Tensor | None) -> Tensor | None:
+    """Let segments without rows, whose outputs nobody takes, attend to one: attention to nothing is not a number."""
+    return None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], 1)
 
 
 def _with_key(batch: Batch, k: Tensor, v: Tensor, keys: Tensor) -> Batch:

@@ -30,7 +30,9 @@ class Inputs(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        """Check whether gradients are wanted."""
+        """Check whether gradients are wanted; inside of torch.func, where tensors do not tell, say yes."""
+        if torch._C._are_functorch_transforms_active():
+            return True
         tensors = (self.q, self.k, self.v) if self.bias is None else (self.q, self.k, self.v, self.bias.queries_RHK)
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 

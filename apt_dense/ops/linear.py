@@ -10,13 +10,12 @@ row count with every image, so rows are filled up to :func:`whole_rows`, of whic
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, has_torch_function
+from torch import Tensor
+from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from apt_dense.runtime import has_slow_mkl, runs_on_host
@@ -32,53 +31,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.numel() * len(weight) < _FEW_PRODUCTS or not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
-
-
-class _Products(TorchFunctionMode):
-    """Inside, the linear layers of any module run by :func:`linear`, and so do convolutions of disjoint blocks."""
-
-    def __torch_function__(
-        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            return linear(*args, **(kwargs or {}))
-        if func is F.conv2d and not kwargs and _is_product(*args):
-            return _conv_of_blocks(*args[:3])
-        return func(*args, **(kwargs or {}))
-
-
-def call_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """Call a module with the products of its linear layers by oneDNN, on CPUs.
-
-    The modules are PyTorch's own and are called as such, so that hooks, pruning, adapters and quantisation work.
-    """
-    if x.device.type != "cpu":
-        return layer(x)
-    with _Products():
-        return layer(x)
-
-
-def _is_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple | str, dilation: tuple, groups: int
-) -> bool:
-    """Check whether a convolution takes each pixel once, channels last in memory or a single block per image."""
-    kernel = tuple(weight.shape[2:])
-    is_plain = tuple(stride) == kernel and padding == (0, 0) and tuple(dilation) == (1, 1) and groups == 1
-    is_whole = all(side % k == 0 for side, k in zip(x.shape[2:], kernel, strict=True))
-    return is_plain and is_whole and (x.stride(1) == 1 or tuple(x.shape[2:]) == kernel)
-
-
-def _conv_of_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of disjoint blocks as one product: x (n, C, h * kh, w * kw) -> (n, out, h, w)."""
-    kh, kw = weight.shape[2:]
-    if x.stride(1) != 1:  # a single block per image, channels first
-        return linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
-    n, channels, height, width = x.shape
-    blocks = x.permute(0, 2, 3, 1).reshape(n, height // kh, kh, width // kw, kw, channels).transpose(2, 3)
-    rows = linear(
-        blocks.reshape(n, height // kh, width // kw, kh * kw * channels), weight.permute(0, 2, 3, 1).flatten(1), bias
-    )
-    return rows.permute(0, 3, 1, 2)
 
 
 def whole_rows(count: int) -> int:

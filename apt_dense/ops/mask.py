@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.ops.bias import MASKED
 from apt_dense.ops.buckets import Batch, attend_by_bucket
 from apt_dense.ops.kernel import Inputs, Kernel
 from apt_dense.runtime import has_slow_mkl, runs_on_host
@@ -40,7 +39,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, val
         parts = []
         for j in range(0, length, rows):
             bias = queries[i, :, j : j + rows] @ keys[i]
-            bias = bias if valid is None else bias.masked_fill(~valid[i], MASKED)
+            bias = bias if valid is None else bias.masked_fill(~valid[i], -torch.inf)
             parts.append(F.scaled_dot_product_attention(q[i, :, j : j + rows], k[i], v[i], attn_mask=bias))
         images.append(torch.cat(parts, 2))
     return torch.cat(images)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.ops.bias import MASKED, augment
+from apt_dense.ops.bias import augment, mask_factor
 from apt_dense.ops.buckets import Batch, attend_by_bucket
 from apt_dense.ops.kernel import Inputs, Kernel
 
@@ -20,8 +20,9 @@ def _augmented(batch: Batch) -> Tensor:
     q, k, v, queries, keys, valid = batch
     width = q.shape[-1]
     if valid is not None:  # one more channel, which masks padded places
-        masked = F.pad(torch.where(valid, 0.0, MASKED).to(q.dtype), (0, k.shape[1] - valid.shape[1]))
-        queries, keys = F.pad(queries, (0, 1), value=1.0), torch.cat([keys, masked[..., None]], -1)
+        factor = mask_factor(q.dtype)
+        masked = F.pad(torch.where(valid, 0.0, factor).to(q.dtype), (0, k.shape[1] - valid.shape[1]))
+        queries, keys = F.pad(queries, (0, 1), value=-factor), torch.cat([keys, masked[..., None]], -1)
     q, k, v = (t.transpose(1, 2) for t in augment(q, k, v, queries, keys))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2)[..., :width]
 

@@ -77,7 +77,7 @@ def _obstacle(inputs: Inputs) -> str | None:
         return f"they are {q.dtype}; use autocast to float16 or bfloat16"
     if _KERNEL is None:
         return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
-    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + (inputs.padding is not None)
+    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + 2 * (inputs.padding is not None)
     if width > _MAX_WIDTH:
         return f"heads of {q.shape[-1]} channels and their relative positions are {width} wide, over {_MAX_WIDTH}"
     return None

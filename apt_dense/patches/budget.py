@@ -14,8 +14,9 @@ from torch import Tensor
 from apt_dense.patches.partition import Bounds, paint_blocks
 from apt_dense.runtime import require
 
-_GREATEST = 1e29  # no order of a merge by its score is greater
-_LAST = 1e30  # order of merges that are made only where the budget cannot be held without
+_GREATEST = 1e37  # no order of a merge by its score is greater
+_GREATEST_RATIO = 2.0**40  # of thresholds
+_LAST = 1e38  # order of merges that are made only where the budget cannot be held without
 
 
 def wanted_tokens(budget: float | int, grid: tuple[int, int]) -> int:
@@ -103,15 +104,22 @@ def _merge(orders: Sequence[Tensor], made: Tensor, bounds: Bounds) -> Tensor:
     return scale_map
 
 
+def _units(thresholds: Sequence[float]) -> list[float]:
+    """Thresholds in units of the least: only their ratios matter, and these numbers and what is divided by them stay
+    inside float32. Infinite ones are equal."""
+    least = min(thresholds, default=1.0)
+    return [1.0 if threshold == least else min(threshold / least, _GREATEST_RATIO) for threshold in thresholds]
+
+
 def _merge_orders(
     scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds, drops_padding: bool
 ) -> list[Tensor]:
     """The order (B, grid rows >> s, grid columns >> s) of the merges of each scale; infinite where there is none."""
     orders: list[Tensor] = []
     cells = bounds._replace(region=bounds.filled_cells() * bounds.patch_size)
-    for scale, (score, threshold) in enumerate(zip(scores, thresholds, strict=True), start=1):
+    for scale, (score, unit) in enumerate(zip(scores, _units(thresholds), strict=True), start=1):
         score = score.nan_to_num(nan=_GREATEST, posinf=_GREATEST)
-        order = torch.where(bounds.uncut(scale), (score / threshold).clamp(max=_GREATEST), _LAST)
+        order = torch.where(bounds.uncut(scale), (score / unit).clamp(max=_GREATEST), _LAST)
         if drops_padding:
             order = torch.where(cells.uncut(scale) & bounds.begin_inside(scale), order, math.inf)
         order = torch.where(bounds.within_windows(scale), order, math.inf)

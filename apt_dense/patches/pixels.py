@@ -1,6 +1,7 @@
 """Images as hosts hand them over: checks, whole patches, the filled part, grey levels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,10 @@ def check_images(images: Tensor, in_chans: int) -> Tensor:
     """The images themselves.
 
     Raises:
-        ValueError: unless they are (B, in_chans, H, W) with at least one image of one pixel.
-        TypeError: unless they are floating point.
+        ValueError: unless they are (B, in_chans, H, W) with at least one image of one pixel, whose values exist.
+        TypeError: unless they are a dense tensor of floating point.
     """
+    _check_tensor(images)
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {in_chans}, H, W)")
     if not images.is_floating_point():
@@ -24,6 +26,24 @@ def check_images(images: Tensor, in_chans: int) -> Tensor:
     if images.numel() == 0:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image of one pixel")
     return images
+
+
+def _check_tensor(images: Any) -> None:
+    """Raise on what is no dense tensor with values."""
+    kind = f"{type(images).__module__}.{type(images).__qualname__}".removeprefix("builtins.")
+    if isinstance(images, torch.fx.Proxy):
+        raise TypeError(f"images are a {kind}: torch.fx's symbolic tracing cannot follow them; use torch.export")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images are {kind}; expected one tensor (B, C, H, W), as torch.stack makes of a list")
+    if images.is_nested or images.layout is not torch.strided:
+        raise TypeError(
+            f"images are a tensor of layout {images.layout}; expected a dense one (to_dense, to_padded_tensor)"
+        )
+    if images.is_meta:
+        raise ValueError(
+            "images are on the device 'meta', which holds no pixels to choose patches by; give images of another "
+            "device, and weights too (model.to_empty(device=...), then load them)"
+        )
 
 
 def whole_patches(images: Tensor, patch_size: int, partial_patches: str) -> Tensor:

@@ -7,6 +7,7 @@ Shape letters: B images, H x W pixels, h x w patches of the scale in question.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,14 +166,29 @@ def score_maps(
     """Score normalised images (B, 3, H, W), in float32 also under autocast: one map per scale.
 
     Raises:
-        ValueError: if a scorer returns maps of another shape.
+        ValueError: if a scorer returns maps of another shape or device.
+        TypeError: if it returns anything but one tensor of real numbers per scale.
     """
     if not scales:
         return ()
     with without_autocast(images):
-        maps = tuple(m.float() for m in scorer(denormalise(images, pixel_format), patch_size, scales))
+        maps = _checked_maps(scorer(denormalise(images, pixel_format), patch_size, scales), images.device)
     sizes = [patch_size * 2**scale for scale in scales]
     expected = [(len(images), images.shape[-2] // size, images.shape[-1] // size) for size in sizes]
     if [tuple(m.shape) for m in maps] != expected:
         raise ValueError(f"the scorer returned maps of {[tuple(m.shape) for m in maps]}; expected {expected}")
     return maps
+
+
+def _checked_maps(maps: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """The maps that a scorer returned, in float32."""
+    one_per_scale = "expected one tensor of real numbers for each scale, in a tuple or list"
+    if not isinstance(maps, (tuple, list)):
+        raise TypeError(f"the scorer returned a {type(maps).__name__}; {one_per_scale}")
+    for each in maps:
+        if not isinstance(each, Tensor) or each.is_complex() or each.dtype == torch.bool:
+            kind = f"tensor of {each.dtype}" if isinstance(each, Tensor) else type(each).__name__
+            raise TypeError(f"the scorer returned a map that is a {kind}; {one_per_scale}")
+        if each.device != device:
+            raise ValueError(f"the scorer returned a map on {each.device}; expected it on {device}, as its pixels are")
+    return tuple(each.float() for each in maps)

@@ -1,7 +1,9 @@
 """The choice of patches in one object without weights: images -> scale maps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from apt_dense.patches.budget import least_tokens, partition_by_budget, wanted_t
 from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
 from apt_dense.patches.pixels import are_finite, check_finite, check_images, filled_region, whole_patches
 from apt_dense.patches.scores import resolve_scorer, score_maps
+from apt_dense.runtime import as_constants, is_exporting, is_tracing, outside_graphs
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,45 @@ class PatchSelector(PatchOptions):
         scale_map = self.scale_map(images)
         return count_tokens(scale_map, self.num_scales).sum(1) / scale_map[0].numel()
 
+    @property
+    def fixes_shapes(self) -> bool:
+        """Check whether shapes depend on the sizes of the images alone: with a budget, and where ``torch.export`` makes
+        a graph of a model that chooses nothing."""
+        return self.token_budget is not None or (is_exporting() and self._chooses_nothing)
+
+    @property
+    def _chooses_nothing(self) -> bool:
+        return not self.thresholds and not self.drop_padding
+
     def whole_patches(self, images: Tensor) -> Tensor:
         """Checked images, padded or cropped to whole patches."""
-        return whole_patches(check_images(images, self.in_chans), self.patch_size, self.partial_patches)
+        images = check_images(images, self.in_chans)
+        if self.fixes_shapes:
+            as_constants(images.shape)
+        return whole_patches(images, self.patch_size, self.partial_patches)
+
+    def outside_graphs(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """The function, kept out of compiled graphs unless all shapes are fixed (:attr:`fixes_shapes`).
+
+        Raises:
+            ValueError: for graphs that can have no part outside: those of ``torch.export`` and ``torch.jit.trace``.
+        """
+        if self.fixes_shapes:
+            return function
+        if is_exporting() or (is_tracing() and not self._chooses_nothing):
+            raise ValueError(
+                f"{'torch.export' if is_exporting() else 'torch.jit.trace'} with thresholds={self.thresholds}, "
+                f"drop_padding={self.drop_padding} and no token_budget: the number of tokens depends on the image, and "
+                f"such a graph is the same for all. Set token_budget, or thresholds=() and drop_padding=False"
+            )
+        return outside_graphs(function)
 
     @torch.no_grad()
     def partition(self, images: Tensor) -> Tensor:
         """:meth:`scale_map` of images that consist of whole patches and are known to be finite."""
         batch, _, height, width = images.shape
         grid = height // self.patch_size, width // self.patch_size
-        if not self.thresholds and not self.drop_padding:
+        if self._chooses_nothing:
             return torch.zeros(batch, *grid, dtype=torch.int8, device=images.device)
         bounds = Bounds(filled_region(images), grid, self.patch_size, self.window_size)
         scores = self.scores(images)
@@ -124,11 +158,14 @@ class PatchSelector(PatchOptions):
         return score_maps(images, self.patch_size, scales, resolve_scorer(self.scorer), self.pixel_format)
 
     def tokens_per_image(self, grid: tuple[int, int]) -> int:
-        """Tokens that the budget gives each image of a grid: at least as many as any image can be cut into.
+        """Tokens that the budget gives each image of a grid: at least as many as any image can be cut into; all if
+        there is no budget.
 
         Where no padding is dropped, a number that merges reach exactly: every image fills all of its tokens.
         """
         total = grid[0] * grid[1]
+        if self.token_budget is None:
+            return total
         tokens = max(min(wanted_tokens(self.token_budget, grid), total), self._least_tokens(grid))
         return tokens if self.drop_padding else total - 3 * -((tokens - total) // 3)
 

@@ -299,9 +299,9 @@ def test_detectron2_weights_fit_and_give_the_same_levels() -> None:
         (vit(), {"num_classes": 2.0}, "num_classes=2.0"),
         (vit(), {"image_mean": [0.5] * 3}, "image_mean follow from the backbone; set its pixel_mean"),
         (vit(), {"size_divisible": 16}, "size_divisible=16 must be a multiple of 32"),
-        (vit(), {"max_size": 0}, "max_size=0 must be pixels, at least 1"),
+        (vit(), {"max_size": 0}, "max_size=0 must be 1 or more"),
         (vit(), {"box_head": torch.nn.Identity()}, "box_head was given without box_predictor"),
-        (vit(img_size=112, patch_size=14), {}, "stride=14 be a power of 2"),
+        (vit(img_size=112, patch_size=14), {}, "stride=14 must be a power of 2"),
     ],
 )
 def test_errors(backbone: APTViT, options: dict, message: str) -> None:
@@ -317,3 +317,21 @@ def test_a_backbone_of_another_kind() -> None:
 def test_pixels_that_are_not_finite() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         detector().eval()([torch.full((3, 64, 64), float("nan"))])
+
+
+BAD_ARGUMENTS = {
+    "channels": [0, -1, 1.5, "8", None, True],
+    "box_features": [0, -1, 1.5, "8", None],
+    "num_classes": [0, 1, -1, 1.5, "3", None],
+    "min_size": [0, -1, None, 1.5, "64", (), (0,), (64, "32"), True],
+    "max_size": [0, -1, 1.5, "64", None],
+    "backbone": [3, None, torch.nn.Linear(2, 2)],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_by_name(name: str) -> None:
+    for value in BAD_ARGUMENTS[name]:
+        backbone = APTViT(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+        with pytest.raises((TypeError, ValueError), match=name):
+            mask_rcnn(**{"backbone": backbone, "num_classes": 3, name: value})

@@ -128,3 +128,19 @@ def test_hooks_inside_are_called(where: str) -> None:
     levels = model.from_tokens(rows, layout)
     assert len(shapes) == 1 and shapes[0][0] == 2
     torch.testing.assert_close(levels[0], stage(scatter_tokens(rows, layout)), atol=1e-5, rtol=1e-5)
+
+
+BAD_ARGUMENTS = {
+    "in_channels": [0, -1, 1.5, "8", None, 2],
+    "out_channels": [0, -4, 1.5, "8", None, True],
+    "stride": [0, -16, 12, 1.5, "16", None, 2],
+    "scale_factors": [(), (1, 2), (3.0,), "4", None, 4.0, (4, 4), (4.0, "2")],
+    "extra_level": ["no", 0, 1, 2, None],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_by_name(name: str) -> None:
+    for value in BAD_ARGUMENTS[name]:
+        with pytest.raises((TypeError, ValueError), match=name):
+            SimpleFeaturePyramid(**{"in_channels": 16, "out_channels": 8, name: value})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -15,7 +15,7 @@ from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.tokens import Bucket, Cells, Segments
 from apt_dense.ops import attention, mask, sliced, varlen
 from apt_dense.ops.attention import BACKENDS, KERNELS, choose, packed_attention
-from apt_dense.ops.bias import MASKED, PaddingKey, RelativeBias
+from apt_dense.ops.bias import PaddingKey, RelativeBias
 from apt_dense.ops.kernel import Inputs, Kernel
 
 from support.references import layout_of, noise
@@ -107,7 +107,7 @@ def terms(rows: int, lengths: tuple[int, ...]) -> tuple[RelativeBias, PaddingKey
     y, x = ((torch.rand(rows, generator=generator) * (size - 2**scale + 1)).long() for size in GRID)
     bias = RelativeBias(noise(rows, HEADS, sum(GRID), seed=4), Cells(GRID, y, x, scale, 3, None, None))
     logit = noise(rows, HEADS, seed=6)
-    logit[: lengths[0]] = MASKED
+    logit[: lengths[0]] = -math.inf
     return bias, PaddingKey(logit, noise(HEADS, DIM, seed=7), noise(HEADS, DIM, seed=8))
 
 
@@ -178,6 +178,54 @@ def test_bias_and_padding_key(lengths: tuple[int, ...], use: tuple[bool, bool], 
     with torch.no_grad():
         out = attend(backend, q, k, v, segments(*lengths), bias, padding)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def _in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_in_float64")
+@pytest.mark.parametrize("scale", [1, 30, 1000])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "rows", "varlen"])
+@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
+def test_logits_of_any_size(lengths: tuple[int, ...], backend: str, scale: float) -> None:
+    """Weights and gradients are exact however large the logits of keys that take part are."""
+    bias, padding = terms(sum(lengths), lengths)
+    leaves = [*qkv(sum(lengths)), bias.queries_RHK, *padding]
+    leaves = [t * (scale if i in (0, 3, 4) else 1) for i, t in enumerate(leaves)]
+
+    def terms_of(leaves: list[Tensor]) -> tuple[RelativeBias, PaddingKey]:
+        return RelativeBias(leaves[3], bias.cells), PaddingKey(*leaves[4:])
+
+    assert_same_with_gradients(backend, lengths, [t.detach().requires_grad_() for t in leaves], terms_of)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("logit", [-1e6, -3e4, -1e3, 0.0, 1e3, 3e4])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "rows", "varlen", "flex"])
+def test_what_takes_no_part_has_no_weight(backend: str, logit: float, dtype: torch.dtype) -> None:
+    """All real keys have the same logit, which may be far below that of the key for padding; it is for no segment. So
+    each output is the mean of its segment's values."""
+    if logit < -65504 and dtype == torch.float16:
+        pytest.skip("no number of float16")
+    lengths = (2, 7, 3)
+    q, k, v = (torch.ones(12, HEADS, DIM, dtype=dtype) for _ in range(3))
+    k = k * logit / DIM**0.5
+    v = noise(12, HEADS, DIM).to(dtype)
+    padding = PaddingKey(torch.full((12, 1), -math.inf), -k[0], torch.full_like(v[0], 1000))
+    leaves = [t.detach().requires_grad_(backend != "flex") for t in (q, k, v, padding.k_HD, padding.v_HD)]
+    for with_padding in (True, False):
+        own = PaddingKey(padding.logit_RH, *leaves[3:]) if with_padding else None
+        out = attend(backend, *leaves[:3], segments(*lengths), None, own)
+        expected = torch.cat([part.float().mean(0).expand_as(part) for part in v.split(lengths)])
+        torch.testing.assert_close(out.float(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+        if backend != "flex":
+            grads = torch.autograd.grad(out.float().square().sum(), leaves[: 5 if with_padding else 3])
+            assert all(grad.isfinite().all() for grad in grads)
+            assert not any(grad.any() for grad in grads[3:])
 
 
 @pytest.mark.parametrize("entries", [1, 100, 2**21])

@@ -8,16 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import GluMlp, Mlp, SwiGLU
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn import SiLU
 from torch.utils.flop_counter import FlopCounterMode
 
-from apt_dense.nn.layers import make_mlp
 from apt_dense.ops import linear as onednn
-from apt_dense.ops.linear import call_layer, linear, product, whole_rows
-from apt_dense.options import BlockOptions
+from apt_dense.ops.linear import linear, product, whole_rows
 
 from support.references import noise
 
@@ -233,56 +229,3 @@ def test_product(lay: str, with_addend: bool, available: bool, monkeypatch: pyte
     addend = noise(ROWS, OUT, seed=5) if with_addend else None
     expected = x @ w.T + (addend if with_addend else 0)
     torch.testing.assert_close(product(x, w, addend), expected, atol=1e-4, rtol=1e-5)
-
-
-@needs_onednn
-def test_layers_are_called_and_their_products_routed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module of PyTorch's, linear layers nested in it; outside the call nothing is routed."""
-    shapes, plain = [], onednn._product
-    monkeypatch.setattr(onednn, "_FEW_PRODUCTS", 0)
-    monkeypatch.setattr(onednn, "_product", lambda x, w, *bias: shapes.append(w.shape) or plain(x, w, *bias))
-    model = torch.nn.Sequential(torch.nn.Linear(IN, OUT), torch.nn.GELU(), torch.nn.Linear(OUT, IN))
-    x = noise(ROWS, IN)
-    expected = model(x)
-    assert not shapes
-    torch.testing.assert_close(call_layer(model, x), expected, atol=1e-4, rtol=1e-5)
-    assert shapes == [(OUT, IN), (IN, OUT)]
-
-
-@pytest.mark.parametrize("size", [(6, 4), (2, 2), (2, 6), (5, 4)])
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_convolutions_of_blocks_are_pytorchs(size: tuple[int, int], channels_last: bool, bias: bool) -> None:
-    conv = torch.nn.Conv2d(IN, OUT, 2, stride=2, bias=bias)
-    x = noise(3, IN, *size).requires_grad_()
-    given = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    found, expected = call_layer(conv, given), conv(x)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
-    weights = noise(*expected.shape, seed=1)
-    operands = [x, *conv.parameters()]
-    for own, other in zip(
-        *(torch.autograd.grad((y * weights).sum(), operands) for y in (found, expected)), strict=True
-    ):
-        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
-
-
-def test_other_convolutions_are_left_alone() -> None:
-    x = noise(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    for options in ({"padding": 1}, {"stride": 1}, {"dilation": 2}, {"groups": 2}, {"padding": "same", "stride": 1}):
-        conv = torch.nn.Conv2d(4, 8, 2, **{"stride": 2, **options})
-        assert torch.equal(call_layer(conv, x), conv(x))
-
-
-def test_no_images_to_convolve() -> None:
-    conv = torch.nn.Conv2d(IN, OUT, 2, stride=2)
-    assert call_layer(conv, torch.zeros(0, IN, 2, 2)).shape == (0, OUT, 1, 1)
-
-
-@pytest.mark.parametrize("name, kind", [("mlp", Mlp), ("swiglu", SwiGLU), ("swiglu_packed", GluMlp)])
-def test_mlps_are_timms(name: str, kind: type) -> None:
-    mlp = make_mlp(IN, BlockOptions(2, 2.0, mlp_layer=name))
-    assert isinstance(mlp, kind)
-    oracle = kind(IN, 4 * IN, act_layer=SiLU, gate_last=False) if kind is GluMlp else kind(IN, 2 * IN)
-    oracle.load_state_dict(mlp.state_dict())
-    x = noise(ROWS, IN)
-    torch.testing.assert_close(call_layer(mlp, x), oracle(x), atol=1e-4, rtol=1e-5)

@@ -180,3 +180,64 @@ def test_infinite_thresholds_and_scores_keep_their_place() -> None:
 )  # fmt: skip
 def test_tokens_per_image(budget: float | int, grid: tuple[int, int], drops_padding: bool, expected: int) -> None:
     assert tokens_of_budget(budget, grid, 1, 0, drops_padding) == expected
+
+
+# ---- thresholds of any size
+
+LARGE = [
+    (math.inf,),
+    (1e39,),
+    (1e300,),
+    (3e38,),
+    (1e-40,),
+    (1e-300,),
+    (math.inf, math.inf),
+    (1e300, 1e300),
+    (1e39, 1e39),
+]
+
+
+@pytest.mark.parametrize("thresholds", LARGE, ids=str)
+def test_merges_go_by_score_whatever_the_thresholds(thresholds: tuple[float, ...]) -> None:
+    """As with thresholds of 1, whose ratios are the same."""
+    rng, grid = random.Random(5), (8, 12)
+    scores = random_scores(rng, 2, grid, len(thresholds))
+    bounds = Bounds(torch.tensor([[32, 48], [32, 48]]), grid, PATCH)
+    for tokens in (93, 60, 36):
+        expected = partition_by_budget(scores, (1.0,) * len(thresholds), bounds, tokens, False)
+        assert torch.equal(partition_by_budget(scores, thresholds, bounds, tokens, False), expected)
+
+
+@pytest.mark.parametrize(
+    "thresholds", [(math.inf, 4.0), (1e300, 4.0), (1e39, 1e-39), (math.inf, math.inf, 4.0)], ids=str
+)
+def test_merges_of_infinite_thresholds_come_first_and_by_score(thresholds: tuple[float, ...]) -> None:
+    rng, grid = random.Random(6), (8, 8)
+    scores = random_scores(rng, 1, grid, len(thresholds))
+    bounds = Bounds(torch.tensor([[32, 32]]), grid, PATCH)
+    scale_map = partition_by_budget(scores, thresholds, bounds, 64 - 3 * 7, False)
+    flattest = set(scores[0].flatten().argsort()[:7].tolist())
+    if len(thresholds) == 2:
+        assert set((scale_map[0, ::2, ::2].flatten() == 1).nonzero()[:, 0].tolist()) == flattest
+        assert scale_map.max() == 1
+    assert is_partition(scale_map, len(thresholds) + 1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30, 1e36])
+@pytest.mark.parametrize("thresholds", [(5.5,), (math.inf,), (5.5, 4.0)], ids=str)
+def test_scores_of_any_size_are_told_apart(thresholds: tuple[float, ...], scale: float) -> None:
+    grid = (8, 8)
+    scores = random_scores(random.Random(7), 1, grid, len(thresholds))
+    bounds = Bounds(torch.tensor([[32, 32]]), grid, PATCH)
+    expected = partition_by_budget(scores, thresholds, bounds, 40, False)
+    assert torch.equal(partition_by_budget([s * scale for s in scores], thresholds, bounds, 40, False), expected)
+
+
+@pytest.mark.parametrize("threshold", [math.inf, 1e39, 1e300, 3.4e38, 5.5])
+def test_noise_is_merged_last(threshold: float) -> None:
+    """Noise on the top half, where merges by position would begin."""
+    images = torch.zeros(1, 3, 32, 32)
+    images[:, :, :16] = torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    selector = PatchSelector(patch_size=PATCH, thresholds=(threshold,), token_budget=0.7)
+    scales = selector.scale_map(images)
+    assert not scales[:, :4].any() and scales[:, 4:].any()

@@ -147,3 +147,20 @@ def test_budgets_that_cannot_be_meant(
 
 def test_no_budget_is_none() -> None:
     assert PatchSelector(token_budget=None).token_budget is None
+
+
+BAD_ARGUMENTS = {
+    "patch_size": [0, -4, 1.5, "16", None, True],
+    "window_size": [-1, 1.5, "4", None, True],
+    "in_chans": [0, 1.5, "3", None],
+    "img_size": [0, 64.0, (1, 2, 3), "64", (64,), True],
+    "thresholds": [None, 5.5, (float("nan"),), (3.0, 4.0)],
+    "drop_padding": ["no", 0, 1, 2, None],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_by_name(name: str) -> None:
+    for value in BAD_ARGUMENTS[name]:
+        with pytest.raises((TypeError, ValueError), match=name):
+            PatchSelector(**{name: value})

@@ -83,6 +83,65 @@ def test_one_number_that_differs_fails(
     assert first.startswith("block 0" if name in ("blocks.0.attn.qkv.bias", "pos_embed") else "block 1")
 
 
+LAYER_SCALE = "vit_small_patch14_reg4_dinov2"
+
+
+@pytest.fixture
+def _large_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of real weights: logits so large that float32 alone is off by more than 1e-4, and channels that stand out."""
+    fill = pairs.randomise
+
+    def randomise(model: torch.nn.Module, seed: int) -> None:
+        fill(model, seed)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.attn.qkv.weight[: 2 * model.embed_dim].mul_(40)
+                block.mlp.fc2.bias[7] += 90 / getattr(block.ls2, "gamma", torch.ones(8))[7]
+
+    monkeypatch.setattr(pairs, "randomise", randomise)
+
+
+@pytest.mark.usefixtures("_large_activations")
+@pytest.mark.parametrize(("name", "size"), [(TINY, 224), ("vit_base_patch16_clip_224", 224), (LAYER_SCALE, 224)])
+def test_what_float32_cannot_tell_apart_passes(
+    name: str, size: int, photo: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert check(name, "--img-size", size, "--image", photo) == 0
+    output = capsys.readouterr().out
+    rounding = [float(line.split()[4]) for line in output.splitlines() if line.startswith("block")]
+    assert max(rounding) > 1e-4
+
+
+@pytest.mark.usefixtures("_large_activations")
+@pytest.mark.parametrize("kind", ["LayerScale left out", "one of its factors", "one bias", "activation"])
+def test_what_float32_can_tell_apart_fails(kind: str, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = pairs.load_backbone
+
+    def load_wrongly(model: torch.nn.Module, content: dict) -> None:
+        load(model, content)
+        block = model.blocks[1]
+        with torch.no_grad():
+            if kind == "LayerScale left out":
+                block.ls1.gamma.fill_(1.0)
+            elif kind == "one of its factors":
+                block.ls1.gamma[3] *= 1.1
+            elif kind == "one bias":
+                block.mlp.fc2.bias[0] += 0.1
+            else:
+                block.mlp.act = torch.nn.SiLU()
+
+    monkeypatch.setattr(pairs, "load_backbone", load_wrongly)
+    assert check(LAYER_SCALE, "--img-size", 224, "--image", photo) == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "rounding", "expected"),
+    [(0.1, 0, 1e-4), (1, 2e-5, 1e-4), (20, 0, 2e-3), (1.5, 5.8e-4, 2.32e-3), (1, float("nan"), 1e-4)],
+)
+def test_the_tolerance_grows_with_scale_and_rounding(scale: float, rounding: float, expected: float) -> None:
+    assert check_identity.tolerance(scale, rounding) == pytest.approx(expected)
+
+
 def test_values_that_are_not_finite_fail(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = pairs.randomise
 

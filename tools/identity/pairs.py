@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,14 @@ class Pair(NamedTuple):
     title: str
     ours: Outputs
     original: Outputs
+    exact: Outputs  # the original's in float64
     img_size: tuple[int, int]  # pixels (H, W)
     pixel_format: PixelFormat
+
+
+def in_float64(maps_of: Callable[[nn.Module, Tensor], dict[str, Tensor]], model: nn.Module) -> Outputs:
+    """The outputs of a copy of a model in float64, which exists while they are computed."""
+    return lambda images: maps_of(copy.deepcopy(model).double(), images.double())
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -88,7 +95,10 @@ def timm_pair(name: str, weights: Weights, img_size: tuple[int, int] | None) -> 
         randomise(theirs, weights.seed)
     load_backbone(ours, theirs.state_dict() if content is None else content)
     named = f"timm's {type(theirs).__name__} {name}"
-    return Pair(named, _maps_of(ours), lambda images: _timm_maps(theirs, images), ours.img_size, ours.pixel_format)
+    return Pair(
+        named, _maps_of(ours), partial(_timm_maps, theirs), in_float64(_timm_maps, theirs), ours.img_size,
+        ours.pixel_format,
+    )  # fmt: skip
 
 
 def _load_as_timm_does(model: nn.Module, content: Mapping) -> None:
@@ -157,10 +167,13 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
     )
     theirs.eval()  # a statement, since MMSeg's train() returns None
     theirs.load_state_dict(from_apt(ours.state_dict(), "mmseg", grid=ours.pos_grid).state, strict=True)
+
+    def maps_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return {f"block {i}": m for i, m in zip(ours.out_indices, model(images), strict=True)}
+
     return Pair(
-        f"MMSegmentation's VisionTransformer, {path.name}", _maps_of(ours),
-        lambda images: {f"block {i}": m for i, m in zip(ours.out_indices, theirs(images), strict=True)},
-        ours.img_size, ours.pixel_format,
+        f"MMSegmentation's VisionTransformer, {path.name}", _maps_of(ours), partial(maps_of, theirs),
+        in_float64(maps_of, theirs), ours.img_size, ours.pixel_format,
     )  # fmt: skip
 
 
@@ -200,4 +213,5 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     ours, theirs = (instantiate(config.model.backbone.net).eval() for config in (cfg, plain))
     _fill(ours, weights)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    return Pair(f"Detectron2's ViT, {path.name}", ours, theirs, ours.img_size, ours.pixel_format)
+    exact = in_float64(lambda model, images: model(images), theirs)
+    return Pair(f"Detectron2's ViT, {path.name}", ours, theirs, exact, ours.img_size, ours.pixel_format)

@@ -10,6 +10,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense import vit
+from apt_dense.checks import flag, text
 from apt_dense.hosts.detectron2.checkpoints import errors_of
 from apt_dense.weights.load import LoadReport
 
@@ -73,6 +74,8 @@ class APTViT(vit.APTViT, Backbone):
     ) -> None:
         if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
             raise ValueError(f"act_layer={act_layer} is not supported; the blocks are built with nn.GELU")
+        if not text("out_feature", out_feature):
+            raise ValueError("out_feature='' must be a name, by which heads ask for the feature map")
         settings = {"partial_patches": "crop", "pos_antialias": False, **_norm_arguments(norm_layer), **options}
         super().__init__(
             img_size=img_size,
@@ -91,16 +94,16 @@ class APTViT(vit.APTViT, Backbone):
             use_abs_pos=use_abs_pos,
             pretrain_img_size=pretrain_img_size,
             pretrain_use_cls_token=pretrain_use_cls_token,
-            checkpoint_blocks=use_act_checkpoint,
+            checkpoint_blocks=flag("use_act_checkpoint", use_act_checkpoint),
             act_layer=None if act_layer is nn.GELU else act_layer,
             **settings,
         )
         if len(self.out_indices) != 1:
             raise ValueError(f"out_indices={self.out_indices}: Detectron2's ViT has one output; name one block")
         _check_padding_shows(self)
-        if not rel_pos_zero_init:
+        if not flag("rel_pos_zero_init", rel_pos_zero_init):
             _randomise_relative_positions(self)
-        self.strict_loading = strict_loading
+        self.strict_loading = flag("strict_loading", strict_loading)
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}

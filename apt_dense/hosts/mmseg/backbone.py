@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from apt_dense import vit
+from apt_dense.checks import flag, optional, text, whole
 from apt_dense.hosts.mmseg.checkpoints import read_address
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.load import load_backbone, unwrap
@@ -54,14 +55,17 @@ class APTViT(vit.APTViT, BaseModule):
     ) -> None:
         if pretrained is not None and init_cfg is not None:
             raise ValueError("pretrained and init_cfg both say where weights come from; give one of them")
-        super().__init__(checkpoint_blocks=with_cp, pos_antialias=pos_antialias, **options)
-        if not -1 <= frozen_stages <= len(self.blocks):
+        optional(text)("pretrained", pretrained)
+        if not isinstance(init_cfg, Mapping | list | None):
+            raise TypeError(f"init_cfg={init_cfg!r} must be a dictionary, a list of them, or None")
+        super().__init__(checkpoint_blocks=flag("with_cp", with_cp), pos_antialias=pos_antialias, **options)
+        if not -1 <= whole(-(2**31))("frozen_stages", frozen_stages) <= len(self.blocks):
             raise ValueError(
                 f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}"
             )
         self.init_cfg = {"type": "Pretrained", "checkpoint": pretrained} if pretrained is not None else init_cfg
         self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.norm_eval = flag("norm_eval", norm_eval)
         self._freeze()
 
     def init_weights(self) -> None:

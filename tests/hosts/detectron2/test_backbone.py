@@ -173,3 +173,22 @@ def test_stochastic_depth_drops_whole_images() -> None:
     maps = model(image.expand(16, -1, -1, -1))["last_feat"]
     # Of two branches, each image loses none, one or both: at most four different results.
     assert 2 <= len({tuple(feature_map.flatten()[:8].tolist()) for feature_map in maps}) <= 4
+
+
+BAD_ARGUMENTS = {
+    "out_feature": [3, None, "", True],
+    "norm_layer": [3, None, torch.nn.BatchNorm2d, "bn", True],
+    "act_layer": [torch.nn.ReLU, 3, "relu"],
+    "rel_pos_zero_init": ["no", 0, 1, 2, None],
+    "strict_loading": ["no", 0, 1, 2, None],
+    "use_act_checkpoint": ["no", 0, 1, 2, None],
+    "pretrain_img_size": [0, 1.5, "224", True],
+    "pretrain_use_cls_token": ["no", 0, 1, 2, None],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_by_name(name: str) -> None:
+    for value in BAD_ARGUMENTS[name]:
+        with pytest.raises((TypeError, ValueError), match=name):
+            APTViT(**{**dict(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2), name: value})

@@ -180,3 +180,20 @@ def test_tokens_kept_are_logged_in_training_only(hub: MessageHub) -> None:
     model.train()(batch)
     # Half of each image is cut into patches of 2 x 2 cells.
     assert hub.get_scalar("train/tokens_kept").current() == pytest.approx(0.5 + 0.5 / 4)
+
+
+BAD_ARGUMENTS = {
+    "frozen_stages": [-2, 3, 99, 1.5, "1", True, None],
+    "with_cp": ["no", 0, 1, 2, None],
+    "norm_eval": ["no", 0, 1, 2, None],
+    "pretrained": [3, True, ["a"], {}],
+    "init_cfg": [3, "x", True],
+    "pos_antialias": ["no", 0, 1, 2, None],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_by_name(name: str) -> None:
+    for value in BAD_ARGUMENTS[name]:
+        with pytest.raises((TypeError, ValueError), match=name):
+            APTViT(**{**dict(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2), name: value})
