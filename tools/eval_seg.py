@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 from apt_dense.hosts.mmseg.checkpoints import check_weights, read_run
 from apt_dense.hosts.mmseg.data import check_data
+from apt_dense.hosts.mmseg.evaluation import complete_test, draw_predictions, use_tta, write_masks
 from apt_dense.hosts.mmseg.run import load_config, start_processes
 
 
@@ -26,8 +27,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file of the whole model")
     parser.add_argument("--work-dir", help="folder of logs and metrics")
     parser.add_argument("--data-root", help="folder of the data set")
-    parser.add_argument("--out", help="folder for the predicted masks, as PNG files with the data set's labels")
+    parser.add_argument("--out", help="folder for the predicted masks, PNG files named as the images")
     parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
+    )
     parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
     parser.add_argument(
         "--cfg-options",
@@ -46,16 +50,15 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    check_data(cfg, ("test",))
+    complete_test(cfg)
     if args.out:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+        write_masks(cfg, args.out)
     if args.show_dir:
-        cfg.default_hooks.visualization.draw = True
-        cfg.visualizer.save_dir = args.show_dir
+        draw_predictions(cfg, args.show_dir)
+    check_data(cfg, ("test",), every_class=not args.allow_empty_classes)
     start_processes(cfg, args.launcher)
     if args.tta:
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = dict(cfg.tta_model, module=cfg.model)
+        use_tta(cfg)
     return cfg
 
 

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 from apt_dense.hosts.mmseg.checkpoints import check_resume
 from apt_dense.hosts.mmseg.data import check_data
-from apt_dense.hosts.mmseg.run import load_config, start_processes, use_amp
+from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,6 +28,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data set, for all splits")
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
     parser.add_argument(
         "--cfg-options",
@@ -46,9 +49,10 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root, max_iters=args.max_iters)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.resume = args.resume or cfg.get("resume", False)
+    complete_training(cfg)
     if args.amp:
         use_amp(cfg)
-    check_data(cfg, ("train", "val"))
+    check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)
     if cfg.resume:
         check_resume(cfg)
     start_processes(cfg, args.launcher)

@@ -31,7 +31,7 @@ def check_sizes(path: Path, folder: Path, images: Sequence[Mapping[str, Any]], u
         log.info("%s: compared the sizes of %d of its %d images", path, len(chosen), len(images))
     for image in chosen:
         picture, stated = folder / image["file_name"], (image["height"], image["width"])
-        sizes = _sizes(picture)[: 1 if upright else None]
+        sizes = picture_sizes(picture)[: 1 if upright else None]
         if stated not in sizes:
             raise ValueError(
                 f"{picture} has height and width {sizes[0]}, but {path} says {stated} for image {image['id']}; correct "
@@ -44,7 +44,7 @@ def spread(items: Sequence, most: int) -> list:
     return list(items) if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
 
-def _sizes(path: Path) -> list[tuple[int, int]]:
+def picture_sizes(path: Path) -> list[tuple[int, int]]:
     """Return height and width as shown and, if they differ, as stored."""
     try:
         with Image.open(path) as picture:

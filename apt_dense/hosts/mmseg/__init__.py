@@ -15,6 +15,6 @@ from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
 if importlib.util.find_spec("mmseg"):
-    from apt_dense.hosts.mmseg import data, slide  # noqa: F401 (register CheckLabels and the segmentor)
+    from apt_dense.hosts.mmseg import data, evaluation, slide  # noqa: F401 (register CheckLabels, the metric and the segmentor)
 
 __all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

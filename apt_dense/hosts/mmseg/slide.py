@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.registry import MODELS
+from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -165,7 +166,9 @@ class APTSegTTAModel(SegTTAModel):
     """MMSeg's ``SegTTAModel``, with all augmentations of a batch in shared forward passes.
 
     In mode "slide", crops of all scales and flips are batched together; in mode "whole", images of the same size. A
-    batch has at most ``test_cfg.crops_per_forward``. Predictions are merged by ``SegTTAModel``.
+    batch has at most ``test_cfg.crops_per_forward``. Predictions are merged by ``SegTTAModel``, except those of models
+    with one output channel: they are probabilities already, but ``SegTTAModel`` takes the sigmoid again, which makes
+    all of them larger than 0.5. Here, their average is compared with the head's threshold.
 
     Args:
         module: an :class:`APTEncoderDecoder` or its config.
@@ -195,3 +198,20 @@ class APTSegTTAModel(SegTTAModel):
         augmented = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
         batches = [self.module.data_preprocessor(batch, False) for batch in augmented]
         return self.merge_preds(list(zip(*self.module.predict_views(batches), strict=True)))
+
+    def merge_preds(self, data_samples_list: Sequence[Sequence[SegDataSample]]) -> list[SegDataSample]:
+        """Average the predictions of each image over its augmentations."""
+        if self.module.out_channels > 1:
+            return super().merge_preds(data_samples_list)
+        return [self._merge_probabilities(samples) for samples in data_samples_list]
+
+    def _merge_probabilities(self, samples: Sequence[SegDataSample]) -> SegDataSample:
+        """Average probabilities (1, H, W), which the segmentor keeps as seg_logits."""
+        mean = torch.stack([sample.seg_logits.data for sample in samples]).mean(0)
+        merged = samples[-1]  # as SegTTAModel returns
+        merged.seg_logits = PixelData(data=mean)
+        merged.pred_sem_seg = PixelData(data=(mean > self.module.decode_head.threshold).to(mean))
+        if "gt_sem_seg" in samples[0]:
+            merged.gt_sem_seg = samples[0].gt_sem_seg
+        merged.set_metainfo({"img_path": samples[0].img_path})
+        return merged

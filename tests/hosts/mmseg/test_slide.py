@@ -50,8 +50,7 @@ HEAD = {
     "norm_cfg": {"type": "BN"},
     "loss_decode": {"type": "CrossEntropyLoss"},
 }
-# SegTTAModel applies the sigmoid to probabilities, so everything that it compares with the threshold is above 0.5.
-BINARY_HEAD = {**HEAD, "num_classes": 2, "out_channels": 1, "threshold": 0.62,
+BINARY_HEAD = {**HEAD, "num_classes": 2, "out_channels": 1, "threshold": 0.4,
                "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True}}  # fmt: skip
 PREPROCESSOR = {"type": "SegDataPreProcessor", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 SLIDE = {"mode": "slide", "crop_size": (32, 24), "stride": (21, 17)}
@@ -250,12 +249,33 @@ def test_merged_predictions_are_mmsegs(backbone: str, mode: str, monkeypatch: py
 
 @torch.no_grad()
 def test_one_logit_per_pixel_and_vertical_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views are MMSeg's, but their probabilities are averaged; SegTTAModel takes their sigmoid again."""
     stock, expected = tta("SegTTAModel", segmentor(head=BINARY_HEAD), monkeypatch)
     ours, actual = tta("APTSegTTAModel", segmentor("APTEncoderDecoder", head=BINARY_HEAD), monkeypatch)
     flips = (None, "horizontal", "vertical")
-    results = [model.test_step(augmented([(40, 56), (50, 70)], flips=flips)) for model in (ours, stock)]
-    check_merged(*results)
+    merged, doubled = (model.test_step(augmented([(40, 56), (50, 70)], flips=flips)) for model in (ours, stock))
     check_views(actual, expected, views=6)
+    for sample, theirs, views in zip(merged, doubled, actual, strict=True):
+        mean = sum(view.seg_logits.data for view in views) / 6
+        assert torch.equal(sample.pred_sem_seg.data, (mean > 0.4).float())
+        assert len(sample.pred_sem_seg.data.unique()) == 2 and theirs.pred_sem_seg.data.min() == 1
+        assert sample.metainfo == theirs.metainfo and "gt_sem_seg" in sample
+
+
+@pytest.mark.parametrize("sizes", [[(40, 56)], [(40, 56), (20, 28)]])
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("logit", [-4.0, -0.5, 0.5, 4.0])
+@torch.no_grad()
+def test_augmentation_of_constant_logits_changes_nothing(
+    logit: float, threshold: float, mode: str, sizes: list[tuple[int, int]]
+) -> None:
+    model = segmentor("APTEncoderDecoder", head={**BINARY_HEAD, "threshold": threshold}, mode=mode)
+    model.decode_head.conv_seg.weight.zero_()
+    model.decode_head.conv_seg.bias.fill_(logit)
+    for sample in APTSegTTAModel(model).test_step(augmented(sizes)):
+        foreground = torch.sigmoid(torch.tensor(logit)) > threshold
+        assert (sample.pred_sem_seg.data == foreground).all() and sample.pred_sem_seg.data.shape == (1, 40, 56)
 
 
 def check_merged(actual: list[SegDataSample], expected: list[SegDataSample]) -> None:
