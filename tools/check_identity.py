@@ -17,16 +17,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from shared.packages import needed_packages
 
-from apt_dense.options import PixelFormat
+with needed_packages("check_identity"):
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from PIL import Image
+    from torch import Tensor
 
-from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
-from shared.pixels import normalise, to_grey_levels
+    from apt_dense.options import PixelFormat
+
+    from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+    from shared.pixels import normalise, to_grey_levels
 
 TOLERANCE = 1e-4
 HOSTS = {"mmseg": mmseg_pair, "detectron2": detectron2_pair}
@@ -120,4 +123,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with needed_packages("check_identity"):
+        main()

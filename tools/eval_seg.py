@@ -11,14 +11,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.mmseg.checkpoints import check_weights, read_run
-from apt_dense.hosts.mmseg.data import check_data
-from apt_dense.hosts.mmseg.evaluation import complete_test, draw_predictions, use_tta, write_masks
-from apt_dense.hosts.mmseg.run import load_config, start_processes
+with needed_packages("eval_seg"):
+    import torch.distributed as dist
+    from mmengine.config import Config, DictAction
+    from mmengine.runner import Runner
+
+    from apt_dense.hosts.mmseg.checkpoints import check_weights, read_run
+    from apt_dense.hosts.mmseg.data import check_data
+    from apt_dense.hosts.mmseg.evaluation import complete_test, draw_predictions, use_tta, write_masks
+    from apt_dense.hosts.mmseg.run import load_config, start_processes
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,6 +79,7 @@ def build(cfg: Config) -> Runner:
 
 def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
+    show_log()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         runner = build(prepare(args))

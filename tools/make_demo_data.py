@@ -18,7 +18,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.dataset import make_demo_data
+from shared.packages import needed_packages
+
+with needed_packages("make_demo_data"):
+    from demo.dataset import make_demo_data
 
 
 def main(argv: Sequence[str] | None = None) -> None:

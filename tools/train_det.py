@@ -13,33 +13,46 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup, launch
-from omegaconf import DictConfig
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.detectron2 import run
-from apt_dense.hosts.detectron2.data import check_data, use_data_root
+with needed_packages("train_det"):
+    from detectron2.data.detection_utils import SizeMismatchError
+    from detectron2.engine import default_argument_parser, default_setup, launch
+    from detectron2.utils import comm
+    from omegaconf import DictConfig
+
+    from apt_dense.hosts.detectron2 import run
+    from apt_dense.hosts.detectron2.data import check_data, use_data_root
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument("--data-root", metavar="DIR", help="folder in COCO's layout, for training and evaluation")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
+    )
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> DictConfig:
     """Make the final config, and check it and its data before a model is built."""
     splits = ("val",) if args.eval_only else ("train", "val")
+    every_class = not args.allow_empty_classes
     cfg = run.load_config(args.config_file)
+    run.check_parts(cfg, training=not args.eval_only)
     if args.data_root:
-        use_data_root(cfg, args.data_root, splits)
+        use_data_root(cfg, args.data_root, splits, every_class)
     run.apply_overrides(cfg, args.opts)
     run.complete_config(cfg)
-    check_data(cfg, splits)
+    check_data(cfg, splits, every_class)
     return cfg
 
 
 def main_worker(args: argparse.Namespace) -> None:
     """Run one process of the job."""
+    if comm.is_main_process():
+        show_log()
     try:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
@@ -49,6 +62,8 @@ def main_worker(args: argparse.Namespace) -> None:
         run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
     except run.CheckpointError as error:
         sys.exit(f"train_det: {error}")
+    except SizeMismatchError as error:  # of a picture whose size was not looked at before training
+        sys.exit(f"train_det: {str(error).splitlines()[-1]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

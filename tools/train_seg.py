@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.mmseg.checkpoints import check_resume
-from apt_dense.hosts.mmseg.data import check_data
-from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
+with needed_packages("train_seg"):
+    import torch.distributed as dist
+    from mmengine.config import Config, DictAction
+    from mmengine.runner import Runner
+
+    from apt_dense.hosts.mmseg.checkpoints import check_resume
+    from apt_dense.hosts.mmseg.data import check_data
+    from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +65,7 @@ def prepare(args: argparse.Namespace) -> Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    show_log()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         cfg = prepare(args)

@@ -8,20 +8,21 @@ from collections.abc import Mapping
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError, unwrapped
-from apt_dense.hosts.detectron2.config import apply_overrides, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.config import apply_overrides, check_parts, complete_config, load_config, logger
 from apt_dense.hosts.detectron2.loader import resumable, seed_all
 
 #: Everything that a tool needs for a run.
 __all__ = [
     "CheckpointError",
     "apply_overrides",
+    "check_parts",
     "complete_config",
     "evaluate",
     "evaluate_checkpoint",
@@ -68,9 +69,12 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
     Returns:
         AP of boxes and masks by task, on the main process; None if the config has no evaluator.
     """
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         return None
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if OmegaConf.is_list(cfg.dataloader.evaluator):
+        evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     print_csv_format(results)
     return results
 
