@@ -36,7 +36,8 @@ def load_config(path: str) -> DictConfig:
         cfg = LazyConfig.load(path)
     except Exception as error:  # a config is a program: whatever it raises
         raise ValueError(f"{path} cannot be read as a lazy config: {_one_line(error)}") from error
-    missing = [key for key in _PARTS if OmegaConf.select(cfg, key) is None]
+    parts = cfg if OmegaConf.is_dict(cfg) else {}
+    missing = [key for key in _PARTS if parts.get(key) is None]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; a lazy config has {', '.join(_PARTS)}, see configs/")
     return cfg
