@@ -54,6 +54,9 @@ class APTEncoderDecoder(EncoderDecoder):
     Args:
         test_cfg: as for ``EncoderDecoder``, plus ``crops_per_forward``: crops in one forward, at least 1 (default 8).
             In mode "whole" an image is one crop, and only :meth:`predict_views` combines several batches.
+            ``whole_patches=True`` (this project's configs) departs from MMSeg where patches do not divide an image or
+            crop: MMSeg squeezes the logits of the padding at the right and bottom into the image, so that all others
+            lie up to a patch too far left and up. Here, the logits of the padding are cut off.
         *args, **options: as for ``EncoderDecoder``.
 
     Raises:
@@ -83,6 +86,16 @@ class APTEncoderDecoder(EncoderDecoder):
             i: self.postprocess_result(self._add_up(views[i], logits), batches[i]["data_samples"]) for i in order
         }
         return [predictions[i] for i in range(len(views))]
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Normalised images or crops (B, 3, h, w) -> logits (B, K, h, w)."""
+        patch = getattr(self.backbone, "patch_size", None)
+        height, width = inputs.shape[2:]
+        if not self.test_cfg.get("whole_patches", False) or not isinstance(patch, int):
+            return super().encode_decode(inputs, batch_img_metas)
+        padded = nn.functional.pad(inputs, (0, -width % patch, 0, -height % patch))  # as the backbone pads
+        metas = [dict(meta, img_shape=padded.shape[2:]) for meta in batch_img_metas]
+        return super().encode_decode(padded, metas)[..., :height, :width]
 
     def _view(self, images: Tensor, metas: Sequence[Mapping[str, Any]]) -> View:
         size = tuple(images.shape[2:])

@@ -200,6 +200,39 @@ def test_windows_by_hand() -> None:
     assert axis_windows(6, 4, 6) == [slice(0, 4), slice(2, 6)], "a long stride is fine where the last step is short"
 
 
+# ---- sizes that patches do not divide
+
+
+@pytest.mark.parametrize("size", [(50, 40), (33, 31), (48, 41), (9, 9)], ids=str)
+@pytest.mark.parametrize("backbone", ["adaptive", "uniform"])
+@torch.no_grad()
+def test_logits_are_not_stretched(backbone: str, size: tuple[int, int]) -> None:
+    """They are those of the image padded by hand, cut to its size; MMSeg's are others."""
+    images = half_flat(*size)
+    padded = nn.functional.pad(images, (0, -size[1] % 8, 0, -size[0] % 8))
+    expected = segmentor(backbone=backbone, mode="whole").inference(padded, metas(padded))[..., : size[0], : size[1]]
+    model = segmentor("APTEncoderDecoder", backbone, mode="whole", whole_patches=True)
+    close(model.inference(images, metas(images)), expected)
+    stretched = segmentor(backbone=backbone, mode="whole").inference(images, metas(images))
+    assert (stretched - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_small_crops_are_not_stretched() -> None:
+    images = half_flat(20, 17)  # smaller than the window
+    padded = nn.functional.pad(images, (0, 7, 0, 4))
+    expected = segmentor(mode="whole").inference(padded, metas(padded))[..., :20, :17]
+    model = segmentor("APTEncoderDecoder", whole_patches=True)
+    close(model.slide_inference(images, metas(images)), expected)
+
+
+@torch.no_grad()
+def test_whole_patches_change_nothing_where_patches_divide() -> None:
+    images = half_flat(50, 72)
+    model = segmentor("APTEncoderDecoder", whole_patches=True)
+    close(model.inference(images, metas(images)), segmentor().inference(images, metas(images)))
+
+
 # ---- augmentations
 
 
