@@ -30,13 +30,15 @@ def read_segmentation(outline: Any, size: Size, where: str, notes: Notes) -> lis
     if isinstance(outline, dict):
         return _read_run_lengths(outline, size, where, notes)
     parts = outline if isinstance(outline, list) else [None]
-    if all(number(value, Notes(), "") is not None for value in parts):
+    if not isinstance(parts[0], list) and all(number(value, Notes(), "") is not None for value in parts):
         notes["segmentation given as a single list of numbers"] += 1
         parts = [parts]
     return [_read_polygon(part, outline, where, notes) for part in parts]
 
 
 def _read_polygon(part: Any, outline: Any, where: str, notes: Notes) -> list[float]:
+    if isinstance(part, list) and set(map(type, part)) == {float} and all(map(math.isfinite, part)):
+        return part  # as in nearly all files, of millions of coordinates
     values = [number(value, notes, "coordinate") for value in part] if isinstance(part, list) else [None]
     if not all(value is not None and math.isfinite(value) for value in values):
         raise ValueError(
@@ -116,9 +118,13 @@ def _extent_of_polygons(outline: Sequence[Sequence[float]]) -> Extent | None:
 
 def _is_line(part: Sequence[float]) -> bool:
     x, y = part[:2]
-    steps = [(right - x, down - y) for right, down in zip(part[2::2], part[3::2], strict=True)]
-    longest = max(steps, key=lambda step: step[0] ** 2 + step[1] ** 2)
-    return all(step[0] * longest[1] == step[1] * longest[0] for step in steps)
+    right = down = 0.0  # the first step that goes anywhere
+    for other_x, other_y in zip(part[2::2], part[3::2], strict=True):
+        if not right and not down:
+            right, down = other_x - x, other_y - y
+        elif (other_x - x) * down != (other_y - y) * right:
+            return False
+    return True
 
 
 def _extent_of_runs(counts: str | list[int], height: int) -> Extent | None:
