@@ -23,7 +23,7 @@ def load_config(path: str) -> DictConfig:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a yacs config, cannot be read, or lacks a part.
+        ValueError: if it is a yacs config, or cannot be read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path or '(none given)'}; name one with --config-file, see configs/")
@@ -36,18 +36,17 @@ def load_config(path: str) -> DictConfig:
         cfg = LazyConfig.load(path)
     except Exception as error:  # a config is a program: whatever it raises
         raise ValueError(f"{path} cannot be read as a lazy config: {_one_line(error)}") from error
-    parts = cfg if OmegaConf.is_dict(cfg) else {}
-    missing = [key for key in _PARTS if parts.get(key) is None]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; a lazy config has {', '.join(_PARTS)}, see configs/")
+    if not OmegaConf.is_dict(cfg):
+        raise ValueError(f"{path} cannot be read as a lazy config: expected {', '.join(_PARTS)} by name, see configs/")
     return cfg
 
 
 def check_parts(cfg: DictConfig, training: bool) -> None:
     """Check that a config has all that training, or the evaluation alone, needs. Raises ValueError."""
     needed = ("dataloader.train", "optimizer", "lr_multiplier") if training else ("dataloader.evaluator",)
-    missing = [key for key in needed if OmegaConf.select(cfg, key) is None]
-    if OmegaConf.select(cfg, "dataloader.evaluator") is not None and cfg.dataloader.get("test") is None:
+    missing = [key for key in _PARTS if not OmegaConf.is_dict(cfg.get(key))]
+    missing += [key for key in needed if not missing and OmegaConf.select(cfg, key) is None]
+    if not missing and OmegaConf.select(cfg, "dataloader.evaluator") is not None and cfg.dataloader.get("test") is None:
         missing.append("dataloader.test")
     if missing:
         what = "training" if training else "--eval-only"
