@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.weights.files import read_checkpoint, write_checkpoint, write_text_whole, write_whole
+from apt_dense.weights.files import CheckpointError, read_checkpoint, write_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import unwrap
 
 from support.references import randomise
@@ -79,7 +79,7 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(content)
         with pytest.raises(Exception) as error:
             read_checkpoint(path)
-        if not (error.type is ValueError and "cannot be read as weights: it is damaged" in str(error.value)):
+        if not (error.type is CheckpointError and "cannot be read as weights: it is damaged" in str(error.value)):
             others[name] = error.value
     assert others == {}
 
