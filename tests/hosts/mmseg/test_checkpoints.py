@@ -100,7 +100,7 @@ def test_names_of_mmcls_are_addresses(tmp_path: Path, server: list[str]) -> None
     torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path / address.rpartition("/")[2])
     assert list(read_address("mmcls://vit_base_p16")["state_dict"]) == ["w"]
     assert server == [address]
-    with pytest.raises(ValueError, match="mmcls://vit_none is unknown; .* are vit_base_p16, vit_base_p32"):
+    with pytest.raises(ValueError, match="mmcls://vit_none is unknown; MMEngine lists vit_base_p16, vit_base_p32"):
         read_address("mmcls://vit_none")
 
 
@@ -117,7 +117,7 @@ def test_other_addresses_are_read_through_mmengine_s_backends(tmp_path: Path, mo
     assert list(read_address("s3://bucket/vit.pth")) == ["w"] and opened == ["s3://bucket/vit.pth"]
 
 
-@pytest.mark.parametrize("address", ["open-mmlab://x", "torchvision://resnet50", "ftp://host/x.pth"])
+@pytest.mark.parametrize("address", ["pavi://x", "ftp://host/x.pth"])
 def test_addresses_of_unknown_kinds_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match=f"{address}: expected a file, http://.*download it first"):
         read_address(address)
@@ -147,14 +147,14 @@ def test_load_from_an_address_becomes_the_downloaded_file(tmp_path: Path, server
     assert Path(cfg.load_from).is_relative_to(tmp_path / "cache") and len(server) == 1
 
 
-def test_the_import_adds_one_type_to_torch_s_safe_ones() -> None:
+def test_the_import_adds_nothing_to_torch_s_safe_types() -> None:
     code = (
         "import torch; from mmengine.runner import checkpoint; before = set(torch.serialization.get_safe_globals()); "
         "import apt_dense.hosts.mmseg; print(*{str(kind) for kind in torch.serialization.get_safe_globals() "
-        "if kind not in before and 'torch.' not in str(kind)})"
+        "if kind not in before and 'torch.' not in str(kind)}, 'end')"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "<class 'numpy.dtypes.Float32DType'>"
+    assert done.stdout.splitlines()[-1] == "end"
 
 
 def resuming(work_dir: Path, checkpoint: str | None, end: int = 10) -> Config:
@@ -179,7 +179,7 @@ def test_resume_from_an_empty_marker_says_so(tmp_path: Path) -> None:
 
 def test_resume_with_another_length_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "iter_4.pth")
-    torch.save(dict(state_dict={}, param_schedulers=[dict(by_epoch=False, begin=0, end=10)]), path)
+    torch.save(dict(state_dict={}, meta={}, message_hub={}, param_schedulers=[dict(end=10, by_epoch=False)]), path)
     check_resume(resuming(tmp_path, path, end=10))
     with pytest.raises(ValueError, match="schedule of 10 iterations, but 20 are asked for"):
         check_resume(resuming(tmp_path, path, end=20))
