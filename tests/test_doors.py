@@ -27,9 +27,7 @@ import eval_seg
 import train_det
 import train_det_torchvision
 import train_seg
-from demo import segmentors
 from mmengine.runner import CheckpointLoader, load_checkpoint
-from torchvision_detection import model as torchvision_model
 
 from apt_dense import APTViT
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
@@ -38,8 +36,10 @@ from apt_dense.hosts.mmseg.run import load_config
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 
+from demo import segmentors
 from support import coco_folder, tiny_coco
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
+from torchvision_detection import model as torchvision_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from apt_dense import vit
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
+from apt_dense.weights.kinds import check_kinds
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameters import is_new
 
@@ -108,6 +109,8 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Mapping) -> Any:
         try:
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            check_kinds(checkpoint["model"], self.model.state_dict())
             if not self.complete:
                 self._convert(checkpoint["model"])
             report = super()._load_model(checkpoint)
@@ -121,7 +124,6 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _convert(self, state: dict) -> None:
         """Bring positions to the backbone's shape, before Detectron2 drops those of another shape."""
-        self._convert_ndarray_to_tensor(state)
         for name, module in unwrapped(self.model).named_modules():
             if isinstance(module, vit.APTViT):
                 convert_below(module, state, f"{name}.")

@@ -15,9 +15,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
-from torch import nn
+from torch import Tensor, nn
 
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_whole
+from apt_dense.weights.kinds import check_kinds, check_names
 from apt_dense.weights.parameters import is_new
 
 
@@ -225,7 +226,8 @@ def check_weights(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     Raises:
         CheckpointError: if weights are missing, unknown or of another shape, since random ones make scores meaningless.
     """
-    saved, own = _saved_weights(checkpoint), model.state_dict()
+    own = model.state_dict()
+    saved = _saved_weights(checkpoint, own, path)
     problems = {
         "missing": own.keys() - saved.keys(),
         "unknown": saved.keys() - own.keys(),
@@ -245,7 +247,8 @@ def check_any_fits(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     Raises:
         CheckpointError: if no weight has the name and the shape of one of the model's.
     """
-    saved, own = _saved_weights(checkpoint), model.state_dict()
+    own = model.state_dict()
+    saved = _saved_weights(checkpoint, own, path)
     if any(name in own and getattr(value, "shape", None) == own[name].shape for name, value in saved.items()):
         return
     raise CheckpointError(
@@ -255,7 +258,13 @@ def check_any_fits(model: nn.Module, checkpoint: Mapping, path: str) -> None:
     )
 
 
-def _saved_weights(checkpoint: Mapping) -> dict[str, Any]:
+def _saved_weights(checkpoint: Mapping, own: Mapping[str, Tensor], path: str) -> dict[str, Any]:
     """The state dict, without what DistributedDataParallel puts before its names, as MMEngine reads it."""
     state = checkpoint.get("state_dict", checkpoint)
-    return {name.removeprefix("module.") if isinstance(name, str) else name: value for name, value in state.items()}
+    try:
+        check_names(state)
+        saved = {name.removeprefix("module."): value for name, value in state.items()}
+        check_kinds(saved, own)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return saved
