@@ -108,7 +108,9 @@ def naming_file(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno not in _FULL:
             raise
-        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|file write failed", str(error)):
+        if isinstance(error, RuntimeError) and not re.search(
+            "PytorchStreamWriter|inline_container|file write failed", str(error)
+        ):
             raise
         raise OSError(f"{path} cannot be written: {_why_unwritten(path, error)}") from error
 

@@ -28,6 +28,8 @@ import train_det
 import train_det_torchvision
 import train_seg
 
+from apt_dense.hosts.locks import lock_folder
+from apt_dense.hosts.mmseg.checkpoints import read_run
 from apt_dense.hosts.mmseg.run import load_config
 from apt_dense.weights.files import read_checkpoint
 
@@ -196,12 +198,13 @@ def test_killed_at_each_write_and_at_random_moments(
             except ValueError as error:
                 pytest.fail(str(error))
     assert run(job, out, True) == (0, "")
-    assert job.losses(out) == pytest.approx(whole[name], rel=1e-5)
+    found = job.losses(out)
+    assert found == pytest.approx({step: whole[name][step] for step in found}, rel=1e-5)
+    # Detectron2 logs an iteration after its checkpoint, so a kill between the two loses a line, though no iteration.
+    assert len(found) == ITERATIONS or (name == "det" and len(found) >= ITERATIONS - 3)
 
 
 def job_reads(name: str, path: Path) -> None:
-    from apt_dense.hosts.mmseg.checkpoints import read_run
-
     (read_run if name == "seg" else read_checkpoint)(path)
 
 
@@ -259,8 +262,6 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(name: str, jobs: dic
 def test_a_second_run_in_the_folder_is_refused(name: str, jobs: dict[str, Job], tmp_path: Path) -> None:
     job, out = jobs[name], tmp_path / "out"
     out.mkdir()
-    from apt_dense.hosts.locks import lock_folder
-
     with lock_folder(out):
         status, words = run(job, out)
     assert status == 1 and "another run, process" in words and "\n" not in words, words
