@@ -68,13 +68,10 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
     # Clones, since safetensors refuses tensors that share memory, and torch.save would store all of what a view views.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with write_whole(path) as partial:
-        try:
-            if Path(path).suffix == ".safetensors":
-                safetensors.torch.save_file(state, partial, metadata={"format": "pt"})
-            else:
-                torch.save(state, partial)
-        except (RuntimeError, SafetensorError) as error:  # both libraries' errors of the file system
-            raise OSError(f"{path} cannot be written: {error}") from error
+        if Path(path).suffix == ".safetensors":
+            safetensors.torch.save_file(state, partial, metadata={"format": "pt"})
+        else:
+            torch.save(state, partial)
 
 
 @contextmanager
@@ -101,11 +98,11 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_file(path: str | Path) -> Iterator[None]:
-    """Name the file and the full disk in errors of writing it. Python's own name neither, and torch's are
-    RuntimeErrors."""
+    """Name the file and the full disk in errors of writing it. Python's own name neither, and those of torch and
+    safetensors are not OSErrors."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in _FULL:
             raise
         if isinstance(error, RuntimeError) and not re.search(
@@ -115,7 +112,7 @@ def naming_file(path: str | Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {_why_unwritten(path, error)}") from error
 
 
-def _why_unwritten(path: str | Path, error: OSError | RuntimeError) -> str:
+def _why_unwritten(path: str | Path, error: Exception) -> str:
     folder = Path(path).absolute().parent
     free = shutil.disk_usage(folder).free / 2**20
     reason = error.strerror if isinstance(error, OSError) else "writing failed part of the way"
