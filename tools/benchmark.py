@@ -11,6 +11,8 @@ FLOPs counted on these very photos; the growth of the peak of tensor memory; for
 outside of the transformer blocks.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import os
 import platform
@@ -179,4 +181,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs its own steps
     with needed_packages("benchmark"):
-        main()
+        shared.interrupts.run(main)

@@ -7,6 +7,8 @@ the fastest and the slowest round, and ratios are of medians, "x" = PyTorch's ti
 cannot run here give the reason.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 from collections.abc import Sequence
 
@@ -48,4 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with needed_packages("benchmark_kernels"):
-        main()
+        shared.interrupts.run(main)

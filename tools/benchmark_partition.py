@@ -6,6 +6,8 @@ Every figure comes from one run on real photos. Times are medians, with the fast
 the growth of the peak resident set, each measured in a fresh process.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import platform
 import statistics
@@ -59,4 +61,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with needed_packages("benchmark_partition"):
-        main()
+        shared.interrupts.run(main)

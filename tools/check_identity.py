@@ -11,6 +11,8 @@ Prints the largest difference of each output and its scale (root mean square). I
 are of unit scale, and in proportion beyond; the exit status is 1 if it fails.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import math
 import sys
@@ -124,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with needed_packages("check_identity"):
-        main()
+        shared.interrupts.run(main)

@@ -9,7 +9,10 @@ environment variable DETECTRON2_DATASETS says. With --resume, a run continues fr
 had not stopped. Works with and without a GPU; without, AMP is off.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +27,8 @@ with needed_packages("train_det"):
 
     from apt_dense.hosts.detectron2 import run
     from apt_dense.hosts.detectron2.data import check_data, use_data_root
+    from apt_dense.hosts.interrupts import Stopped
+    from apt_dense.hosts.locks import lock_folder
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,13 +62,17 @@ def main_worker(args: argparse.Namespace) -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_det: {error}")
-    default_setup(cfg, args)
+    writes = not args.eval_only and comm.is_main_process()
     try:
-        run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
-    except run.CheckpointError as error:
-        sys.exit(f"train_det: {error}")
+        with lock_folder(cfg.train.output_dir) if writes else contextlib.nullcontext():
+            default_setup(cfg, args)
+            run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
     except SizeMismatchError as error:  # of a picture whose size was not looked at before training
         sys.exit(f"train_det: {str(error).splitlines()[-1]}")
+    except (run.CheckpointError, OSError) as error:
+        sys.exit(f"train_det: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,4 +81,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

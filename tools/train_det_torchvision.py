@@ -11,6 +11,8 @@ numbers for boxes and masks). Runs with and without a GPU, in one process; to tr
 
 from __future__ import annotations
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import dataclasses
 import json
@@ -170,12 +172,16 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         results = run(args)
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         sys.exit(f"train_det_torchvision: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     for kind in ("bbox", "segm") if results else ():
         print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))
     return results
 
 
+def script() -> None:
+    """Run ``main`` so that a caller can tell a stopped run from a finished one."""
+    if main() is None:
+        raise KeyboardInterrupt("stopped; add --resume to continue")
+
+
 if __name__ == "__main__":
-    sys.exit(main() is None)  # so that a script can tell a stopped run from a finished one
+    shared.interrupts.run(script)

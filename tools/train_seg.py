@@ -6,7 +6,10 @@
 Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -20,9 +23,14 @@ with needed_packages("train_seg"):
     from mmengine.config import Config, DictAction
     from mmengine.runner import Runner
 
+    from apt_dense.hosts.interrupts import Stopped, stop_requests
+    from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.checkpoints import check_resume
     from apt_dense.hosts.mmseg.data import check_data
+    from apt_dense.hosts.mmseg.hooks import StopHook, use_hooks
+    from apt_dense.hosts.mmseg.resume import make_resumable
     from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
+    from apt_dense.weights.files import CheckpointError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,10 +65,32 @@ def prepare(args: argparse.Namespace) -> Config:
     if args.amp:
         use_amp(cfg)
     check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)
-    if cfg.resume:
-        check_resume(cfg)
+    make_resumable(cfg, check_resume(cfg) if cfg.resume else None)
+    use_hooks(cfg)
     start_processes(cfg, args.launcher)
     return cfg
+
+
+def train(cfg: Config) -> None:
+    """Train. A first SIGINT or SIGTERM ends a run of one process after its current iteration, with a checkpoint.
+
+    Raises:
+        Stopped: on such a signal.
+        CheckpointError: for weights that cannot be read, or do not fit the model.
+        OSError: if a file cannot be read or written.
+    """
+    if cfg.launcher != "none":  # all processes would have to stop at the same iteration
+        Runner.from_cfg(cfg).train()
+        return
+    with stop_requests() as asked:
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(StopHook(asked))
+        runner.train()
+
+
+def is_main_process() -> bool:
+    """Tell from what launchers set, before MMEngine has read it."""
+    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,10 +101,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_seg: {error}")
-    Runner.from_cfg(cfg).train()
+    alone = lock_folder(cfg.work_dir) if args.launcher == "none" or is_main_process() else contextlib.nullcontext()
+    try:
+        with alone:
+            train(cfg)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"train_seg: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

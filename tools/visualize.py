@@ -12,6 +12,8 @@ A folder stands for the photos directly in it. A photo that cannot be read is na
 drawn, and the exit status is 1. A folder without photos or a missing path stops the run before anything is written.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -180,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

@@ -10,7 +10,7 @@ as well.
 
 import importlib.util
 
-from apt_dense.hosts.mmseg import checkpoints  # noqa: F401 (registers "apt_atomic")
+from apt_dense.hosts.mmseg import checkpoints, hooks, resume  # noqa: F401 (register "apt_atomic" and what runs use)
 from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
