@@ -31,7 +31,9 @@ TESTED_ELSEWHERE = {
     "weights/unwrap.py": "weights/test_load.py",
     "weights/timm_blocks.py": "weights/test_timm_models.py",
     "checks.py": "test_options.py",
-    "hosts/coco_annotations.py": "hosts/test_coco.py",
+    "hosts/coco_fields.py": "hosts/test_coco_annotations.py",
+    "hosts/coco_masks.py": "hosts/test_coco_annotations.py",
+    "hosts/coco_pictures.py": "hosts/test_coco.py",
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -11,6 +11,8 @@ FLOPs counted on these very photos; the growth of the peak of tensor memory; for
 outside of the transformer blocks.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import os
 import platform
@@ -19,17 +21,20 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
+from shared.packages import needed_packages
 
-from benchmarks.backbones import backbone_candidates, pyramid_candidates
-from benchmarks.cases import MODELS, Case
-from benchmarks.detectors import detector_candidates
-from benchmarks.measure import Candidate, Way, measure
-from benchmarks.photos import photos, thresholds_for
-from benchmarks.plot import plot
-from benchmarks.segmentors import segmentor_candidates
-from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
+with needed_packages("benchmark"):
+    import torch
+    from tqdm import tqdm
+
+    from benchmarks.backbones import backbone_candidates, pyramid_candidates
+    from benchmarks.cases import MODELS, Case
+    from benchmarks.detectors import detector_candidates
+    from benchmarks.measure import Candidate, Way, measure
+    from benchmarks.photos import photos, thresholds_for
+    from benchmarks.plot import plot
+    from benchmarks.segmentors import segmentor_candidates
+    from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
@@ -175,4 +180,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs its own steps
-    main()
+    with needed_packages("benchmark"):
+        shared.interrupts.run(main)

@@ -7,12 +7,17 @@ the fastest and the slowest round, and ratios are of medians, "x" = PyTorch's ti
 cannot run here give the reason.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 from collections.abc import Sequence
 
-import torch
+from shared.packages import needed_packages
 
-from benchmarks.kernels import attention_variants, compare, linear_variants
+with needed_packages("benchmark_kernels"):
+    import torch
+
+    from benchmarks.kernels import attention_variants, compare, linear_variants
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,4 +49,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with needed_packages("benchmark_kernels"):
+        shared.interrupts.run(main)

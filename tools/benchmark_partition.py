@@ -6,27 +6,32 @@ Every figure comes from one run on real photos. Times are medians, with the fast
 the growth of the peak resident set, each measured in a fresh process.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import platform
 import statistics
 from collections.abc import Sequence
 
-import torch
+from shared.packages import needed_packages
 
-from apt_dense import PatchSelector
+with needed_packages("benchmark_partition"):
+    import torch
 
-from benchmarks.partition import (
-    THRESHOLDS,
-    choose_and_lay_out,
-    forward,
-    in_fresh_process,
-    one_hot_scores,
-    peak_growth,
-    row,
-    timed,
-)
-from benchmarks.photos import photos
-from shared.token_counts import choose_patches
+    from apt_dense import PatchSelector
+
+    from benchmarks.partition import (
+        THRESHOLDS,
+        choose_and_lay_out,
+        forward,
+        in_fresh_process,
+        one_hot_scores,
+        peak_growth,
+        row,
+        timed,
+    )
+    from benchmarks.photos import photos
+    from shared.token_counts import choose_patches
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,4 +60,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with needed_packages("benchmark_partition"):
+        shared.interrupts.run(main)

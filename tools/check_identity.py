@@ -12,22 +12,27 @@ itself from what it gives in float64. It passes up to 1e-4 where activations are
 or up to four times what float32 does to the original; the exit status is 1 if it fails.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from shared.packages import needed_packages
 
-from apt_dense.options import PixelFormat
+with needed_packages("check_identity"):
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from PIL import Image
+    from torch import Tensor
 
-from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
-from shared.pixels import normalise, to_grey_levels
+    from apt_dense.options import PixelFormat
+
+    from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+    from shared.pixels import normalise, to_grey_levels
 
 TOLERANCE = 1e-4
 ROUNDINGS = 4  # times the original's own error: both models have one, and sum in another order
@@ -128,4 +133,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with needed_packages("check_identity"):
+        shared.interrupts.run(main)

@@ -16,6 +16,8 @@ where it does not say them itself and they are not a square.
 One line says what became of the weights. Missing or unknown ones end the run before anything is written.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -122,4 +124,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

@@ -5,29 +5,40 @@
 Works with and without a GPU. The metrics also go to WORK_DIR/TIMESTAMP/TIMESTAMP.json.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.mmseg.checkpoints import check_weights, read_run
-from apt_dense.hosts.mmseg.data import check_data
-from apt_dense.hosts.mmseg.run import load_config, start_processes
+with needed_packages("eval_seg"):
+    import torch.distributed as dist
+    from mmengine.config import Config, DictAction
+    from mmengine.runner import Runner
+
+    from apt_dense.hosts.mmseg.checkpoints import check_weights, load_from_safe, local_address
+    from apt_dense.hosts.mmseg.data import check_data
+    from apt_dense.hosts.mmseg.evaluation import complete_test, draw_predictions, use_tta, write_masks
+    from apt_dense.hosts.mmseg.run import load_config, start_processes
+    from apt_dense.weights.files import CheckpointError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file of the whole model")
+    parser.add_argument("checkpoint", help="checkpoint of the whole model: a file, or an address")
     parser.add_argument("--work-dir", help="folder of logs and metrics")
     parser.add_argument("--data-root", help="folder of the data set")
-    parser.add_argument("--out", help="folder for the predicted masks, as PNG files with the data set's labels")
+    parser.add_argument("--out", help="folder for the predicted masks, PNG files named as the images")
     parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
+    )
     parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
     parser.add_argument(
         "--cfg-options",
@@ -45,23 +56,22 @@ def prepare(args: argparse.Namespace) -> Config:
     """Make the final config, and check the test data before a model is built."""
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    check_data(cfg, ("test",))
+    cfg.load_from, cfg.resume = local_address(args.checkpoint), False
+    complete_test(cfg)
     if args.out:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+        write_masks(cfg, args.out)
     if args.show_dir:
-        cfg.default_hooks.visualization.draw = True
-        cfg.visualizer.save_dir = args.show_dir
+        draw_predictions(cfg, args.show_dir)
+    check_data(cfg, ("test",), every_class=not args.allow_empty_classes)
     start_processes(cfg, args.launcher)
     if args.tta:
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = dict(cfg.tta_model, module=cfg.model)
+        use_tta(cfg)
     return cfg
 
 
 def build(cfg: Config) -> Runner:
     """Build a Runner whose model fits the checkpoint. Raises ValueError."""
-    checkpoint = read_run(cfg.load_from)
+    checkpoint = load_from_safe(cfg.load_from)
     runner = Runner.from_cfg(cfg)
     model = runner.model
     while hasattr(model, "module"):  # wrapped by DistributedDataParallel, test-time augmentation, or both
@@ -72,16 +82,20 @@ def build(cfg: Config) -> Runner:
 
 def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
+    show_log()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         runner = build(prepare(args))
     except (OSError, ValueError) as error:
         sys.exit(f"eval_seg: {error}")
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"eval_seg: {' '.join(str(error).split())}")
     if dist.is_initialized():
         dist.destroy_process_group()
     return metrics
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

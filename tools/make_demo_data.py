@@ -14,11 +14,16 @@ A scene depends on the seed, the split, its number, the size and the photographs
 same versions of OpenCV and NumPy write the same bytes.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.dataset import make_demo_data
+from shared.packages import needed_packages
+
+with needed_packages("make_demo_data"):
+    from demo.dataset import make_demo_data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,4 +44,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

@@ -8,6 +8,8 @@ times both; and runs them on whole photos. Leaves OUT/results.md, OUT/results.cs
 OUT/detections.png. An interrupted run continues with the stage it was in.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import csv
 import io
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     except KeyboardInterrupt:
-        sys.exit("quickstart: stopped; the same command continues with the stage it was in")
+        raise KeyboardInterrupt("stopped; the same command continues with the stage it was in") from None
     text = "\n".join(as_markdown(title, rows) for title, rows in tables.items())
     write_text_whole(options.out / "results.md", text)
     write_text_whole(options.out / "results.csv", as_csv(tables))
@@ -110,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

@@ -9,46 +9,70 @@ environment variable DETECTRON2_DATASETS says. With --resume, a run continues fr
 had not stopped. Works with and without a GPU; without, AMP is off.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup, launch
-from omegaconf import DictConfig
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.detectron2 import run
-from apt_dense.hosts.detectron2.data import check_data, use_data_root
+with needed_packages("train_det"):
+    from detectron2.data.detection_utils import SizeMismatchError
+    from detectron2.engine import default_argument_parser, default_setup, launch
+    from detectron2.utils import comm
+    from omegaconf import DictConfig
+
+    from apt_dense.hosts.detectron2 import run
+    from apt_dense.hosts.detectron2.data import check_data, use_data_root
+    from apt_dense.hosts.interrupts import Stopped
+    from apt_dense.hosts.locks import lock_folder
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument("--data-root", metavar="DIR", help="folder in COCO's layout, for training and evaluation")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
+    )
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> DictConfig:
     """Make the final config, and check it and its data before a model is built."""
     splits = ("val",) if args.eval_only else ("train", "val")
+    every_class = not args.allow_empty_classes
     cfg = run.load_config(args.config_file)
+    run.check_parts(cfg, training=not args.eval_only)
     if args.data_root:
-        use_data_root(cfg, args.data_root, splits)
+        use_data_root(cfg, args.data_root, splits, every_class)
     run.apply_overrides(cfg, args.opts)
     run.complete_config(cfg)
-    check_data(cfg, splits)
+    check_data(cfg, splits, every_class)
     return cfg
 
 
 def main_worker(args: argparse.Namespace) -> None:
     """Run one process of the job."""
+    if comm.is_main_process():
+        show_log()
     try:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_det: {error}")
-    default_setup(cfg, args)
+    writes = not args.eval_only and comm.is_main_process()
     try:
-        run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
-    except run.CheckpointError as error:
-        sys.exit(f"train_det: {error}")
+        with lock_folder(cfg.train.output_dir) if writes else contextlib.nullcontext():
+            default_setup(cfg, args)
+            run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
+    except SizeMismatchError as error:  # of a picture whose size was not looked at before training
+        sys.exit(f"train_det: {str(error).splitlines()[-1]}")
+    except (run.CheckpointError, OSError) as error:
+        sys.exit(f"train_det: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,4 +81,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

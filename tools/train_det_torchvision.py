@@ -11,6 +11,8 @@ numbers for boxes and masks). Runs with and without a GPU, in one process; to tr
 
 from __future__ import annotations
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import dataclasses
 import json
@@ -19,16 +21,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from shared.packages import needed_packages
 
-from apt_dense.hosts.coco import check_same_categories
-from apt_dense.weights.files import write_text_whole
+with needed_packages("train_det_torchvision"):
+    import torch
 
-from torchvision_detection.data import CocoSplit, load_split
-from torchvision_detection.evaluation import TokenCounter, evaluate
-from torchvision_detection.model import PRESETS, build_model, load_weights
-from torchvision_detection.settings import Settings
-from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
+    from apt_dense.hosts.coco import check_same_categories
+    from apt_dense.weights.files import write_text_whole
+
+    from torchvision_detection.data import CocoSplit, load_split
+    from torchvision_detection.evaluation import TokenCounter, evaluate
+    from torchvision_detection.model import PRESETS, build_model, load_weights
+    from torchvision_detection.settings import Settings
+    from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
 
 _DEFAULTS = Settings()
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
@@ -45,6 +50,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     parser.add_argument("--save-every", type=int, default=1000, help="iterations (default: %(default)s)")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
+    )
     parser.add_argument("--eval-every", type=int, default=0, help="iterations; 0 for the end only (the default)")
     _add_settings(parser.add_argument_group("settings (kept in the checkpoint)"))
     args = parser.parse_args(argv)
@@ -142,11 +150,12 @@ def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argp
 
 def run(args: argparse.Namespace) -> dict | None:
     """Do what the command line asks for; return None if the training was stopped."""
-    val = load_split(args.data, "val")
+    every_class = not args.allow_empty_classes
+    val = load_split(args.data, "val", every_class)
     if args.eval_only:
         model, settings = load_model(args, val)
         return score(model, val, settings, args)
-    split = load_split(args.data, "train")
+    split = load_split(args.data, "train", every_class)
     trainer = make_trainer(args, split)
     check_same_categories(val.categories, split.categories, "the val data", "the training data")
     options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
@@ -163,12 +172,16 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         results = run(args)
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         sys.exit(f"train_det_torchvision: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     for kind in ("bbox", "segm") if results else ():
         print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))
     return results
 
 
+def script() -> None:
+    """Run ``main`` so that a caller can tell a stopped run from a finished one."""
+    if main() is None:
+        raise KeyboardInterrupt("stopped; add --resume to continue")
+
+
 if __name__ == "__main__":
-    sys.exit(main() is None)  # so that a script can tell a stopped run from a finished one
+    shared.interrupts.run(script)

@@ -6,19 +6,31 @@
 Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from shared.logs import show_log
+from shared.packages import needed_packages
 
-from apt_dense.hosts.mmseg.checkpoints import check_resume
-from apt_dense.hosts.mmseg.data import check_data
-from apt_dense.hosts.mmseg.run import load_config, start_processes, use_amp
+with needed_packages("train_seg"):
+    import torch.distributed as dist
+    from mmengine.config import Config, DictAction
+    from mmengine.runner import Runner
+
+    from apt_dense.hosts.interrupts import Stopped, stop_requests
+    from apt_dense.hosts.locks import lock_folder
+    from apt_dense.hosts.mmseg.checkpoints import check_resume
+    from apt_dense.hosts.mmseg.data import check_data
+    from apt_dense.hosts.mmseg.hooks import StopHook, use_hooks
+    from apt_dense.hosts.mmseg.resume import make_resumable
+    from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
+    from apt_dense.weights.files import CheckpointError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,6 +40,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data set, for all splits")
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
+    parser.add_argument(
+        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
     parser.add_argument(
         "--cfg-options",
@@ -46,26 +61,57 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root, max_iters=args.max_iters)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.resume = args.resume or cfg.get("resume", False)
+    complete_training(cfg)
     if args.amp:
         use_amp(cfg)
-    check_data(cfg, ("train", "val"))
-    if cfg.resume:
-        check_resume(cfg)
+    check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)
+    make_resumable(cfg, check_resume(cfg) if cfg.resume else None)
+    use_hooks(cfg)
     start_processes(cfg, args.launcher)
     return cfg
 
 
+def train(cfg: Config) -> None:
+    """Train. A first SIGINT or SIGTERM ends a run of one process after its current iteration, with a checkpoint.
+
+    Raises:
+        Stopped: on such a signal.
+        CheckpointError: for weights that cannot be read, or do not fit the model.
+        OSError: if a file cannot be read or written.
+    """
+    if cfg.launcher != "none":  # all processes would have to stop at the same iteration
+        Runner.from_cfg(cfg).train()
+        return
+    with stop_requests() as asked:
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(StopHook(asked))
+        runner.train()
+
+
+def is_main_process() -> bool:
+    """Tell from what launchers set, before MMEngine has read it."""
+    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    show_log()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_seg: {error}")
-    Runner.from_cfg(cfg).train()
+    alone = lock_folder(cfg.work_dir) if args.launcher == "none" or is_main_process() else contextlib.nullcontext()
+    try:
+        with alone:
+            train(cfg)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"train_seg: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

@@ -12,23 +12,28 @@ A folder stands for the photos directly in it. A photo that cannot be read is na
 drawn, and the exit status is 1. A folder without photos or a missing path stops the run before anything is written.
 """
 
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
+from shared.packages import needed_packages
 
-from apt_dense import PatchSelector
-from apt_dense.drawing import draw_patches
-from apt_dense.patches.scores import SCORERS
+with needed_packages("visualize"):
+    import numpy as np
+    from tqdm import tqdm
 
-from shared.photographs import PHOTO_SUFFIXES, is_photo, read_photo
-from shared.pictures import resize_longer_side, stack, text_bar, token_caption, write_png
-from shared.pixels import normalise, to_grey_levels
-from shared.token_counts import Patches, choose_patches
+    from apt_dense import PatchSelector
+    from apt_dense.drawing import draw_patches
+    from apt_dense.patches.scores import SCORERS
+
+    from shared.photographs import PHOTO_SUFFIXES, is_photo, read_photo
+    from shared.pictures import resize_longer_side, stack, text_bar, token_caption, write_png
+    from shared.pixels import normalise, to_grey_levels
+    from shared.token_counts import Patches, choose_patches
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
@@ -177,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shared.interrupts.run(main)

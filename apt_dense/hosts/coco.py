@@ -1,7 +1,7 @@
 """Find, read and check a data set in COCO's layout: for Detectron2 and torchvision alike.
 
 Both train on what :func:`load_split` returns, so both have the same idea of a valid data set. Neither a host nor
-pycocotools is imported, and no picture is read.
+pycocotools is imported, and of pictures only the headers are read.
 """
 
 import os
@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.hosts.coco_annotations import read_annotations, usable_annotations
+from apt_dense.hosts.coco_annotations import LISTS, checked_lists, read_json, sort_annotations
+from apt_dense.hosts.coco_counts import check_objects
+from apt_dense.hosts.coco_pictures import check_sizes
 
 LAYOUT = (
     "expected DIR/annotations/instances_train*.json and instances_val*.json with images in DIR/train2017 and "
@@ -43,31 +45,53 @@ class CocoData(NamedTuple):
         return tuple(sorted(named))
 
 
-def load_split(root: str | Path, split: str, masks: bool = True) -> CocoData:
+class Needs(NamedTuple):
+    """What a model and its host need of a data set.
+
+    Args:
+        masks: every object needs a segmentation.
+        upright: sizes of images are those after turning them as EXIF says.
+        every_class: each class needs an object.
+    """
+
+    masks: bool = True
+    upright: bool = False
+    every_class: bool = True
+
+
+def load_split(root: str | Path, split: str, masks: bool = True, **needs: bool) -> CocoData:
     """Read one split of a data set and check that it can be used.
 
-    Annotations of images that are not listed, with an empty box, or with an outline of less than three points are left
-    out, with a count in the log. Crowds (iscrowd) stay, since COCO's evaluation needs them.
+    Annotations of images that are not listed, with an empty box, outside of their image, or with an outline of less
+    than three points are left out, with a count in the log. Crowds (iscrowd) stay, since COCO's evaluation needs them.
 
     Args:
         root: folder of the data set.
         split: "train" or "val".
         masks: whether the model has masks, so that every object needs a segmentation.
+        **needs: other fields of :class:`Needs`.
 
     Raises:
         FileNotFoundError: if a folder, an annotation file or an image is missing.
-        ValueError: if an annotation file is damaged, contradicts itself or cannot be trained with.
+        ValueError: if an annotation file is damaged, contradicts itself or its images, or has nothing to learn.
     """
     path = find_annotations(Path(root).expanduser(), split)
-    content = read_annotations(path)
+    return read_split(path, None, split, Needs(masks, **needs))
+
+
+def read_split(path: Path, folder: Path | None, split: str, needs: Needs) -> CocoData:
+    """Read and check a split as :func:`load_split`, from its annotation file and the folder of its images (None: one
+    of the usual folders)."""
+    written = read_json(path)
+    content = checked_lists(written, path)
     names = [image["file_name"] for image in content["images"]]
-    folder = find_images(path, split, names)
+    folder = find_images(path, split, names) if folder is None else folder
     _check_files(path, folder, names)
-    usable = usable_annotations(content, path, masks)
-    if split == "train" and usable and all(annotation["iscrowd"] for annotation in usable):
-        raise ValueError(f"{path} has only crowds (iscrowd=1), which are not trained with; label single objects")
-    is_changed = usable != content["annotations"]
-    return CocoData(path, folder, {**content, "annotations": usable}, is_changed)
+    check_sizes(path, folder, content["images"], needs.upright)
+    usable = sort_annotations(content, path, needs.masks)
+    check_objects(content, usable, path, split, needs.every_class)
+    content = {**content, "annotations": usable.annotations}
+    return CocoData(path, folder, content, any(content[key] != written[key] for key in LISTS))
 
 
 def check_same_categories(

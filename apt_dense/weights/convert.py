@@ -22,6 +22,7 @@ from apt_dense.weights.formats import (
     translate,
     translate_back,
 )
+from apt_dense.weights.kinds import check_kinds, check_names
 from apt_dense.weights.parameters import COARSE, is_new
 from apt_dense.weights.resize import Grid, join_prefix, noted_grid, prefix_counts, source_grid, split_prefix
 
@@ -44,16 +45,23 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
         source: one of ``FORMATS``; None takes the names of all.
 
     Raises:
-        ValueError: if two names of one weight hold different values.
+        ValueError: if two names of one weight hold different values, or one is no dense tensor of real numbers.
     """
     if source not in (None, *FORMATS):
         raise ValueError(f"unknown format {source!r}; expected one of {', '.join(FORMATS)}")
     renamed: StateDict = {}
+    check_names(state)
     for name, value in state.items():
         ours = rename(name, state) if source is None else translate_back(name, FORMATS[source].table)
         if ours in renamed and not torch.equal(renamed[ours], value):
             raise ValueError(f"the checkpoint holds two different values of {ours}, one of them as {name}")
         renamed[ours] = value
+    check_kinds(renamed)
+    if "dist_token" in renamed:
+        raise ValueError(
+            "the checkpoint is of a distilled DeiT: its dist_token, an extra token with a position, has no place of "
+            "that name. Take the DeiT without distillation, or rename dist_token to reg_token and set reg_tokens=1"
+        )
     return renamed
 
 

@@ -18,6 +18,7 @@ from apt_dense.nn.relative import relative_table
 from apt_dense.weights.convert import to_apt, without_key_biases
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.formats import NOT_BACKBONE, StateDict, is_table, may_be_absent
+from apt_dense.weights.kinds import check_names
 from apt_dense.weights.parameters import is_new
 from apt_dense.weights.resize import (
     Grid,
@@ -178,6 +179,7 @@ def convert_below(model: nn.Module, state: dict[str, Tensor], prefix: str, noted
     Raises:
         ValueError: for a weight whose shape does not fit; ``state`` is as it was.
     """
+    check_names(state)
     below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     ours = to_apt(below)
     fit = _fit(ours, model, False, source_grid(ours, None, noted or noted_grid(state, prefix)))

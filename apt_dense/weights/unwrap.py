@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from apt_dense.weights.formats import StateDict
+from apt_dense.weights.kinds import check_names
 
 #: Keys under which files keep a model's state dict.
 _WRAPPERS = "state_dict", "model", "model_ema", "module"
@@ -34,7 +36,7 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
         ValueError: if there is no dictionary of tensors inside.
     """
     state = innermost(checkpoint)
-    state = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    state = _weights(state) if isinstance(state, Mapping) else {}
     if not state:
         found = list(checkpoint)[:8] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"no state dict found in the checkpoint (it holds {found}); expected a dictionary of tensors")
@@ -42,6 +44,19 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     while (prefix := find(state)) is not None:
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return state
+
+
+def _weights(state: Mapping) -> StateDict:
+    """Take the tensors out of a state dict. Raises ValueError for a key or a weight of a backbone that is odd."""
+    if any(isinstance(value, Tensor) for value in state.values()):
+        check_names(state)
+    numbers = {
+        name: v for name, v in state.items() if isinstance(v, int | float | np.generic) and isinstance(name, str)
+    }
+    odd = next((name for name in numbers if _BACKBONE.match(name)), None)
+    if odd is not None:
+        raise ValueError(f"the checkpoint's {odd} is the number {numbers[odd]!r}; expected a tensor")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def innermost(checkpoint: Any) -> Any:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from apt_dense.hosts import coco_pictures
 from apt_dense.hosts.coco import CocoData, check_same_categories, load_split
 from apt_dense.hosts.coco_annotations import read_annotations, usable_annotations
 
@@ -168,9 +170,10 @@ def test_contradictions(tmp_path: Path, change: Callable, message: str) -> None:
         load(tmp_path, change)
 
 
-def test_only_crowds_can_be_evaluated(tmp_path: Path) -> None:
+def test_only_crowds_are_nothing_to_score(tmp_path: Path) -> None:
     root = write_coco(tmp_path, change=lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
-    assert len(load_split(root, "val").content["annotations"]) == 4
+    with pytest.raises(ValueError, match=r"has only crowds .*not scored.*: 0 of 4 annotations .*not: 4 crowds"):
+        load_split(root, "val")
 
 
 def test_boxes_alone_will_do_for_models_without_masks(tmp_path: Path) -> None:
@@ -182,6 +185,42 @@ def test_categories_that_differ_are_named() -> None:
     check_same_categories([(1, "a")], [[1, "a"]], "a.json", "b.json")
     with pytest.raises(ValueError, match=r"of a.json differ from those of b.json: \[\(1, 'a'\)\] \(1\) against"):
         check_same_categories([(1, "a")], [(1, "b")], "a.json", "b.json")
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(60, 50), (SIZE[0], SIZE[1]), (1, 1)])
+def test_pictures_of_another_size_are_named(data: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    Image.new("RGB", size).save(root / "train2017" / "2.png")
+    with pytest.raises(ValueError, match=r"2.png has height and width .*2017.json says \(96, 128\) for image 20"):
+        load_split(root, "train")
+
+
+@pytest.mark.parametrize("pixels", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_pictures_are_named(data: Path, tmp_path: Path, pixels: bytes) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    (root / "train2017" / "2.png").write_bytes(pixels)
+    with pytest.raises(ValueError, match="2.png is not a readable image"):
+        load_split(root, "train")
+
+
+def test_turned_pictures_have_two_sizes_unless_the_host_turns_them(data: Path, tmp_path: Path) -> None:
+    root, exif = shutil.copytree(data, tmp_path / "data"), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.new("RGB", SIZE[::-1]).save(root / "train2017" / "2.png", format="JPEG", exif=exif)
+    load_split(root, "train")
+    with pytest.raises(ValueError, match=r"2.png has height and width \(128, 96\)"):
+        load_split(root, "train", upright=True)
+
+
+def test_large_sets_are_sampled_and_say_so(data: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(coco_pictures, "MOST", 2)
+    with caplog.at_level(logging.INFO):
+        load_split(data, "train")
+    assert "compared the sizes of 2 of its 3 images" in caplog.text
+    assert coco_pictures.spread(range(10), 4) == [0, 2, 5, 7]
 
 
 # ---- annotations ----------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import pickle
 import random
+import resource
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -23,7 +25,14 @@ import torch
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.weights.files import read_checkpoint, write_checkpoint, write_text_whole, write_whole
+from apt_dense.weights.files import (
+    CheckpointError,
+    naming_file,
+    read_checkpoint,
+    write_checkpoint,
+    write_text_whole,
+    write_whole,
+)
 from apt_dense.weights.load import unwrap
 
 from support.references import randomise
@@ -79,7 +88,7 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(content)
         with pytest.raises(Exception) as error:
             read_checkpoint(path)
-        if not (error.type is ValueError and "cannot be read as weights: it is damaged" in str(error.value)):
+        if not (error.type is CheckpointError and "cannot be read as weights: it is damaged" in str(error.value)):
             others[name] = error.value
     assert others == {}
 
@@ -285,3 +294,49 @@ def test_a_full_disk(tmp_path: Path, suffix: str) -> None:
     with full_disk(100_000), pytest.raises(OSError, match=f"out{suffix} cannot be written"):
         write_checkpoint({"a": torch.ones(100_000)}, path)
     assert read_checkpoint(path)["a"].tolist() == [1, 1, 1] and list(tmp_path.iterdir()) == [path]
+
+
+# ---- full disks
+
+
+def test_each_process_has_a_partial_file_of_its_own(tmp_path: Path) -> None:
+    with write_whole(tmp_path / "a") as partial:
+        assert partial.name == f"a.{os.getpid()}.partial"
+        partial.touch()
+
+
+WRITES = {
+    "text": lambda path: write_text_whole(path, "x" * 300_000),
+    "torch": lambda path: write_checkpoint({"a": torch.rand(100_000)}, path.with_suffix(".pth")),
+    "safetensors": lambda path: write_checkpoint({"a": torch.rand(100_000)}, path.with_suffix(".safetensors")),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_full_disk_is_named_and_the_old_file_stays(kind: str, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    WRITES[kind](tmp_path / "file")
+    [path] = tmp_path.iterdir()
+    content = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"{path} cannot be written: ") as error:
+            WRITES[kind](tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and "MB free" in str(error.value)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), KeyError("x"), RuntimeError("of something else")])
+def test_other_errors_stay_as_they_are(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as found, write_whole(tmp_path / "a"):
+        raise error
+    assert found.value is error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_errors_of_full_disks_are_told_apart(number: int, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a cannot be written: .*the disk of .* MB free"), naming_file(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))

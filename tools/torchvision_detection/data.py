@@ -34,9 +34,13 @@ class CocoSplit(NamedTuple):
         return list(zip(self.category_ids, self.names, strict=True))
 
 
-def load_split(root: str | Path, split: str) -> CocoSplit:
-    """Read the annotations of "train" or "val". Raises as ``apt_dense.hosts.coco.load_split``."""
-    data = coco.load_split(root, split)
+def load_split(root: str | Path, split: str, every_class: bool = True) -> CocoSplit:
+    """Read the annotations of "train" or "val". Raises as ``apt_dense.hosts.coco.load_split``.
+
+    Args:
+        every_class: whether each class needs an object.
+    """
+    data = coco.load_split(root, split, every_class=every_class)
     ids = tuple(image["id"] for image in data.content["images"])
     category_ids, names = zip(*data.categories, strict=True)
     return CocoSplit(index(data.content), data.folder, ids, category_ids, names)

@@ -13,6 +13,7 @@ from torchvision.models.detection import MaskRCNN
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
 from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.kinds import check_kinds
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.parameters import is_new
 from apt_dense.weights.timm_models import create_timm_model
@@ -105,6 +106,10 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | P
         ValueError: for weights that are missing, unknown or of another shape.
     """
     own = model.state_dict()
+    try:
+        check_kinds(state, own)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     shared = sorted(own.keys() & state.keys())
     problems = [f"{name} is of another shape" for name in shared if own[name].shape != state[name].shape]
     for word, names in (("missing", own.keys() - state.keys()), ("unknown", state.keys() - own.keys())):

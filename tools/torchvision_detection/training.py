@@ -10,10 +10,8 @@ import contextlib
 import json
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense.hosts.coco import check_same_categories
-from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
+from apt_dense.hosts.interrupts import stop_requests
+from apt_dense.hosts.locks import lock_folder
+from apt_dense.weights.files import naming_file, read_checkpoint, write_text_whole, write_whole
 
 from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
 from torchvision_detection.data import CocoSplit
@@ -155,15 +155,13 @@ def train(
     Returns:
         Whether all iterations are done.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    cut_log(out / LOG, trainer.iteration)
     end = trainer.settings.iterations
-    with stop_requests() as stop, (out / LOG).open("a", encoding="utf-8", buffering=1) as lines:
+    with lock_folder(out), stop_requests() as stop, Log(out / LOG, trainer.iteration) as log_file:
         bar = tqdm(trainer.batches(workers), "training", total=end, initial=trainer.iteration, disable=not progress)
         start = time.perf_counter()
         for batch in bar:
             entry = trainer.step(*batch)
-            lines.write(json.dumps(entry | {"seconds": time.perf_counter() - start}) + "\n")
+            log_file.write(entry | {"seconds": time.perf_counter() - start})
             bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens=f"{entry['tokens_kept']:.0%}")
             done, stopped = trainer.iteration == end, stop()
             if done or stopped or trainer.iteration % save_every == 0:
@@ -173,9 +171,25 @@ def train(
             if val is not None and eval_every and not done and trainer.iteration % eval_every == 0:
                 scores = evaluate(trainer.model, val, amp=trainer.settings.amp, workers=workers, progress=progress)
                 scores["tokens_kept"] = trainer.tokens.take()
-                lines.write(json.dumps({"iteration": trainer.iteration} | scores) + "\n")
+                log_file.write({"iteration": trainer.iteration} | scores)
             start = time.perf_counter()
     return trainer.iteration == end
+
+
+class Log(contextlib.AbstractContextManager):
+    """A log of one JSON object a line that goes on at an iteration. Each line is in the file once ``write`` returns."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        cut_log(path, iteration)
+        self.path, self.file = path, path.open("ab", buffering=0)  # a buffer would be written once more at the end
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add a line. Raises OSError, naming the file and a full disk."""
+        with naming_file(self.path):
+            self.file.write((json.dumps(entry) + "\n").encode())
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
 
 def cut_log(path: Path, iteration: int) -> None:
@@ -189,22 +203,3 @@ def cut_log(path: Path, iteration: int) -> None:
             if entry["iteration"] < iteration + ("loss" not in entry):
                 kept.append(line + "\n")
     write_text_whole(path, "".join(kept))
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM came; a second one acts at once."""
-    asked, before = threading.Event(), {}
-
-    def note(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-        log.warning("stopping after this iteration; repeat to stop at once")
-
-    try:
-        if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
-            before.update({number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)})
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

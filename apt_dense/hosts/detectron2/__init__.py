@@ -8,10 +8,12 @@ and nothing else changes until ``model.backbone.net.thresholds`` says which patc
 
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
+from apt_dense.hosts.detectron2.meta_arch import APTGeneralizedRCNN
 from apt_dense.hosts.detectron2.optim import get_apt_lr_decay_rate
 from apt_dense.hosts.detectron2.yacs import add_apt_config, build_apt_vit_sfp_backbone
 
 __all__ = [
+    "APTGeneralizedRCNN",
     "APTViT",
     "SimpleFeaturePyramid",
     "add_apt_config",

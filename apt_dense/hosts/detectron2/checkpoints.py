@@ -4,14 +4,17 @@ import logging
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from apt_dense import vit
-from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
+from apt_dense.weights.kinds import check_kinds
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameters import is_new
 
@@ -19,13 +22,6 @@ from apt_dense.weights.parameters import is_new
 logger = logging.getLogger("detectron2.apt_dense")
 
 _UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, ImportError)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or does not fit the model.
-
-    Tools report it in one line. They must not do so with every ValueError, since training itself can raise one.
-    """
 
 
 def errors_of(report: LoadReport, prefix: str) -> Iterator[str]:
@@ -66,7 +62,31 @@ class APTCheckpointer(DetectionCheckpointer):
         file = urlparse(path)._replace(query="").geturl() if path else ""
         if file and "://" not in file and not os.path.isfile(file):
             raise CheckpointError(f"checkpoint {file} does not exist; correct train.init_checkpoint{self._marker()}")
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except OSError as error:  # of a download, or while reading
+            raise CheckpointError(f"checkpoint {file} cannot be fetched ({error}); download it first") from error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As ``DetectionCheckpointer.save``. A run killed meanwhile leaves the checkpoint before, and its name in
+        "last_checkpoint".
+
+        Raises:
+            OSError: if the file cannot be written, naming it and its disk.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        with write_whole(path) as partial:
+            torch.save({**content, **kwargs}, partial)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note the name of the last checkpoint, whole or not at all."""
+        write_text_whole(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def _marker(self) -> str:
         """Name the other place a path can come from: the note of the last checkpoint in the output folder."""
@@ -75,8 +95,9 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         try:
-            # Detectron2 itself would run the code in a pickle.
-            return _read_zoo_file(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+            # Detectron2 itself would run the code in a pickle, and reads pycls' files past _torch_load.
+            reader = {".pkl": _read_zoo_file, ".pyth": _read_pycls_file}.get(Path(filename).suffix)
+            return super()._load_file(filename) if reader is None else reader(filename)
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: it is cut off or damaged, "
@@ -88,6 +109,8 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Mapping) -> Any:
         try:
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            check_kinds(checkpoint["model"], self.model.state_dict())
             if not self.complete:
                 self._convert(checkpoint["model"])
             report = super()._load_model(checkpoint)
@@ -101,7 +124,6 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _convert(self, state: dict) -> None:
         """Bring positions to the backbone's shape, before Detectron2 drops those of another shape."""
-        self._convert_ndarray_to_tensor(state)
         for name, module in unwrapped(self.model).named_modules():
             if isinstance(module, vit.APTViT):
                 convert_below(module, state, f"{name}.")
@@ -119,6 +141,13 @@ def _read_zoo_file(filename: str) -> dict:
         return content
     weights = {k: v for k, v in content.get("blobs", content).items() if not k.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_pycls_file(filename: str) -> dict:
+    """Read pycls' weights, which Detectron2 matches by their names' ends."""
+    state = read_checkpoint(filename)["model_state"]
+    weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
 
 
 def _leave_out_new(names: list[str], kind: str) -> None:

@@ -15,6 +15,7 @@ logger = logging.getLogger("detectron2.apt_dense")
 
 #: Options of ``train`` that Detectron2 understands but its common/train.py does not list.
 _TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision"}
+_PARTS = "model", "dataloader", "train"
 
 
 def load_config(path: str) -> DictConfig:
@@ -22,7 +23,7 @@ def load_config(path: str) -> DictConfig:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a yacs config.
+        ValueError: if it is a yacs config, or cannot be read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path or '(none given)'}; name one with --config-file, see configs/")
@@ -31,7 +32,30 @@ def load_config(path: str) -> DictConfig:
             f"{path} is a yacs config; this tool runs lazy configs. Train it with Detectron2's "
             f"tools/plain_train_net.py after adding apt_dense.hosts.detectron2.add_apt_config(cfg) there"
         )
-    return LazyConfig.load(path)
+    try:
+        cfg = LazyConfig.load(path)
+    except Exception as error:  # a config is a program: whatever it raises
+        raise ValueError(f"{path} cannot be read as a lazy config: {_one_line(error)}") from error
+    if not OmegaConf.is_dict(cfg):
+        raise ValueError(f"{path} cannot be read as a lazy config: expected {', '.join(_PARTS)} by name, see configs/")
+    return cfg
+
+
+def check_parts(cfg: DictConfig, training: bool) -> None:
+    """Check that a config has all that training, or the evaluation alone, needs. Raises ValueError."""
+    needed = ("dataloader.train", "optimizer", "lr_multiplier") if training else ("dataloader.evaluator",)
+    missing = [key for key in _PARTS if not OmegaConf.is_dict(cfg.get(key))]
+    missing += [key for key in needed if not missing and OmegaConf.select(cfg, key) is None]
+    if not missing and OmegaConf.select(cfg, "dataloader.evaluator") is not None and cfg.dataloader.get("test") is None:
+        missing.append("dataloader.test")
+    if missing:
+        what = "training" if training else "--eval-only"
+        raise ValueError(f"the config lacks {', '.join(missing)}, which {what} needs; see configs/detectron2")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -47,7 +71,10 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> None:
             raise ValueError(f"{override!r} is not key=value; options that begin with -- go before the first override")
         _check_key(cfg, key)
         quoted.append(f"{key}={_quoted(value)}")
-    LazyConfig.apply_overrides(cfg, quoted)
+    try:
+        LazyConfig.apply_overrides(cfg, quoted)
+    except Exception as error:  # of Hydra's parser or OmegaConf
+        raise ValueError(f"the overrides {' '.join(overrides)} do not fit: {_one_line(error)}") from error
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -75,9 +102,10 @@ def complete_config(cfg: DictConfig) -> None:
         cfg.train.seed = 0
     if cfg.train.seed < 0:
         raise ValueError(f"train.seed={cfg.train.seed} asks for other random numbers in each run; expected 0 or more")
-    evaluator = cfg.dataloader.get("evaluator")
-    if evaluator is not None and evaluator._target_ is COCOEvaluator and evaluator.get("output_dir") is None:
-        evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference")
+    evaluators = cfg.dataloader.get("evaluator")
+    for evaluator in evaluators if OmegaConf.is_list(evaluators) else [evaluators]:
+        if evaluator is not None and evaluator._target_ is COCOEvaluator and evaluator.get("output_dir") is None:
+            evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference")
 
 
 def _choose_device(cfg: DictConfig) -> None:

@@ -5,6 +5,7 @@ Detectron2 itself finds missing files and objects without masks when it comes to
 
 import importlib.util
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,40 +16,66 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pycocotools import mask as run_lengths
 
-from apt_dense.hosts.coco import LAYOUT, CocoData, check_same_categories, load_split
+from apt_dense.hosts.coco import LAYOUT, CocoData, Needs, check_same_categories, load_split, read_split
+
+log = logging.getLogger(__name__)
 
 
-def use_data_root(cfg: DictConfig, root: str, splits: Sequence[str]) -> None:
+def use_data_root(cfg: DictConfig, root: str, splits: Sequence[str], every_class: bool = True) -> None:
     """Point a lazy config to a folder in COCO's layout: register its splits, set their names and the classes.
 
     Args:
         splits: of "train" and "val"; only these must be there.
+        every_class: whether each class needs an object.
 
     Raises:
         FileNotFoundError: if a folder, an annotation file or an image is missing.
         ValueError: if an annotation file is damaged or cannot be trained with, or splits differ in their categories.
     """
-    masks = OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None
-    found = {split: _read(root, split, masks) for split in splits}
+    needs = _needs(cfg, every_class)
+    found = {split: _read(root, split, needs) for split in splits}
     first, *others = found.values()
     for data in others:
         check_same_categories(data.categories, first.categories, data.path, first.path)
     for split, data in found.items():
-        name = _register(data, split, partial(_read, root, split, masks))
-        cfg.dataloader["train" if split == "train" else "test"].dataset.names = name
-    if "val" in found and "evaluator" in cfg.dataloader:
-        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.test.dataset.names
-    cfg.model.roi_heads.num_classes = len(first.categories)
+        name = _register(data, split, partial(_read, root, split, needs))
+        OmegaConf.update(cfg, _names_key(split), name)
+    if "val" in found and cfg.dataloader.get("evaluator") is not None:
+        _set_data_set(cfg.dataloader.evaluator, cfg.dataloader.test.dataset.names)
+    _set_classes(cfg, len(first.categories))
 
 
-def _read(root: str, split: str, masks: bool) -> CocoData:
-    data = load_split(Path(root).expanduser().resolve(), split, masks)
-    if split == "train" and not data.content["annotations"]:
-        raise ValueError(f"{data.path} has no objects, and Detectron2 leaves out images without any; label some")
-    return data
+def _names_key(split: str) -> str:
+    return f"dataloader.{'train' if split == 'train' else 'test'}.dataset.names"
+
+
+def _set_data_set(evaluator: DictConfig | ListConfig, name: str) -> None:
+    for one in evaluator if OmegaConf.is_list(evaluator) else [evaluator]:
+        one.dataset_name = name
+
+
+#: Where the number of classes stands: in two-stage detectors, one-stage detectors, and their heads.
+_CLASS_KEYS = ("model.roi_heads.num_classes", "model.num_classes", "model.head.num_classes")
+
+
+def _set_classes(cfg: DictConfig, count: int) -> None:
+    present = [key for key in _CLASS_KEYS if isinstance(OmegaConf.select(cfg, key), int)]
+    if not present:
+        raise ValueError(f"the config has none of {', '.join(_CLASS_KEYS)}; set one of them to {count}")
+    for key in present:
+        if not OmegaConf.is_interpolation(OmegaConf.select(cfg, key.rpartition(".")[0]), "num_classes"):
+            OmegaConf.update(cfg, key, count)
+
+
+def _needs(cfg: DictConfig, every_class: bool) -> Needs:
+    return Needs(OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None, True, every_class)
+
+
+def _read(root: str, split: str, needs: Needs) -> CocoData:
+    return load_split(Path(root).expanduser().resolve(), split, **needs._asdict())
 
 
 def _register(data: CocoData, split: str, read: Callable[[], CocoData]) -> str:
@@ -121,8 +148,10 @@ def _object(annotation: dict[str, Any], labels: dict[int, int]) -> dict[str, Any
     return found | {"segmentation": outline} if outline else found
 
 
-def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
+def check_data(cfg: DictConfig, splits: Sequence[str], every_class: bool = True) -> None:
     """Check that the data sets a lazy config names are registered and have as many classes as the model.
+
+    The content of registered COCO files is checked as that of --data-root is, but Detectron2 trains on it as it is.
 
     Raises:
         FileNotFoundError, ValueError: naming the data set, the path and the remedy.
@@ -130,11 +159,12 @@ def check_data(cfg: DictConfig, splits: Sequence[str]) -> None:
     if "train" in splits:
         _check_shapely(cfg)
     for split in splits:
-        names = OmegaConf.select(cfg, f"dataloader.{'train' if split == 'train' else 'test'}.dataset.names")
+        names = OmegaConf.select(cfg, _names_key(split))
         for name in [names] if isinstance(names, str) else names or []:
             if name not in DatasetCatalog.list():
                 raise ValueError(f"data set {name!r} is not registered; name a folder with --data-root DIR: {LAYOUT}")
             _check_registered(name, OmegaConf.select(cfg, "model.roi_heads.num_classes"))
+            _check_content(name, split, _needs(cfg, every_class))
 
 
 def _check_shapely(cfg: DictConfig) -> None:
@@ -158,4 +188,18 @@ def _check_registered(name: str, num_classes: int | None) -> None:
         raise ValueError(
             f"model.roi_heads.num_classes={num_classes}, but data set {name!r} has {len(classes)} classes; "
             f"make them equal"
+        )
+
+
+def _check_content(name: str, split: str, needs: Needs) -> None:
+    """Check a registered annotation file, unless :func:`use_data_root` has done so."""
+    known = MetadataCatalog.get(name)
+    if known.get("json_file") is None or known.get("evaluator_type") != "coco" or name.endswith(".json"):
+        return
+    folder = Path(PathManager.get_local_path(known.image_root))
+    if read_split(Path(PathManager.get_local_path(known.json_file)), folder, split, needs).is_changed:
+        log.warning(
+            "data set %r: Detectron2 uses its annotations as they are, including those named above; with --data-root "
+            "they would be corrected or left out",
+            name,
         )

@@ -17,6 +17,9 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
 
     Upstream misspells the key as ``size_divisiblity``, which ImageList ignores. Without ``square_pad``, images whose
     size is not a multiple of the coarsest stride then lose their last rows and columns. Here, both spellings are set.
+
+    With ``square_pad``, the detector pads to that square, and cuts larger images off. The pyramid cannot prevent it;
+    use :class:`apt_dense.hosts.detectron2.APTGeneralizedRCNN`, as this project's configs do.
     """
 
     @property

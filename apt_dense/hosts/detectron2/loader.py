@@ -5,12 +5,9 @@ whichever worker reads an image.
 """
 
 import itertools
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import build_detection_train_loader, trivial_batch_collator
@@ -19,6 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from apt_dense.hosts.randomness import random_numbers
 
 
 def resumable(loader: DictConfig, seed: int, start_iter: int) -> DictConfig:
@@ -118,24 +117,3 @@ class SeededDataset(Dataset):
         image, draw = key
         with random_numbers(*self.seed, draw):
             return self.dataset[image]
-
-
-@contextmanager
-def random_numbers(*seed: int) -> Iterator[None]:
-    """Seed the random numbers of Python, NumPy and torch (CPU) for the body, and restore their state afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            seed_all(*seed)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def seed_all(*seed: int) -> None:
-    """Seed Python, NumPy and torch, on all devices, from several non-negative numbers at once."""
-    first, second, third = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
-    random.seed(first)
-    np.random.seed(second)
-    torch.manual_seed(third)

@@ -1,27 +1,32 @@
 """Train and evaluate Detectron2's lazy configs as its own tool does, also on machines without a GPU, and resume
 interrupted runs so that their loss curves do not change."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError, unwrapped
-from apt_dense.hosts.detectron2.config import apply_overrides, complete_config, load_config, logger
-from apt_dense.hosts.detectron2.loader import resumable, seed_all
+from apt_dense.hosts.detectron2.config import apply_overrides, check_parts, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.loader import resumable
+from apt_dense.hosts.interrupts import Stopped, stop_requests
+from apt_dense.hosts.randomness import seed_all
 
 #: Everything that a tool needs for a run.
 __all__ = [
     "CheckpointError",
     "apply_overrides",
+    "check_parts",
     "complete_config",
     "evaluate",
     "evaluate_checkpoint",
@@ -39,20 +44,32 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
     depth all follow from ``train.seed`` and the iteration. Lines of metrics.json after that checkpoint are written
     again.
 
+    A first SIGINT or SIGTERM ends a run of one process after its current iteration, with a checkpoint.
+
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
+        Stopped: on such a signal.
     """
+    with stop_requests() if comm.get_world_size() == 1 else contextlib.nullcontext(lambda: False) as asked:
+        _train(cfg, resume, asked)
+
+
+def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     model = _build_model(cfg)
     cfg.optimizer.params.model = unwrapped(model)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, instantiate(cfg.optimizer))
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
     resume = resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint"))
     checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
+    saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
+    if saving is not None and resume:  # those that the run before left count among those to keep
+        saving.recent_checkpoints = sorted(map(str, Path(output_dir).glob("model_[0-9]*.pth")))
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+        saving,
+        StopHook(checkpointer, asked),
         hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
         _writer_hook(cfg) if main else None,
     ])  # fmt: skip
@@ -68,9 +85,12 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
     Returns:
         AP of boxes and masks by task, on the main process; None if the config has no evaluator.
     """
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         return None
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if OmegaConf.is_list(cfg.dataloader.evaluator):
+        evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     print_csv_format(results)
     return results
 
@@ -97,6 +117,20 @@ class SeedIterations(HookBase):
     def before_step(self) -> None:
         """Seed Python, NumPy and torch."""
         seed_all(self.seed, comm.get_rank(), self.trainer.iter)
+
+
+class StopHook(HookBase):
+    """End a run after its current iteration, with a checkpoint, once ``asked`` returns True."""
+
+    def __init__(self, checkpointer: APTCheckpointer, asked: Callable[[], bool]) -> None:
+        self.checkpointer, self.asked = checkpointer, asked
+
+    def after_step(self) -> None:
+        """Save, and raise Stopped."""
+        if self.asked():
+            iteration = self.trainer.iter
+            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            raise Stopped(iteration + 1)
 
 
 def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:

@@ -12,6 +12,7 @@ from apt_dense import vit
 from apt_dense.checks import flag, optional, text, whole
 from apt_dense.hosts.mmseg.checkpoints import read_address
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
+from apt_dense.weights.files import CheckpointError
 from apt_dense.weights.load import load_backbone, unwrap
 from apt_dense.weights.parameters import layer_of
 from apt_dense.weights.timm_models import apt_arguments, create_timm_model
@@ -81,14 +82,14 @@ class APTViT(vit.APTViT, BaseModule):
         self._is_init = True
 
     def _load_pretrained(self, config: Mapping[str, Any]) -> None:
-        content = self._read_checkpoint(config["checkpoint"])
-        if config.get("prefix"):
-            content = _below(unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
         options = {name: config[name] for name in ("strict", "resize_patches") if name in config}
         try:
+            content = self._read_checkpoint(config["checkpoint"])
+            if config.get("prefix"):
+                content = _below(unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
             report = load_backbone(self, content, **options)
         except ValueError as error:
-            raise ValueError(f"{config['checkpoint']}: {error}") from error
+            raise CheckpointError(f"{config['checkpoint']}: {error}") from error
         print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
 
     def _read_checkpoint(self, address: str) -> Mapping:

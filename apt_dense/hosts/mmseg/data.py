@@ -16,6 +16,8 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from apt_dense.hosts.mmseg.labels import check_labels
+
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
 
 
@@ -28,8 +30,8 @@ class CheckLabels(BaseTransform):
         ignore_index: the only label outside this range that is allowed.
 
     Raises:
-        ValueError: if a label is out of range, the mask has colour channels, or its labels do not fit 8 bits. The
-            message names the file, the label and the allowed range.
+        ValueError: if a label is out of range, the mask has colour channels or another size than its image, or its
+            labels do not fit 8 bits. The message names the file, the label and the allowed range.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -46,6 +48,7 @@ class CheckLabels(BaseTransform):
                 f"{path}: the mask has shape {mask.shape}, but one label per pixel (H, W) is needed. "
                 "Convert colour masks to 8-bit label indices first."
             )
+        _check_size(mask, results, path)
         highest = np.where(mask == self.ignore_index, 0, mask).max(initial=0)
         if highest >= self.num_classes:
             raise ValueError(self._out_of_range(mask, path, bool(results.get("reduce_zero_label"))))
@@ -66,40 +69,80 @@ class CheckLabels(BaseTransform):
         return f"{type(self).__name__}(num_classes={self.num_classes}, ignore_index={self.ignore_index})"
 
 
+def _check_size(mask: np.ndarray, results: dict, path: str) -> None:
+    """Refuse a mask that has neither the size of its image now nor that of its file."""
+    sizes = [tuple(results[key][:2]) for key in ("img_shape", "ori_shape", "pad_shape") if key in results]
+    if sizes and mask.shape not in sizes:
+        raise ValueError(
+            f"{path}: the mask has height and width {mask.shape}, but its image has {sizes[-1]}; make them equal"
+        )
+
+
 def _check_depth(path: str) -> None:
-    """Refuse a mask with labels above 255, which LoadAnnotations has wrapped around (256 became 0, 257 became 1)."""
+    """Refuse a mask with labels that LoadAnnotations has changed: 256 became 0, 257 became 1, and 0.5 became 0."""
     if not os.path.isfile(path):  # remote storage: no cheap look at the header
         return
     with Image.open(path) as image:
-        highest = 0 if image.mode in EXACT_IN_8_BITS else int(np.asarray(image).max(initial=0))
-    if highest > 255:
-        raise ValueError(f"{path}: label {highest} in a mask of more than 8 bits; MMSegmentation reads labels 0 to 255")
+        labels = np.zeros((), np.uint8) if image.mode in EXACT_IN_8_BITS else np.asarray(image)
+    wrong = labels[(labels < 0) | (labels > 255) | (labels != np.floor(labels)) | np.isnan(labels)]
+    if wrong.size:
+        raise ValueError(
+            f"{path}: label {wrong.max():g} in a mask of more than 8 bits; MMSegmentation reads whole labels 0 to 255"
+        )
 
 
 def dataset_configs(node: object) -> Iterator[dict]:
     """Yield the config of each data set inside a data loader's config, through wrappers such as ``ConcatDataset``."""
-    if isinstance(node, dict) and "data_prefix" in node:
+    if isinstance(node, dict) and ("data_prefix" in node or _is_data_set(node)):
         yield node
     elif isinstance(node, (dict, list, tuple)):
         for child in node.values() if isinstance(node, dict) else node:
             yield from dataset_configs(child)
 
 
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that images and masks of each split ("train", "val", "test") exist and the numbers of classes agree.
+def _is_data_set(node: dict) -> bool:
+    return "type" in node and "pipeline" in node and not {"dataset", "datasets"} & node.keys()
+
+
+def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> None:
+    """Check that images and masks of each split ("train", "val", "test") exist, the numbers of classes agree, and the
+    masks hold something to learn or score (``check_labels``).
+
+    Args:
+        every_class: whether each class needs a pixel.
 
     Raises:
         FileNotFoundError: if a folder is missing or empty, or images have no mask.
-        ValueError: if the heads, the data set and CheckLabels disagree about the number of classes.
+        ValueError: if the heads, the data set and CheckLabels disagree about the number of classes, or masks hold none
+            of a class.
     """
+    checked = []
     for split in splits:
-        loader = cfg.get(f"{split}_dataloader") or {}
-        for dataset_cfg in dataset_configs(loader):
-            lazy = dict(dataset_cfg, pipeline=[], lazy_init=True)  # only names and paths: nothing is read yet
-            dataset = DATASETS.build(lazy)
-            if isinstance(dataset, BaseSegDataset):
-                _check_classes(cfg, dataset, dataset_cfg)
-                _check_files(dataset, split)
+        for dataset_cfg in dataset_configs(cfg.get(f"{split}_dataloader") or {}):
+            dataset = _build(dataset_cfg, split)
+            if not isinstance(dataset, BaseSegDataset):
+                continue
+            _check_classes(cfg, dataset, dataset_cfg)
+            _check_files(dataset, split)
+            if dataset_cfg not in checked:  # train and val may be the same
+                check_labels(dataset, dataset_cfg.get("pipeline") or (), split, dataset.ignore_index, every_class)
+                checked.append(dataset_cfg)
+
+
+def _build(dataset_cfg: dict, split: str) -> object:
+    lazy = dict(dataset_cfg, pipeline=[], lazy_init=True)  # only names and paths: nothing is read yet
+    try:
+        return DATASETS.build(lazy)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the {split} data set {dataset_cfg.get('type')} cannot be built: {one_line(error)}"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind and the first line of an error's message."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> None:
@@ -107,7 +150,7 @@ def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> N
     heads = [cfg.model.get("decode_head"), cfg.model.get("auxiliary_head")]
     steps = [step for step in dataset_cfg.get("pipeline", ()) if step.get("type") == "CheckLabels"]
     for part in _flat(heads) + steps:
-        if classes and part["num_classes"] != classes:
+        if classes and part.get("num_classes", classes) != classes:
             raise ValueError(
                 f"{part['type']} has num_classes={part['num_classes']}, but {type(dataset).__name__} has {classes} "
                 "classes: set num_classes of decode_head, auxiliary_head and CheckLabels to the data set's number"

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from apt_dense.hosts.mmseg.checkpoints import check_start
-from apt_dense.hosts.mmseg.data import dataset_configs
+from apt_dense.hosts.mmseg.data import dataset_configs, one_line
 
 LOG_LINES = 10  # at least, in a run shorter than the config's
 
@@ -32,20 +32,31 @@ def load_config(
 
     Raises:
         FileNotFoundError: if the config or the file that ``load_from`` names does not exist.
-        ValueError: if ``max_iters`` is not a positive integer, or that file cannot be read safely.
+        ValueError: if the config cannot be read, an option does not fit it, ``max_iters`` is not a positive integer, or
+            that file cannot be read safely.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no config file {path}")
-    cfg, options = Config.fromfile(path), dict(options or {})
+    cfg, options = _read_config(path), dict(options or {})
     data_root = _first(data_root, options.pop("data_root", None))
     max_iters = _first(max_iters, options.pop("max_iters", None), options.pop("train_cfg.max_iters", None))
     if data_root is not None:
         set_data_root(cfg, data_root)
     if max_iters is not None:
         set_max_iters(cfg, max_iters)
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"--cfg-options {' '.join(options)} does not fit {path}: {one_line(error)}") from error
     check_start(cfg)
     return cfg
+
+
+def _read_config(path: str) -> Config:
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program: whatever it raises
+        raise ValueError(f"{path} cannot be read as a config of MMEngine: {one_line(error)}") from error
 
 
 def _first(*values: Any) -> Any:
@@ -69,7 +80,7 @@ def set_max_iters(cfg: Config, max_iters: int) -> None:
     Raises:
         ValueError: if the config does not train by iterations, or ``max_iters`` is not a positive integer.
     """
-    before = cfg.get("train_cfg", {}).get("max_iters")
+    before = (cfg.get("train_cfg") or {}).get("max_iters")
     if before is None:
         raise ValueError("max_iters was given, but this config trains by epochs or not at all: set train_cfg instead")
     if not isinstance(max_iters, int) or max_iters < 1:
@@ -78,7 +89,7 @@ def set_max_iters(cfg: Config, max_iters: int) -> None:
     cfg.train_cfg.val_interval = min(cfg.train_cfg.get("val_interval", 1000), max_iters)
     cfg.param_scheduler = _scaled(cfg.get("param_scheduler"), max_iters / before)
     for name, longest in (("checkpoint", max_iters), ("logger", math.ceil(max_iters / LOG_LINES))):
-        hook = cfg.get("default_hooks", {}).get(name) or {}
+        hook = (cfg.get("default_hooks") or {}).get(name) or {}
         if "interval" in hook:
             hook["interval"] = min(hook["interval"], longest)
 
@@ -95,13 +106,42 @@ def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] |
     return [one for one in schedulers if one.get("begin", 0) < one.get("end", math.inf)]
 
 
+def complete_training(cfg: Config) -> None:
+    """Check that a config can be trained, before its data are read.
+
+    Raises:
+        ValueError: if it has no model, data, loop or optimizer, or validates without data or a metric.
+    """
+    for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if not cfg.get(key):
+            raise ValueError(f"the config has no {key}, which training needs; see configs/mmseg for examples")
+    parts = [key for key in ("val_dataloader", "val_evaluator", "val_cfg") if cfg.get(key)]
+    if parts == ["val_dataloader", "val_evaluator"]:
+        cfg.val_cfg = {"type": "ValLoop"}
+    elif 0 < len(parts) < 3:
+        raise ValueError(
+            f"the config has {' and '.join(parts)}, but validation needs val_dataloader, val_evaluator and val_cfg; "
+            f"set all three, or all to None"
+        )
+    # A test is not part of training, and MMEngine refuses half a one.
+    if not all(cfg.get(key) for key in ("test_dataloader", "test_evaluator", "test_cfg")):
+        cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+
+
 def use_amp(cfg: Config) -> None:
     """Train in mixed precision: float16 with loss scaling (or ``optim_wrapper.dtype``), and bfloat16 on a CPU.
 
     Raises:
-        ValueError: if the optimizer wrapper is not MMEngine's plain one, or the CPU is to use another dtype.
+        ValueError: if the optimizer wrapper is missing or not MMEngine's plain one, or the CPU is to use another dtype.
     """
-    wrapper = cfg.optim_wrapper
+    wrapper = cfg.get("optim_wrapper")
+    if not wrapper:
+        raise ValueError(
+            "--amp changes optim_wrapper, but the config has none; add optim_wrapper = dict(optimizer=...)"
+        )
+    if wrapper.get("constructor") is None and "optimizer" not in wrapper:
+        raise ValueError("--amp needs a single optimizer in optim_wrapper, but the config has none or several")
+    wrapper.setdefault("type", "OptimWrapper")  # MMEngine's own default
     if wrapper.type not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
         raise ValueError(f"--amp cannot be combined with optim_wrapper.type={wrapper.type}: only with OptimWrapper")
     if get_device() != "cpu":
@@ -132,7 +172,7 @@ def start_processes(cfg: Config, launcher: str) -> None:
     for norm in _configs_of_type(cfg.model, "SyncBN"):
         norm["type"] = "BN"
     cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
-    cfg.env_cfg.dist_cfg = {"backend": "gloo"}
+    cfg.env_cfg = {**(cfg.get("env_cfg") or {}), "dist_cfg": {"backend": "gloo"}}
     if not dist.is_initialized():
         dist.init_process_group("gloo")  # MMEngine then leaves the existing group alone
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.registry import MODELS
+from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder, SegTTAModel
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -56,6 +57,9 @@ class APTEncoderDecoder(TokenHeads, EncoderDecoder):
     Args:
         test_cfg: as for ``EncoderDecoder``, plus ``crops_per_forward``: crops in one forward, at least 1 (default 8).
             In mode "whole" an image is one crop, and only :meth:`predict_views` combines several batches.
+            ``whole_patches=True`` (this project's configs) departs from MMSeg where patches do not divide an image or
+            crop: MMSeg squeezes the logits of the padding at the right and bottom into the image, so that all others
+            lie up to a patch too far left and up. Here, the logits of the padding are cut off.
         *args, **options: as for ``EncoderDecoder``.
 
     Raises:
@@ -85,6 +89,16 @@ class APTEncoderDecoder(TokenHeads, EncoderDecoder):
             i: self.postprocess_result(self._add_up(views[i], logits), batches[i]["data_samples"]) for i in order
         }
         return [predictions[i] for i in range(len(views))]
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Normalised images or crops (B, 3, h, w) -> logits (B, K, h, w)."""
+        patch = getattr(self.backbone, "patch_size", None)
+        height, width = inputs.shape[2:]
+        if not self.test_cfg.get("whole_patches", False) or not isinstance(patch, int):
+            return super().encode_decode(inputs, batch_img_metas)
+        padded = nn.functional.pad(inputs, (0, -width % patch, 0, -height % patch))  # as the backbone pads
+        metas = [dict(meta, img_shape=padded.shape[2:]) for meta in batch_img_metas]
+        return super().encode_decode(padded, metas)[..., :height, :width]
 
     def _view(self, images: Tensor, metas: Sequence[Mapping[str, Any]]) -> View:
         size = tuple(images.shape[2:])
@@ -168,7 +182,9 @@ class APTSegTTAModel(SegTTAModel):
     """MMSeg's ``SegTTAModel``, with all augmentations of a batch in shared forward passes.
 
     In mode "slide", crops of all scales and flips are batched together; in mode "whole", images of the same size. A
-    batch has at most ``test_cfg.crops_per_forward``. Predictions are merged by ``SegTTAModel``.
+    batch has at most ``test_cfg.crops_per_forward``. Predictions are merged by ``SegTTAModel``, except those of models
+    with one output channel: they are probabilities already, but ``SegTTAModel`` takes the sigmoid again, which makes
+    all of them larger than 0.5. Here, their average is compared with the head's threshold.
 
     Args:
         module: an :class:`APTEncoderDecoder` or its config.
@@ -198,3 +214,20 @@ class APTSegTTAModel(SegTTAModel):
         augmented = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
         batches = [self.module.data_preprocessor(batch, False) for batch in augmented]
         return self.merge_preds(list(zip(*self.module.predict_views(batches), strict=True)))
+
+    def merge_preds(self, data_samples_list: Sequence[Sequence[SegDataSample]]) -> list[SegDataSample]:
+        """Average the predictions of each image over its augmentations."""
+        if self.module.out_channels > 1:
+            return super().merge_preds(data_samples_list)
+        return [self._merge_probabilities(samples) for samples in data_samples_list]
+
+    def _merge_probabilities(self, samples: Sequence[SegDataSample]) -> SegDataSample:
+        """Average probabilities (1, H, W), which the segmentor keeps as seg_logits."""
+        mean = torch.stack([sample.seg_logits.data for sample in samples]).mean(0)
+        merged = samples[-1]  # as SegTTAModel returns
+        merged.seg_logits = PixelData(data=mean)
+        merged.pred_sem_seg = PixelData(data=(mean > self.module.decode_head.threshold).to(mean))
+        if "gt_sem_seg" in samples[0]:
+            merged.gt_sem_seg = samples[0].gt_sem_seg
+        merged.set_metainfo({"img_path": samples[0].img_path})
+        return merged

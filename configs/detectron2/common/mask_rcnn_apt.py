@@ -1,9 +1,10 @@
-# Mask R-CNN on an adaptive ViTDet-B: Detectron2's own model with two targets changed.
+# Mask R-CNN on an adaptive ViTDet-B: Detectron2's own model with three targets changed.
 from detectron2 import model_zoo
 
-from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid
+from apt_dense.hosts.detectron2 import APTGeneralizedRCNN, APTViT, SimpleFeaturePyramid
 
 model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+model._target_ = APTGeneralizedRCNN  # Detectron2's, without cutting off images larger than square_pad
 model.backbone._target_ = SimpleFeaturePyramid
 model.backbone.square_pad = "${dataloader.image_size}"
 model.backbone.net.update(

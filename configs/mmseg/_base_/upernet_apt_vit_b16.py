@@ -64,5 +64,5 @@ model = dict(
     ),
     train_cfg=dict(),
     # Fewer crops per forward need less memory; the result is the same.
-    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341), crops_per_forward=8),
+    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341), crops_per_forward=8, whole_patches=True),
 )

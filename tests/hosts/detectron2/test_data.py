@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is built from source (see its INSTALL page)")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from omegaconf import OmegaConf
 
 from apt_dense.hosts.coco import load_split
 from apt_dense.hosts.detectron2.data import check_data, records, use_data_root
@@ -78,6 +79,82 @@ def test_boxes_without_masks_are_for_models_without_masks(coco: Path, tmp_path: 
     cfg.model.roi_heads.mask_head = None
     use_data_root(cfg, str(root), ["train"])
     assert "segmentation" not in DatasetCatalog.get(cfg.dataloader.train.dataset.names)[0]["annotations"][0]
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_evaluators_may_be_a_list(coco: Path, as_list: bool) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    if as_list:
+        cfg.dataloader.evaluator = [cfg.dataloader.evaluator]
+    use_data_root(cfg, str(coco), ["val"])
+    evaluator = cfg.dataloader.evaluator[0] if as_list else cfg.dataloader.evaluator
+    assert evaluator.dataset_name == cfg.dataloader.test.dataset.names
+    cfg.dataloader.evaluator = None
+    use_data_root(cfg, str(coco), ["val"])
+
+
+@pytest.mark.parametrize("key", ["num_classes", "head.num_classes"])
+def test_classes_of_one_stage_detectors(coco: Path, key: str) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    cfg.model = {}
+    OmegaConf.update(cfg, f"model.{key}", 80, force_add=True)
+    use_data_root(cfg, str(coco), ["train"])
+    assert OmegaConf.select(cfg, f"model.{key}") == 3
+
+
+def test_a_model_without_a_number_of_classes_is_named(coco: Path) -> None:
+    cfg = load_config(str(ADAPTIVE))
+    cfg.model = {"backbone": {}}
+    with pytest.raises(
+        ValueError, match="the config has none of model.roi_heads.num_classes, .*; set one of them to 3"
+    ):
+        use_data_root(cfg, str(coco), ["train"])
+
+
+def test_classes_without_objects(coco: Path, tmp_path: Path) -> None:
+    root, cfg = shutil.copytree(coco, tmp_path / "data"), load_config(str(ADAPTIVE))
+    rewrite(root / TRAIN, lambda c: [a.update(category_id=3) for a in c["annotations"]])
+    with pytest.raises(ValueError, match=r"has none of 2 classes: green \(0 of 0\), blue \(0 of 0\)"):
+        use_data_root(cfg, str(root), ["train"])
+    use_data_root(cfg, str(root), ["train"], every_class=False)
+    assert len(DatasetCatalog.get(cfg.dataloader.train.dataset.names)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"].clear(), "has no objects"),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [120, 90], "counts": [5]}),
+            "10800 pixels",
+        ),
+        (lambda c: c["images"][0].pop("height"), "has the height and width"),
+        (lambda c: c["images"][0].update(width=7), "but .* says"),
+        (lambda c: c["annotations"][0].update(bbox=["a"]), "expected four numbers"),
+    ],
+)
+def test_registered_files_are_checked_as_folders_are(
+    coco: Path, tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    root, cfg = shutil.copytree(coco, tmp_path / "data"), load_config(str(ADAPTIVE))
+    name = f"mine_{tmp_path.name}"
+    register_coco_instances(name, {}, str(root / TRAIN), str(root / "train2017"))
+    cfg.dataloader.train.dataset.names = name
+    check_data(cfg, ["train"])
+    rewrite(root / TRAIN, change)
+    with pytest.raises(ValueError, match=message):
+        check_data(cfg, ["train"])
+
+
+def test_registered_files_that_need_correction_are_named(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, cfg = shutil.copytree(coco, tmp_path / "data"), load_config(str(ADAPTIVE))
+    rewrite(root / TRAIN, lambda c: c["annotations"][0].pop("area"))
+    register_coco_instances("mine_incomplete", {}, str(root / TRAIN), str(root / "train2017"))
+    cfg.dataloader.train.dataset.names = "mine_incomplete"
+    check_data(cfg, ["train"])
+    assert "area missing" in caplog.text and "with --data-root" in caplog.text
 
 
 def test_registered_data_sets_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,7 @@ HEAD = {
     "norm_cfg": {"type": "BN"},
     "loss_decode": {"type": "CrossEntropyLoss"},
 }
-# SegTTAModel applies the sigmoid to probabilities, so everything that it compares with the threshold is above 0.5.
-BINARY_HEAD = {**HEAD, "num_classes": 2, "out_channels": 1, "threshold": 0.62,
+BINARY_HEAD = {**HEAD, "num_classes": 2, "out_channels": 1, "threshold": 0.4,
                "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True}}  # fmt: skip
 PREPROCESSOR = {"type": "SegDataPreProcessor", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 SLIDE = {"mode": "slide", "crop_size": (32, 24), "stride": (21, 17)}
@@ -201,6 +200,39 @@ def test_windows_by_hand() -> None:
     assert axis_windows(6, 4, 6) == [slice(0, 4), slice(2, 6)], "a long stride is fine where the last step is short"
 
 
+# ---- sizes that patches do not divide
+
+
+@pytest.mark.parametrize("size", [(50, 40), (33, 31), (48, 41), (9, 9)], ids=str)
+@pytest.mark.parametrize("backbone", ["adaptive", "uniform"])
+@torch.no_grad()
+def test_logits_are_not_stretched(backbone: str, size: tuple[int, int]) -> None:
+    """They are those of the image padded by hand, cut to its size; MMSeg's are others."""
+    images = half_flat(*size)
+    padded = nn.functional.pad(images, (0, -size[1] % 8, 0, -size[0] % 8))
+    expected = segmentor(backbone=backbone, mode="whole").inference(padded, metas(padded))[..., : size[0], : size[1]]
+    model = segmentor("APTEncoderDecoder", backbone, mode="whole", whole_patches=True)
+    close(model.inference(images, metas(images)), expected)
+    stretched = segmentor(backbone=backbone, mode="whole").inference(images, metas(images))
+    assert (stretched - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_small_crops_are_not_stretched() -> None:
+    images = half_flat(20, 17)  # smaller than the window
+    padded = nn.functional.pad(images, (0, 7, 0, 4))
+    expected = segmentor(mode="whole").inference(padded, metas(padded))[..., :20, :17]
+    model = segmentor("APTEncoderDecoder", whole_patches=True)
+    close(model.slide_inference(images, metas(images)), expected)
+
+
+@torch.no_grad()
+def test_whole_patches_change_nothing_where_patches_divide() -> None:
+    images = half_flat(50, 72)
+    model = segmentor("APTEncoderDecoder", whole_patches=True)
+    close(model.inference(images, metas(images)), segmentor().inference(images, metas(images)))
+
+
 # ---- augmentations
 
 
@@ -250,12 +282,33 @@ def test_merged_predictions_are_mmsegs(backbone: str, mode: str, monkeypatch: py
 
 @torch.no_grad()
 def test_one_logit_per_pixel_and_vertical_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views are MMSeg's, but their probabilities are averaged; SegTTAModel takes their sigmoid again."""
     stock, expected = tta("SegTTAModel", segmentor(head=BINARY_HEAD), monkeypatch)
     ours, actual = tta("APTSegTTAModel", segmentor("APTEncoderDecoder", head=BINARY_HEAD), monkeypatch)
     flips = (None, "horizontal", "vertical")
-    results = [model.test_step(augmented([(40, 56), (50, 70)], flips=flips)) for model in (ours, stock)]
-    check_merged(*results)
+    merged, doubled = (model.test_step(augmented([(40, 56), (50, 70)], flips=flips)) for model in (ours, stock))
     check_views(actual, expected, views=6)
+    for sample, theirs, views in zip(merged, doubled, actual, strict=True):
+        mean = sum(view.seg_logits.data for view in views) / 6
+        assert torch.equal(sample.pred_sem_seg.data, (mean > 0.4).float())
+        assert len(sample.pred_sem_seg.data.unique()) == 2 and theirs.pred_sem_seg.data.min() == 1
+        assert sample.metainfo == theirs.metainfo and "gt_sem_seg" in sample
+
+
+@pytest.mark.parametrize("sizes", [[(40, 56)], [(40, 56), (20, 28)]])
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("logit", [-4.0, -0.5, 0.5, 4.0])
+@torch.no_grad()
+def test_augmentation_of_constant_logits_changes_nothing(
+    logit: float, threshold: float, mode: str, sizes: list[tuple[int, int]]
+) -> None:
+    model = segmentor("APTEncoderDecoder", head={**BINARY_HEAD, "threshold": threshold}, mode=mode)
+    model.decode_head.conv_seg.weight.zero_()
+    model.decode_head.conv_seg.bias.fill_(logit)
+    for sample in APTSegTTAModel(model).test_step(augmented(sizes)):
+        foreground = torch.sigmoid(torch.tensor(logit)) > threshold
+        assert (sample.pred_sem_seg.data == foreground).all() and sample.pred_sem_seg.data.shape == (1, 40, 56)
 
 
 def check_merged(actual: list[SegDataSample], expected: list[SegDataSample]) -> None:

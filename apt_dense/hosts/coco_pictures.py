@@ -1,0 +1,55 @@
+"""Compare the sizes of pictures with those in their annotation file, without decoding them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+MOST = 5000  # pictures whose headers are read: seconds on a local disk
+
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width are exchanged when a picture is shown upright
+
+log = logging.getLogger(__name__)
+
+
+def check_sizes(path: Path, folder: Path, images: Sequence[Mapping[str, Any]], upright: bool = False) -> None:
+    """Check pictures, of large sets an evenly spaced sample; the log then says how many.
+
+    Args:
+        path: the annotation file.
+        folder: of the pictures.
+        images: its entries.
+        upright: only the size as shown will do, since the host turns pictures as EXIF says.
+
+    Raises:
+        ValueError: if a picture cannot be read, or has another size than its entry.
+    """
+    chosen = spread(images, MOST)
+    if len(chosen) < len(images):
+        log.info("%s: compared the sizes of %d of its %d images", path, len(chosen), len(images))
+    for image in chosen:
+        picture, stated = folder / image["file_name"], (image["height"], image["width"])
+        sizes = picture_sizes(picture)[: 1 if upright else None]
+        if stated not in sizes:
+            raise ValueError(
+                f"{picture} has height and width {sizes[0]}, but {path} says {stated} for image {image['id']}; correct "
+                f"the entry, whose annotations may be of that size, too"
+            )
+
+
+def spread(items: Sequence, most: int) -> list:
+    """Return all items, or ``most`` of them at even distances."""
+    return list(items) if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
+
+
+def picture_sizes(path: Path) -> list[tuple[int, int]]:
+    """Return height and width as shown and, if they differ, as stored."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(_ORIENTATION, 1) >= 5 if picture.format in ("JPEG", "TIFF", "MPO") else False
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image ({error}); replace it or take it off the list") from error
+    return [(width, height), (height, width)] if turned else [(height, width)]

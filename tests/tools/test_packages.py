@@ -1,0 +1,74 @@
+"""A tool without its packages ends with one line that says how to install them, and exit status 1."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.packages import INSTALL, needed_packages
+
+ROOT = Path(__file__).parents[2]
+
+#: Runs a tool in a Python that cannot import a package.
+HIDE = """
+import sys, runpy
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+sys.argv = [{tool!r}, *{arguments!r}]
+sys.path.insert(0, {folder!r})
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
+CASES = [
+    *(("train_seg", package) for package in ("mmengine", "mmseg", "mmcv")),
+    *(("eval_seg", package) for package in ("mmengine", "mmseg", "mmcv")),
+    *(("train_det", package) for package in ("detectron2", "omegaconf", "pycocotools", "fvcore")),
+    *(("train_det_torchvision", package) for package in ("pycocotools", "cv2", "tqdm")),
+    *(("make_demo_data", package) for package in ("cv2",)),
+    *(("visualize", package) for package in ("cv2", "tqdm")),
+    ("benchmark", "tqdm"),
+    ("check_identity", "cv2"),
+]
+
+
+def run(tool: str, hidden: str, *arguments: str) -> subprocess.CompletedProcess:
+    path = ROOT / "tools" / f"{tool}.py"
+    code = HIDE.format(hidden={hidden}, tool=str(path), arguments=arguments, folder=str(path.parent))
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.parametrize(("tool", "package"), CASES)
+def test_missing_packages_are_named(tool: str, package: str) -> None:
+    needs = {"eval_seg": "mmseg", "train_seg": "mmseg", "train_det": "detectron2"}.get(tool)
+    if needs and importlib.util.find_spec(needs) is None:
+        pytest.skip(f"{needs} is not installed at all")
+    ended = run(tool, package, "--help")
+    if ended.returncode == 0:  # this tool does not need it before it starts
+        assert "usage" in ended.stdout and tool in ("check_identity", "benchmark")
+        return
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith(tool)]
+    assert package in line and INSTALL[package] in line
+
+
+def test_scikit_image_is_named_where_it_is_needed(tmp_path: Path) -> None:
+    ended = run("benchmark_partition", "skimage")
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "benchmark_partition: skimage cannot be imported" in ended.stderr
+    assert "pip install scikit-image" in ended.stderr
+
+
+def test_faults_of_ours_stay_tracebacks() -> None:
+    with pytest.raises(ImportError), needed_packages("tool"):
+        import apt_dense.nowhere  # noqa: F401
+    with pytest.raises(SystemExit, match="mmseg cannot be imported .*pip install"), needed_packages("tool"):
+        raise ModuleNotFoundError("No module named 'mmseg.models'", name="mmseg.models")

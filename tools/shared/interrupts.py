@@ -1,0 +1,42 @@
+"""Ctrl-C ends every tool in one line, from its first import on.
+
+Tools import this module before all others. Until :func:`run`, nothing has been written that could be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+CODE = 128 + signal.SIGINT  # as shells report it
+
+
+def _script() -> Path | None:
+    """The tool that this process was started with; None inside tests and data workers."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    inside = path is not None and Path(path).resolve().parent == Path(__file__).resolve().parents[1]
+    return Path(path) if inside else None
+
+
+def _end(number: int, frame: object) -> None:
+    """End at once: libraries that are half imported may swallow an exception, or print one of their own."""
+    os.write(2, f"{_script().stem}: stopped\n".encode())
+    os._exit(CODE)
+
+
+if _script() is not None:
+    signal.signal(signal.SIGINT, _end)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a tool's ``main``; exit in one line if it is interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending; a second one must not print a traceback
+        print(f"{_script().stem}: {stopped.args[0] if stopped.args else 'stopped'}", file=sys.stderr)
+        sys.exit(CODE)
