@@ -12,6 +12,7 @@ from apt_dense.ops import linear as products
 from apt_dense.ops import sliced
 from apt_dense.ops.attention import choose
 from apt_dense.ops.bias import RelativeBias
+from apt_dense.ops.calls import call_layer
 from apt_dense.ops.kernel import Inputs
 
 from support.references import layout_of, noise, normalise
@@ -56,7 +57,7 @@ def test_products_by_processor(vendor: str, takes_over: bool, monkeypatch: pytes
     calls, plain = [], products._product
     monkeypatch.setattr(products, "_product", lambda *operands: calls.append(1) or plain(*operands))
     layer, x = nn.Linear(24, 16), noise(50, 24)
-    out = products.call_layer(layer, x)
+    out = call_layer(layer, x)
     assert bool(calls) == takes_over
     torch.testing.assert_close(out, F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
 
