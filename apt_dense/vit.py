@@ -18,7 +18,7 @@ from apt_dense.nn.layers import init_linear_layers, make_norm
 from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
-from apt_dense.ops.linear import fill_rows
+from apt_dense.ops.matrix_products import fill_rows
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.pixels import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.ops import linear as onednn
+from apt_dense.ops import matrix_products as onednn
 from apt_dense.ops import sliced
 from apt_dense.patches.partition import DROPPED
 

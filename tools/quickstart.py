@@ -26,7 +26,7 @@ try:
     from demo import TWINS
     from demo import detection as det
     from demo import segmentation as seg
-    from demo.stages import Record
+    from demo.resumable_stages import Record
 except ImportError as error:
     sys.exit(f'quickstart: {error}; install what it needs with  pip install -e ".[mmseg,demo]"')
 

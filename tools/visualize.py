@@ -30,8 +30,8 @@ with needed_packages("visualize"):
     from apt_dense.drawing import draw_patches
     from apt_dense.patches.scores import SCORERS
 
-    from shared.photographs import PHOTO_SUFFIXES, is_photo, read_photo
-    from shared.pictures import resize_longer_side, stack, text_bar, token_caption, write_png
+    from shared.photo_files import PHOTO_SUFFIXES, is_photo, read_photo
+    from shared.picture_layout import resize_longer_side, stack, text_bar, token_caption, write_png
     from shared.pixels import normalise, to_grey_levels
     from shared.token_counts import Patches, choose_patches
 

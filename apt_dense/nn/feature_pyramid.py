@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from apt_dense.checks import flag, whole
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.ops.calls import call_on_map
-from apt_dense.ops.linear import linear
+from apt_dense.ops.layer_calls import call_on_map
+from apt_dense.ops.matrix_products import linear
 
 SCALE_FACTORS = 4.0, 2.0, 1.0, 0.5
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apt_dense.layout.scatter import scatter_tiles, tile_of_cells
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.ops.linear import linear
+from apt_dense.ops.matrix_products import linear
 
 
 class TokenMap:

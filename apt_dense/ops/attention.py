@@ -13,15 +13,15 @@ A new kernel is a file with a ``Kernel`` and a line in ``KERNELS``.
 
 from torch import Tensor
 
-from apt_dense.ops import flex, mask, sdpa, sliced, varlen
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops import flex, masked_sdpa, sdpa, sliced, varlen
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 
 #: In the order in which "auto" asks them.
 KERNELS: dict[str, Kernel] = {
     "rows": sliced.KERNEL,
     "sdpa": sdpa.KERNEL,
     "varlen": varlen.KERNEL,
-    "mask": mask.KERNEL,
+    "mask": masked_sdpa.KERNEL,
     "flex": flex.KERNEL,
 }
 BACKENDS = ("auto", *KERNELS)

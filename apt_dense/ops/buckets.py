@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apt_dense.layout.tokens import Bucket, Segments
 from apt_dense.ops.bias import bias_channels
-from apt_dense.ops.kernel import Inputs
+from apt_dense.ops.kernel_interface import Inputs
 
 
 class Batch(NamedTuple):

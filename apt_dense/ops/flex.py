@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apt_dense.ops.bias import PaddingKey, codes_of_keys, pooled_bias
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 from apt_dense.ops.varlen import segment_of_rows
 
 try:

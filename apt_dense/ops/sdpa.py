@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apt_dense.ops.bias import augment, mask_factor
 from apt_dense.ops.buckets import Batch, attend_by_bucket
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 
 
 def sdpa(inputs: Inputs) -> Tensor:

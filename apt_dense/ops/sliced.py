@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from apt_dense.layout.tokens import Cells, Segments
 from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
-from apt_dense.ops.kernel import Inputs, Kernel
-from apt_dense.ops.linear import fill_up, is_enabled, product, whole_rows
-from apt_dense.ops.mask import mask
+from apt_dense.ops.kernel_interface import Inputs, Kernel
+from apt_dense.ops.masked_sdpa import mask
+from apt_dense.ops.matrix_products import fill_up, is_enabled, product, whole_rows
 from apt_dense.runtime import has_matrix_unit, without_autocast
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).

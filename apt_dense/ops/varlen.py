@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apt_dense.layout.tokens import Segments
 from apt_dense.ops.bias import Channels, PaddingKey, augment, bias_channels
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 
 _MAX_WIDTH = 256  # channels of a head that flash kernels take
 #: (q, k, v, offsets of queries, offsets of keys, longest queries, longest keys, scale) -> out, all (R, H, D)

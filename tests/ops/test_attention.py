@@ -13,10 +13,10 @@ from torch import Tensor
 
 from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.tokens import Bucket, Cells, Segments
-from apt_dense.ops import attention, mask, sliced, varlen
+from apt_dense.ops import attention, masked_sdpa, sliced, varlen
 from apt_dense.ops.attention import BACKENDS, KERNELS, choose, packed_attention
 from apt_dense.ops.bias import PaddingKey, RelativeBias
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 
 from support.references import layout_of, noise
 
@@ -234,7 +234,7 @@ def test_what_takes_no_part_has_no_weight(backend: str, logit: float, dtype: tor
 def test_parts_of_any_size_give_the_same(
     backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(masked_sdpa, "_BIAS_ENTRIES", entries)
     monkeypatch.setattr(sliced, "_FEWEST_QUERIES", slice_of_queries)
     monkeypatch.setattr(sliced, "_QUERIES", slice_of_queries)
     lengths = (9, 4, 10, 9)

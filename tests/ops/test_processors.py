@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from apt_dense import APTViT, runtime
-from apt_dense.ops import linear as products
+from apt_dense.ops import matrix_products as products
 from apt_dense.ops import sliced
 from apt_dense.ops.attention import choose
 from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.calls import call_layer
-from apt_dense.ops.kernel import Inputs
+from apt_dense.ops.kernel_interface import Inputs
+from apt_dense.ops.layer_calls import call_layer
 
 from support.references import layout_of, noise, normalise
 

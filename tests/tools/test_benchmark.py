@@ -26,7 +26,7 @@ from apt_dense.nn.relative import relative_bias_of_queries
 from apt_dense.ops import sliced
 from apt_dense.ops.attention import packed_attention
 from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.kernel import Inputs
+from apt_dense.ops.kernel_interface import Inputs
 
 from benchmarks import detectors, segmentors
 from benchmarks.backbones import backbone_candidates

@@ -12,7 +12,7 @@ for package in ("mmseg", "skimage", "pycocotools", "torchvision"):
 
 import quickstart
 
-from demo.stages import RECORD, Stage, run_stage
+from demo.resumable_stages import RECORD, Stage, run_stage
 
 
 def counting(calls: list[Path], files: tuple[str, ...] = (), **settings: object) -> Stage:

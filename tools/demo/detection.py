@@ -14,8 +14,8 @@ import torch
 
 from demo import TWINS
 from demo.detection_sheet import draw_sheet
-from demo.stages import Record, Stage, run_stage
-from shared.pictures import write_png
+from demo.resumable_stages import Record, Stage, run_stage
+from shared.picture_layout import write_png
 from torchvision_detection.data import CocoSplit, load_split
 from torchvision_detection.evaluation import TokenCounter, evaluate
 from torchvision_detection.model import build_model, load_weights

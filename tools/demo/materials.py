@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from demo.retouching import flip, resize_to
+from demo.image_edits import flip, resize_to
 
 DETAIL_STRIDE = 8  # pixels of the photograph per cell of its detail map
 CROP_CANDIDATES = 6

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from demo.materials import Cutout, Material, Photo
 from demo.scenes import BACKGROUND
-from shared.photographs import PHOTO_SUFFIXES, is_photo, read_photo
+from shared.photo_files import PHOTO_SUFFIXES, is_photo, read_photo
 
 MAX_CLASSES = 12  # the first photographs of --images, by name
 MIN_PHOTO_SIDE, MAX_PHOTO_SIDE = 64, 2048  # pixels; larger photographs are shrunk

@@ -18,11 +18,11 @@ from apt_dense.hosts.mmseg.run import load_config
 
 from demo import TWINS
 from demo.dataset import make_demo_data
+from demo.resumable_stages import Record, Stage, run_stage
 from demo.segmentation_sheet import GAP, draw_sheet
 from demo.segmentors import build, load_model, partition, predict, save_weights
-from demo.stages import Record, Stage, run_stage
-from shared.photographs import read_photo
-from shared.pictures import resize_longer_side, stack, text_bar, write_png
+from shared.photo_files import read_photo
+from shared.picture_layout import resize_longer_side, stack, text_bar, write_png
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mmseg"
 WARM_UP = 3  # images of each twin that are not timed

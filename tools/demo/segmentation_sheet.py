@@ -11,8 +11,8 @@ from torch import nn
 from apt_dense.drawing import draw_patches
 
 from demo.segmentors import partition, predict
-from shared.photographs import read_photo
-from shared.pictures import (
+from shared.photo_files import read_photo
+from shared.picture_layout import (
     describe_tokens,
     fit_canvas,
     paint_labels,

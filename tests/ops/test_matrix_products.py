@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from apt_dense.ops import linear as onednn
-from apt_dense.ops.linear import linear, product, whole_rows
+from apt_dense.ops import matrix_products as onednn
+from apt_dense.ops.matrix_products import linear, product, whole_rows
 
 from support.references import noise
 

@@ -13,8 +13,8 @@ from torch.nn import SiLU
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense.nn.layers import make_mlp
-from apt_dense.ops import linear as onednn
-from apt_dense.ops.calls import call_layer, call_on_map
+from apt_dense.ops import matrix_products as onednn
+from apt_dense.ops.layer_calls import call_layer, call_on_map
 from apt_dense.options import BlockOptions
 
 from support.references import noise

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.ops.buckets import Batch, attend_by_bucket
-from apt_dense.ops.kernel import Inputs, Kernel
+from apt_dense.ops.kernel_interface import Inputs, Kernel
 from apt_dense.runtime import has_slow_mkl, runs_on_host
 
 _BIAS_ENTRIES = 2**21  # most entries of the bias held at once: 8 MiB in float32

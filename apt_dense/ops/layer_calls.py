@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from apt_dense.ops.linear import linear
+from apt_dense.ops.matrix_products import linear
 
 
 def call_layer(layer: nn.Module, x: Tensor) -> Tensor:
