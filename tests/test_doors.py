@@ -338,8 +338,8 @@ def test_a_file_that_is_swapped_after_the_check_is_refused(
     path, check = tmp_path / "weights.pth", train_seg.check_data
     torch.save({"state_dict": {}}, path)
 
-    def swap(*args: object) -> None:  # comes after load_config, which has read the good file
-        check(*args)
+    def swap(*args: object, **options: object) -> None:  # comes after load_config, which has read the good file
+        check(*args, **options)
         hostile(tmp_path, "zip.pth").replace(path)
 
     monkeypatch.setattr(train_seg, "check_data", swap)

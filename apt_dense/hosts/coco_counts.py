@@ -53,7 +53,7 @@ def _nothing(usable: Usable, split: str) -> str:
     use = "trained with" if split == "train" else "scored"
     if usable.annotations:
         return f"has only crowds (iscrowd=1), which are not {use}; label single objects"
-    return f"has no objects, and Detectron2 leaves out images without any; label some that can be {use}"
+    return f"has no objects; label some that can be {use}"
 
 
 def _reasons(usable: Usable) -> str:
