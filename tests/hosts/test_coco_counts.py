@@ -50,7 +50,7 @@ def test_nothing_left_says_why(tmp_path: Path, fields: dict, reason: str, split:
 
 
 def test_no_annotation_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no objects, .*: 0 of 0 annotations can be used"):
+    with pytest.raises(ValueError, match="has no objects; .*: 0 of 0 annotations can be used"):
         load_split(write_coco(tmp_path, change=drop(None)), "val")
 
 
