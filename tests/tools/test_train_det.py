@@ -210,7 +210,7 @@ TRAIN, VAL = Path("annotations/instances_train2017.json"), Path("annotations/ins
          "differ from those of .*json"),
         (lambda root: rewrite(root / TRAIN, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
          "has only crowds"),
-        (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"].clear()), "has no objects, and Detectron2"),
+        (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"].clear()), "has no objects; label some"),
         (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"][0].update(segmentation=[])),
          "annotation 1 of image 1 has no segmentation"),
         (lambda root: rewrite(root / TRAIN, lambda c: c["annotations"][0].update(category_id=4)),
