@@ -46,7 +46,7 @@ class CocoData(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a model and its host need of a data set.
+    """Requirements of a model and its host on a data set.
 
     Args:
         masks: every object needs a segmentation.

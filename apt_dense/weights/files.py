@@ -78,7 +78,7 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to, next to ``path``; rename it to ``path`` if the body succeeds and
     remove it if not. Readers therefore see the old file or all of the new one. A link to a file is replaced, and the
-    file it points to stays. Each process has a temporary path of its own.
+    file it points to stays. The temporary path is unique to the process.
 
     Raises:
         FileNotFoundError: if ``path`` is a link to a file that does not exist, which replacing would lose.
@@ -139,7 +139,7 @@ def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
 
 
 def _numpy_types() -> tuple[Any, ...]:
-    """What pickled numbers and arrays of NumPy ask for; it renamed its private package in version 2."""
+    """Globals that pickled NumPy scalars and arrays refer to, under the names of NumPy 1 and 2."""
     functions = _numpy_functions().items()
     kinds = "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "S", "U"
     return np.ndarray, np.dtype, *((f, name) for name, f in functions), *(type(np.dtype(kind)) for kind in kinds)

@@ -1,4 +1,4 @@
-"""The Detectron2 backbone: values of its own ViT, names, arguments, training."""
+"""The Detectron2 backbone: equal to Detectron2's ViT, names, arguments, training."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from apt_dense.weights.files import CheckpointError
 
 
 class FakeRunner(SimpleNamespace):
-    """What the hooks use of a Runner; notes which files there are while it saves."""
+    """A stand-in for a Runner that records which files exist while it saves."""
 
     def __init__(self, folder: Path) -> None:
         hub = MessageHub.get_instance(f"hooks-{folder.name}-{id(self)}")
