@@ -38,22 +38,13 @@ from apt_dense.weights.load import load_backbone
 
 from demo import segmentors
 from support import coco_folder, tiny_coco
+from support.hostile import Bomb
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
 from torchvision_detection import model as torchvision_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.marker),)
 
 
 # ---- hostile files

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
+
+from support.threads import one_thread  # noqa: F401 (a fixture, for those who import this)
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -25,15 +25,6 @@ TINY = (
     "--workers", "0", "--device", "cpu",
 )  # fmt: skip
 TINY_PRESET = {"embed_dim": 48, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For modules that import it: models this small lose more by waiting for threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rectangle(image_id: int, category: int, box: tuple[float, float, float, float], **other: object) -> dict:

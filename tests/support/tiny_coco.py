@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from omegaconf import DictConfig
 from apt_dense.hosts.detectron2.config import apply_overrides, load_config
 from apt_dense.hosts.detectron2.data import use_data_root
 from apt_dense.hosts.detectron2.loader import resumable
+
+from support.threads import one_thread  # noqa: F401 (a fixture, for those who import this)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "detectron2").glob("*.py"))
@@ -66,15 +68,6 @@ TINY_YACS = [
     "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
     "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.NUM_CLASSES", 3,
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are faster on one thread, and sums come out the same on every machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_coco(root: Path, images: int = 4, change: Callable[[dict], None] | None = None) -> Path:

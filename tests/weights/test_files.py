@@ -35,6 +35,7 @@ from apt_dense.weights.files import (
 )
 from apt_dense.weights.load import unwrap
 
+from support.hostile import Bomb
 from support.references import randomise
 
 
@@ -93,20 +94,10 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
     assert others == {}
 
 
-class _Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 @pytest.mark.parametrize("save", ["torch", "old torch", "pickle"])
 def test_pickled_code_is_never_run(tmp_path: Path, save: str, suffix: str) -> None:
-    content = {"model": small().state_dict(), "extra": _Bomb(tmp_path / "exploded")}
+    content = {"model": small().state_dict(), "extra": Bomb(tmp_path / "exploded")}
     path = tmp_path / f"bomb{suffix}"
     if save == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
@@ -121,8 +112,8 @@ def test_pickled_code_is_never_run(tmp_path: Path, save: str, suffix: str) -> No
 def test_bombs_inside_arrays_and_storages_of_pickles_are_not_run(tmp_path: Path, protocol: int) -> None:
     """An array of objects pickles them, and a tensor the bytes of a file of torch's."""
     inner = io.BytesIO()
-    torch.save({"x": _Bomb(tmp_path / "exploded")}, inner)
-    for value in (np.array([_Bomb(tmp_path / "exploded")], object), _Storage(inner.getvalue())):
+    torch.save({"x": Bomb(tmp_path / "exploded")}, inner)
+    for value in (np.array([Bomb(tmp_path / "exploded")], object), _Storage(inner.getvalue())):
         path = tmp_path / "bomb.pkl"
         path.write_bytes(pickle.dumps({"model": {"a": value}}, protocol=protocol))
         with pytest.raises(ValueError, match="cannot be read as weights"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -25,6 +24,7 @@ from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.resize import resize_positions
 
+from support.hostile import Bomb
 from support.references import noise, randomise
 from support.tiny_coco import ADAPTIVE, ROOT, UNIFORM, one_thread, tiny_model  # noqa: F401
 
@@ -159,19 +159,9 @@ def test_the_projects_own_tool_resamples_positions(tmp_path: Path, arrays: bool)
         APTCheckpointer(detector(1, patch_size=16, **options)).load(str(path))
 
 
-class _Bomb:
-    """An object that makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 def test_pickled_code_is_not_run_by_the_projects_own_tool(tmp_path: Path, suffix: str) -> None:
-    content, path = {"model": {}, "__author__": _Bomb(tmp_path / "exploded")}, tmp_path / f"x{suffix}"
+    content, path = {"model": {}, "__author__": Bomb(tmp_path / "exploded")}, tmp_path / f"x{suffix}"
     path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
     with pytest.raises(CheckpointError, match="cannot be read: .* holds pickled code"):
         APTCheckpointer(detector()).load(str(path))
