@@ -9,7 +9,7 @@ write them, and sorts them into the groups (``checks.split``).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from apt_dense.checks import (
+from apt_dense.option_checks import (
     Options,
     choice,
     finite,

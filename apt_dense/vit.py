@@ -8,7 +8,6 @@ from timm.layers import calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apt_dense.checks import documented, split
 from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
@@ -18,12 +17,13 @@ from apt_dense.nn.layers import init_linear_layers, make_norm
 from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
-from apt_dense.ops.matrix_products import fill_rows
+from apt_dense.ops.onednn_matmul import fill_rows
+from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
-from apt_dense.patches.pixels import are_finite, require_finite
+from apt_dense.patches.image_preparation import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
 from apt_dense.runtime import refuse_scripting
-from apt_dense.weights.loadable import LoadableViT
+from apt_dense.weights.loading_mixin import LoadableViT
 from apt_dense.weights.parameters import UNDECAYED
 
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions

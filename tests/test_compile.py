@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from apt_dense import APTViT
-from apt_dense.ops.matrix_products import whole_rows
+from apt_dense.ops.onednn_matmul import whole_rows
 
 from support.references import normalise, randomise
 

@@ -32,7 +32,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from apt_dense import APTViT
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
 from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
-from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 

@@ -11,29 +11,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apt_dense"
 #: From the ground up. A file or folder imports from its own folder and from what stands before it.
-FLOORS = ["runtime", "checks", "options", "patches", "layout", "ops", "nn", "weights", "vit", "drawing", "hosts"]
+FLOORS = ["runtime", "option_checks", "options", "patches", "layout", "ops", "nn", "weights", "vit", "drawing", "hosts"]
 #: Files without a test file of their own name, and the tests that hold them.
 TESTED_ELSEWHERE = {
     "layout/tokens.py": "layout/test_packed.py",
-    "layout/geometry.py": "layout/test_packed.py",
-    "patches/pixels.py": "patches/test_partition.py",
+    "layout/window_geometry.py": "layout/test_packed.py",
+    "patches/image_preparation.py": "patches/test_partition.py",
     "nn/layers.py": "nn/test_block.py",
     "nn/attention.py": "nn/test_block.py",
-    "ops/kernel_interface.py": "ops/test_attention.py",
-    "ops/buckets.py": "ops/test_attention.py",
-    "ops/sdpa.py": "ops/test_attention.py",
-    "ops/masked_sdpa.py": "ops/test_attention.py",
-    "ops/sliced.py": "ops/test_attention.py",
-    "ops/varlen.py": "ops/test_attention.py",
-    "ops/flex.py": "ops/test_attention.py",
+    "ops/kernels/interface.py": "ops/test_attention.py",
+    "ops/kernels/length_buckets.py": "ops/test_attention.py",
+    "ops/kernels/sdpa_bias_as_channels.py": "ops/test_attention.py",
+    "ops/kernels/sdpa_bias_as_mask.py": "ops/test_attention.py",
+    "ops/kernels/cpu_sliced.py": "ops/test_attention.py",
+    "ops/kernels/varlen.py": "ops/test_attention.py",
+    "ops/kernels/flex.py": "ops/test_attention.py",
     "ops/bias.py": "nn/test_relative.py",
-    "weights/loadable.py": "weights/test_load.py",
+    "weights/loading_mixin.py": "weights/test_load.py",
     "weights/unwrap.py": "weights/test_load.py",
-    "weights/timm_blocks.py": "weights/test_timm_models.py",
-    "checks.py": "test_options.py",
+    "weights/timm_block_arguments.py": "weights/test_timm_arguments.py",
+    "option_checks.py": "test_options.py",
     "hosts/coco_fields.py": "hosts/test_coco_annotations.py",
-    "hosts/coco_masks.py": "hosts/test_coco_annotations.py",
-    "hosts/coco_pictures.py": "hosts/test_coco.py",
+    "hosts/coco_outlines.py": "hosts/test_coco_annotations.py",
+    "hosts/coco_picture_sizes.py": "hosts/test_coco.py",
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

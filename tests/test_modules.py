@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations, prune
 from apt_dense import APTViT
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid
-from apt_dense.ops.matrix_products import is_enabled
+from apt_dense.ops.onednn_matmul import is_enabled
 
 from support.contract import photos
 from support.references import randomise

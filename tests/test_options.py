@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apt_dense import APTViT, PatchSelector
-from apt_dense.checks import Options, defaults_of, names_of, split
 from apt_dense.nn.layers import ACTIVATIONS, MLPS, NORMS
+from apt_dense.option_checks import Options, defaults_of, names_of, split
 from apt_dense.options import (
     ACT_LAYERS,
     MLP_LAYERS,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.ops import matrix_products as onednn
-from apt_dense.ops import sliced
+from apt_dense.ops import onednn_matmul
+from apt_dense.ops.kernels import cpu_sliced
 from apt_dense.patches.partition import DROPPED
 
 from support.references import noise, normalise, randomise
@@ -542,8 +542,8 @@ def test_thresholds_of_a_config_are_lists() -> None:
 def test_rows_that_fill_up_change_nothing(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(drop_path_rate=0.5, **options).train()
     images, found = mixed_batch(), []
-    for whole in (onednn.whole_rows, lambda count: count, lambda count: count + 1):
-        monkeypatch.setattr(onednn, "whole_rows", whole)
+    for whole in (onednn_matmul.whole_rows, lambda count: count, lambda count: count + 1):
+        monkeypatch.setattr(onednn_matmul, "whole_rows", whole)
         torch.manual_seed(0)  # of the drawn drop paths
         maps = model(images)
         gradients = torch.autograd.grad(maps[-1].square().sum(), list(model.parameters()))
@@ -554,10 +554,12 @@ def test_rows_that_fill_up_change_nothing(options: dict, monkeypatch: pytest.Mon
 
 def test_images_of_any_content_share_the_shapes_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN makes and keeps a kernel for every shape, 0.7 MB each."""
-    shapes, tokens, plain = set(), set(), onednn._product
-    monkeypatch.setattr(onednn, "_product", lambda x, w, *bias: shapes.add((x.shape, w.shape)) or plain(x, w, *bias))
-    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 1)  # so that attention takes part
-    monkeypatch.setattr(onednn, "_FEW_PRODUCTS", 0)
+    shapes, tokens, plain = set(), set(), onednn_matmul._product
+    monkeypatch.setattr(
+        onednn_matmul, "_product", lambda x, w, *bias: shapes.add((x.shape, w.shape)) or plain(x, w, *bias)
+    )
+    monkeypatch.setattr(cpu_sliced, "_LONG_SEGMENT", 1)  # so that attention takes part
+    monkeypatch.setattr(onednn_matmul, "_FEW_PRODUCTS", 0)
     model = small(img_size=96)
     for seed in range(48):
         is_flat = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(seed)) < 0.1 + seed / 120
@@ -566,7 +568,7 @@ def test_images_of_any_content_share_the_shapes_of_products(monkeypatch: pytest.
         with torch.no_grad():
             model(image)
         tokens.add(len(model.layout(image, model.partition(image)).image_N))
-    wholes = len({onednn.whole_rows(count) for count in tokens})
+    wholes = len({onednn_matmul.whole_rows(count) for count in tokens})
     assert len(tokens) > 40 and wholes < 25
     # Three of linear layers and four of attention; linear layers of coarse patches besides.
     assert len(shapes) <= 7 * wholes + 40

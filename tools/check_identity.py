@@ -32,7 +32,7 @@ with needed_packages("check_identity"):
     from apt_dense.options import PixelFormat
 
     from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
-    from shared.pixels import normalise, to_grey_levels
+    from shared.normalise import normalise, to_grey_levels
 
 TOLERANCE = 1e-4
 ROUNDINGS = 4  # times the original's own error: both models have one, and sum in another order

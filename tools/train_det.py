@@ -26,7 +26,7 @@ with needed_packages("train_det"):
     from omegaconf import DictConfig
 
     from apt_dense.hosts.detectron2 import run
-    from apt_dense.hosts.detectron2.data import check_data, use_data_root
+    from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
     from apt_dense.hosts.interrupts import Stopped
     from apt_dense.hosts.locks import lock_folder
 

@@ -25,11 +25,11 @@ with needed_packages("train_seg"):
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
+    from apt_dense.hosts.mmseg.checkpoint_hooks import StopHook, use_hooks
     from apt_dense.hosts.mmseg.checkpoints import check_resume
-    from apt_dense.hosts.mmseg.data import check_data
-    from apt_dense.hosts.mmseg.hooks import StopHook, use_hooks
-    from apt_dense.hosts.mmseg.resume import make_resumable
-    from apt_dense.hosts.mmseg.run import complete_training, load_config, start_processes, use_amp
+    from apt_dense.hosts.mmseg.dataset_checks import check_data
+    from apt_dense.hosts.mmseg.resumable_data import make_resumable
+    from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError
 
 

@@ -30,9 +30,9 @@ with needed_packages("visualize"):
     from apt_dense.drawing import draw_patches
     from apt_dense.patches.scores import SCORERS
 
+    from shared.normalise import normalise, to_grey_levels
     from shared.photo_files import PHOTO_SUFFIXES, is_photo, read_photo
     from shared.picture_layout import resize_longer_side, stack, text_bar, token_caption, write_png
-    from shared.pixels import normalise, to_grey_levels
     from shared.token_counts import Patches, choose_patches
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits

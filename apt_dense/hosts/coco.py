@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_dense.hosts.coco_annotations import LISTS, checked_lists, read_json, sort_annotations
-from apt_dense.hosts.coco_counts import check_objects
-from apt_dense.hosts.coco_pictures import check_sizes
+from apt_dense.hosts.coco_class_counts import check_objects
+from apt_dense.hosts.coco_picture_sizes import check_sizes
 
 LAYOUT = (
     "expected DIR/annotations/instances_train*.json and instances_val*.json with images in DIR/train2017 and "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_dense.hosts.coco_fields import Notes, is_whole, number, short, whole
-from apt_dense.hosts.coco_masks import Size, extent, polygons, read_segmentation
+from apt_dense.hosts.coco_outlines import Size, extent, polygons, read_segmentation
 
 LISTS = "images", "annotations", "categories"
 MIN_SIDE = 0.1  # pixels; annotated boxes with a shorter side hold nothing that could be learned

@@ -22,8 +22,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from apt_dense.checks import whole
 from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, runs_as_written
+from apt_dense.option_checks import whole
 from apt_dense.vit import APTViT
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)

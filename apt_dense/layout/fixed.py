@@ -8,14 +8,14 @@ on the content. Every image has ``tokens`` patch rows; where it has fewer patche
 import torch
 from torch import Tensor
 
-from apt_dense.layout.geometry import (
+from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLayout
+from apt_dense.layout.window_geometry import (
     at_corners,
     check_prefix_rows,
     window_cells,
     window_major_order,
     window_of_cells,
 )
-from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLayout
 from apt_dense.patches.partition import DROPPED, anchors_of
 from apt_dense.runtime import require
 

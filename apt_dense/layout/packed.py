@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.layout.geometry import at_corners, check_prefix_rows, window_cells, window_major_order
 from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLayout
+from apt_dense.layout.window_geometry import at_corners, check_prefix_rows, window_cells, window_major_order
+from apt_dense.patches.image_preparation import check_finite
 from apt_dense.patches.partition import DROPPED, anchors_of
-from apt_dense.patches.pixels import check_finite
 from apt_dense.runtime import to_device
 
 

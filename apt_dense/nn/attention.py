@@ -13,9 +13,9 @@ from apt_dense.nn.relative import bias_of_padding, relative_bias_of_queries
 from apt_dense.nn.rotary import RotaryTables
 from apt_dense.ops.attention import check_backend, packed_attention
 from apt_dense.ops.bias import PaddingKey, RelativeBias
-from apt_dense.ops.kernel_interface import Inputs
-from apt_dense.ops.layer_calls import call_layer
-from apt_dense.ops.matrix_products import fill_up
+from apt_dense.ops.cpu_layers import call_layer
+from apt_dense.ops.kernels.interface import Inputs
+from apt_dense.ops.onednn_matmul import fill_up
 from apt_dense.options import BlockOptions
 
 

@@ -11,8 +11,8 @@ from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.attention import Attention
 from apt_dense.nn.layers import make_layer_scale, make_mlp, make_norm
 from apt_dense.nn.rotary import RotaryTables
-from apt_dense.ops.layer_calls import call_layer, call_on_map
-from apt_dense.ops.matrix_products import fill_up
+from apt_dense.ops.cpu_layers import call_layer, call_on_map
+from apt_dense.ops.onednn_matmul import fill_up
 from apt_dense.options import BlockOptions
 
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from apt_dense.checks import flag, whole
 from apt_dense.layout.scatter import scatter_tiles, scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.ops.layer_calls import call_on_map
-from apt_dense.ops.matrix_products import linear
+from apt_dense.ops.cpu_layers import call_on_map
+from apt_dense.ops.onednn_matmul import linear
+from apt_dense.option_checks import flag, whole
 
 SCALE_FACTORS = 4.0, 2.0, 1.0, 0.5
 

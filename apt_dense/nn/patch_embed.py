@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apt_dense.layout.tokens import Candidates, TokenLayout
 from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
-from apt_dense.ops.layer_calls import call_layer, call_on_map
+from apt_dense.ops.cpu_layers import call_layer, call_on_map
 from apt_dense.options import BlockOptions, ModelOptions
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apt_dense.layout.tokens import Cells, TokenLayout
 from apt_dense.ops.bias import first_run, runs_by_scale
-from apt_dense.ops.matrix_products import linear
+from apt_dense.ops.onednn_matmul import linear
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:

@@ -13,15 +13,15 @@ A new kernel is a file with a ``Kernel`` and a line in ``KERNELS``.
 
 from torch import Tensor
 
-from apt_dense.ops import flex, masked_sdpa, sdpa, sliced, varlen
-from apt_dense.ops.kernel_interface import Inputs, Kernel
+from apt_dense.ops.kernels import cpu_sliced, flex, sdpa_bias_as_channels, sdpa_bias_as_mask, varlen
+from apt_dense.ops.kernels.interface import Inputs, Kernel
 
 #: In the order in which "auto" asks them.
 KERNELS: dict[str, Kernel] = {
-    "rows": sliced.KERNEL,
-    "sdpa": sdpa.KERNEL,
+    "rows": cpu_sliced.KERNEL,
+    "sdpa": sdpa_bias_as_channels.KERNEL,
     "varlen": varlen.KERNEL,
-    "mask": masked_sdpa.KERNEL,
+    "mask": sdpa_bias_as_mask.KERNEL,
     "flex": flex.KERNEL,
 }
 BACKENDS = ("auto", *KERNELS)

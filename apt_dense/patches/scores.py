@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
-from apt_dense.patches.pixels import denormalise
+from apt_dense.patches.image_preparation import denormalise
 from apt_dense.runtime import bin_counts, without_autocast
 
 #: ``scorer(pixels, patch_size, scales) -> maps``: pixels (B, 3, H, W) float32 RGB in [0, 255]; one float32 map

@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from apt_dense.checks import option, optional, pair, whole
+from apt_dense.option_checks import option, optional, pair, whole
 from apt_dense.options import PatchOptions
 from apt_dense.patches.budget import least_tokens, partition_by_budget, wanted_tokens
+from apt_dense.patches.image_preparation import are_finite, check_finite, check_images, filled_region, whole_patches
 from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
-from apt_dense.patches.pixels import are_finite, check_finite, check_images, filled_region, whole_patches
 from apt_dense.patches.scores import resolve_scorer, score_maps
 from apt_dense.runtime import as_constants, is_exporting, is_tracing, outside_graphs
 

@@ -22,9 +22,9 @@ from apt_dense.weights.formats import (
     translate,
     translate_back,
 )
-from apt_dense.weights.kinds import check_kinds, check_names
 from apt_dense.weights.parameters import COARSE, is_new
 from apt_dense.weights.resize import Grid, join_prefix, noted_grid, prefix_counts, source_grid, split_prefix
+from apt_dense.weights.tensor_checks import check_kinds, check_names
 
 
 class Converted(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from apt_dense.checks import parameters_of
+from apt_dense.option_checks import parameters_of
 from apt_dense.options import BlockOptions, ModelOptions
 from apt_dense.weights.parameters import COARSE, is_new
 

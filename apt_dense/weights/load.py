@@ -18,7 +18,6 @@ from apt_dense.nn.relative import relative_table
 from apt_dense.weights.convert import to_apt, without_key_biases
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.formats import NOT_BACKBONE, StateDict, is_table, may_be_absent
-from apt_dense.weights.kinds import check_names
 from apt_dense.weights.parameters import is_new
 from apt_dense.weights.resize import (
     Grid,
@@ -31,6 +30,7 @@ from apt_dense.weights.resize import (
     resize_positions,
     source_grid,
 )
+from apt_dense.weights.tensor_checks import check_names
 from apt_dense.weights.unwrap import innermost, unwrap
 
 

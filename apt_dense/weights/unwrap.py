@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from apt_dense.weights.formats import StateDict
-from apt_dense.weights.kinds import check_names
+from apt_dense.weights.tensor_checks import check_names
 
 #: Keys under which files keep a model's state dict.
 _WRAPPERS = "state_dict", "model", "model_ema", "module"

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from apt_dense.hosts import coco_pictures
+from apt_dense.hosts import coco_picture_sizes
 from apt_dense.hosts.coco import CocoData, check_same_categories, load_split
 from apt_dense.hosts.coco_annotations import read_annotations, usable_annotations
 
@@ -216,11 +216,11 @@ def test_turned_pictures_have_two_sizes_unless_the_host_turns_them(data: Path, t
 
 
 def test_large_sets_are_sampled_and_say_so(data: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(coco_pictures, "MOST", 2)
+    monkeypatch.setattr(coco_picture_sizes, "MOST", 2)
     with caplog.at_level(logging.INFO):
         load_split(data, "train")
     assert "compared the sizes of 2 of its 3 images" in caplog.text
-    assert coco_pictures.spread(range(10), 4) == [0, 2, 5, 7]
+    assert coco_picture_sizes.spread(range(10), 4) == [0, 2, 5, 7]
 
 
 # ---- annotations ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from apt_dense.hosts.coco import CocoData
 from apt_dense.hosts.coco_annotations import checked_lists, read_annotations, sort_annotations
 from apt_dense.hosts.coco_fields import Notes, number, whole
-from apt_dense.hosts.coco_masks import decoded, extent
+from apt_dense.hosts.coco_outlines import decoded, extent
 
 from support.coco_folder import SIZE, content
 
@@ -334,7 +334,7 @@ class Records(logging.Handler):
 def check_both_hosts(found: dict) -> None:
     """Masks are 0 and 1, in the image's size, and equal for both detectors, as are boxes and labels."""
     pytest.importorskip("detectron2")
-    from apt_dense.hosts.detectron2.data import records
+    from apt_dense.hosts.detectron2.coco_data import records
 
     from torchvision_detection.data import index
 

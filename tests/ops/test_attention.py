@@ -13,10 +13,11 @@ from torch import Tensor
 
 from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.tokens import Bucket, Cells, Segments
-from apt_dense.ops import attention, masked_sdpa, sliced, varlen
+from apt_dense.ops import attention
 from apt_dense.ops.attention import BACKENDS, KERNELS, choose, packed_attention
 from apt_dense.ops.bias import PaddingKey, RelativeBias
-from apt_dense.ops.kernel_interface import Inputs, Kernel
+from apt_dense.ops.kernels import cpu_sliced, sdpa_bias_as_mask, varlen
+from apt_dense.ops.kernels.interface import Inputs, Kernel
 
 from support.references import layout_of, noise
 
@@ -234,9 +235,9 @@ def test_what_takes_no_part_has_no_weight(backend: str, logit: float, dtype: tor
 def test_parts_of_any_size_give_the_same(
     backend: str, entries: int, slice_of_queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masked_sdpa, "_BIAS_ENTRIES", entries)
-    monkeypatch.setattr(sliced, "_FEWEST_QUERIES", slice_of_queries)
-    monkeypatch.setattr(sliced, "_QUERIES", slice_of_queries)
+    monkeypatch.setattr(sdpa_bias_as_mask, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(cpu_sliced, "_FEWEST_QUERIES", slice_of_queries)
+    monkeypatch.setattr(cpu_sliced, "_QUERIES", slice_of_queries)
     lengths = (9, 4, 10, 9)
     q, k, v = qkv(sum(lengths))
     leaves = [t.detach().requires_grad_() for t in (q, k, v, terms(sum(lengths), lengths)[0].queries_RHK)]
@@ -278,7 +279,7 @@ def test_gradients_of_bias_and_padding_key(lengths: tuple[int, ...], backend: st
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
     """As long as the segments that take this way by themselves, one of them with products that oneDNN takes over."""
-    lengths = (sliced._LONG_SEGMENT + 3, sliced._LONG_SEGMENT + 64)
+    lengths = (cpu_sliced._LONG_SEGMENT + 3, cpu_sliced._LONG_SEGMENT + 64)
     q, k, v = qkv(sum(lengths))
     bias = terms(sum(lengths), lengths)[0] if with_bias else None
     leaves = [t.detach().requires_grad_() for t in (q, k, v, *([bias.queries_RHK] if bias else []))]
@@ -290,8 +291,8 @@ def test_slices_of_long_segments_by_onednn(with_bias: bool) -> None:
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sliced, "_FEWEST_QUERIES", 3)
-    monkeypatch.setattr(sliced, "_QUERIES", 3)
+    monkeypatch.setattr(cpu_sliced, "_FEWEST_QUERIES", 3)
+    monkeypatch.setattr(cpu_sliced, "_QUERIES", 3)
     lengths = (5, 0, 2)
     bias, _ = terms(sum(lengths), lengths)
     leaves = [t.double().requires_grad_() for t in (*qkv(sum(lengths)), bias.queries_RHK)][: 3 + with_bias]
@@ -393,7 +394,7 @@ def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch)
     assert choose(Inputs(q.clone().requires_grad_(), k, v, segments(6), bias)) == "sdpa"
     trained = bias._replace(queries_RHK=bias.queries_RHK.clone().requires_grad_())
     assert choose(Inputs(q, k, v, segments(6), trained)) == "sdpa"
-    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 1)
+    monkeypatch.setattr(cpu_sliced, "_LONG_SEGMENT", 1)
     assert choose(Inputs(q, k, v, segments(6), trained)) == "rows"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert choose(Inputs(q.bfloat16(), k, v, segments(6))) == "rows"
@@ -401,7 +402,7 @@ def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch)
     assert choose(Inputs(q.bfloat16(), k, v, segments(6))) == "sdpa"
     assert choose(Inputs(q, k, v, segments(6))) == "rows"
     assert choose(Inputs(q, k, v, segments(6), bias, padding)) == "mask"
-    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 4)
+    monkeypatch.setattr(cpu_sliced, "_LONG_SEGMENT", 4)
     assert choose(Inputs(q, k, v, segments(5, 1))) == "mask"  # one long one, but short by the mean
     monkeypatch.setattr(torch.backends.mkldnn.__class__, "enabled", False)
     assert choose(Inputs(q, k, v, segments(6))) == "sdpa"

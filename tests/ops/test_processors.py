@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from apt_dense import APTViT, runtime
-from apt_dense.ops import matrix_products as products
-from apt_dense.ops import sliced
+from apt_dense.ops import onednn_matmul
 from apt_dense.ops.attention import choose
 from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.kernel_interface import Inputs
-from apt_dense.ops.layer_calls import call_layer
+from apt_dense.ops.cpu_layers import call_layer
+from apt_dense.ops.kernels import cpu_sliced
+from apt_dense.ops.kernels.interface import Inputs
 
 from support.references import layout_of, noise, normalise
 
@@ -40,7 +40,7 @@ def test_attention_by_processor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     on(monkeypatch, vendor, matrix_unit)
-    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 4)
+    monkeypatch.setattr(cpu_sliced, "_LONG_SEGMENT", 4)
     q, k, v = (noise(6, 2, 4).to(dtype).requires_grad_(trains) for _ in range(3))
     layout = layout_of(6)
     bias = RelativeBias(noise(6, 2, 7).to(dtype), layout.image_cells)
@@ -53,9 +53,9 @@ def test_products_by_processor(vendor: str, takes_over: bool, monkeypatch: pytes
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
     on(monkeypatch, vendor)
-    monkeypatch.setattr(products, "_FEW_PRODUCTS", 0)
-    calls, plain = [], products._product
-    monkeypatch.setattr(products, "_product", lambda *operands: calls.append(1) or plain(*operands))
+    monkeypatch.setattr(onednn_matmul, "_FEW_PRODUCTS", 0)
+    calls, plain = [], onednn_matmul._product
+    monkeypatch.setattr(onednn_matmul, "_product", lambda *operands: calls.append(1) or plain(*operands))
     layer, x = nn.Linear(24, 16), noise(50, 24)
     out = call_layer(layer, x)
     assert bool(calls) == takes_over
@@ -65,20 +65,20 @@ def test_products_by_processor(vendor: str, takes_over: bool, monkeypatch: pytes
 def test_rows_are_filled_up_only_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = noise(33, 4)
     on(monkeypatch, "GenuineIntel")
-    assert products.fill_rows(rows) is rows and len(products.fill_rows(rows, spare=1)) == 34
-    assert len(products.fill_rows(rows.bfloat16())) == 48  # whose products are oneDNN's with any processor
+    assert onednn_matmul.fill_rows(rows) is rows and len(onednn_matmul.fill_rows(rows, spare=1)) == 34
+    assert len(onednn_matmul.fill_rows(rows.bfloat16())) == 48  # whose products are oneDNN's with any processor
     with torch.autocast("cpu", torch.bfloat16):
-        assert len(products.fill_rows(rows)) == 48
+        assert len(onednn_matmul.fill_rows(rows)) == 48
     on(monkeypatch, "AuthenticAMD")
-    assert len(products.fill_rows(rows)) == 48
+    assert len(onednn_matmul.fill_rows(rows)) == 48
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"window_size": 5, "window_block_indexes": (0,), "use_rel_pos": True}], ids=str
 )
 def test_the_processor_changes_no_value(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_FEW_PRODUCTS", 0)
-    monkeypatch.setattr(sliced, "_LONG_SEGMENT", 1)
+    monkeypatch.setattr(onednn_matmul, "_FEW_PRODUCTS", 0)
+    monkeypatch.setattr(cpu_sliced, "_LONG_SEGMENT", 1)
     model = APTViT(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2, thresholds=(4.0,), **options)
     images = normalise(128 + 40 * noise(2, 3, 32, 36).clamp(-3, 3))
     found = []

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.partition import DROPPED, Bounds, paint_blocks, partition_by_thresholds
-from apt_dense.patches.pixels import filled_region
 
 from support.references import is_partition, within_window
 

@@ -23,10 +23,10 @@ import benchmark_kernels
 from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
 from apt_dense.nn.relative import relative_bias_of_queries
-from apt_dense.ops import sliced
 from apt_dense.ops.attention import packed_attention
 from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.kernel_interface import Inputs
+from apt_dense.ops.kernels import cpu_sliced
+from apt_dense.ops.kernels.interface import Inputs
 
 from benchmarks import detectors, segmentors
 from benchmarks.backbones import backbone_candidates
@@ -90,7 +90,7 @@ def test_attention_backends_have_about_the_same_flops(monkeypatch: pytest.Monkey
     tables = (torch.randn(11, 512) for _ in "hw")
     bias = RelativeBias(relative_bias_of_queries(q, *tables, layout.image_cells, layout), layout.image_cells)
 
-    monkeypatch.setattr(sliced, "whole_rows", lambda count: count)  # without filling up
+    monkeypatch.setattr(cpu_sliced, "whole_rows", lambda count: count)  # without filling up
 
     def count(backend: str) -> float:
         return gflops_of(lambda: packed_attention(Inputs(q, k, v, layout.images, bias), backend))

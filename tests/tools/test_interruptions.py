@@ -30,7 +30,7 @@ import train_seg
 
 from apt_dense.hosts.locks import lock_folder
 from apt_dense.hosts.mmseg.checkpoints import read_run
-from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.weights.files import read_checkpoint
 
 from support import coco_folder, tiny_coco

@@ -17,7 +17,7 @@ import eval_seg
 import train_seg
 
 from apt_dense.hosts.mmseg.checkpoints import read_run
-from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.hosts.mmseg.training_config import load_config
 
 SIZE = (128, 192)
 

@@ -40,7 +40,7 @@ from detectron2.engine import defaults
 
 from apt_dense.hosts.detectron2 import add_apt_config
 from apt_dense.hosts.detectron2 import run as detectron2_run
-from apt_dense.hosts.detectron2.data import use_data_root
+from apt_dense.hosts.detectron2.coco_data import use_data_root
 from apt_dense.hosts.detectron2.run import load_config
 
 RESULTS = Path("inference", "coco_instances_results.json")

@@ -14,7 +14,7 @@ from apt_dense import APTViT
 from apt_dense.weights.convert import without_key_biases
 from apt_dense.weights.formats import FEATURES, OURS, is_table, may_be_absent, rename
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.timm_models import apt_arguments
+from apt_dense.weights.timm_arguments import apt_arguments
 
 from support.references import noise, randomise
 

@@ -15,7 +15,7 @@ from apt_dense.weights import load
 from apt_dense.weights.convert import to_apt
 from apt_dense.weights.files import write_checkpoint
 from apt_dense.weights.load import LoadReport, fit_state, load_backbone
-from apt_dense.weights.timm_models import apt_arguments
+from apt_dense.weights.timm_arguments import apt_arguments
 
 from support.references import noise, randomise
 

@@ -18,7 +18,7 @@ from apt_dense.layout.packed import build_layout
 from apt_dense.nn.patch_embed import embed_patches
 from apt_dense.weights.formats import rename
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.timm_models import apt_arguments
+from apt_dense.weights.timm_arguments import apt_arguments
 
 from support.families import ALL, FAMILIES, HEADS, WIDTH, timm_model
 from support.references import Token, bicubic, in_padded_windows, naive_rotary, noise, normalise, randomise, tokens_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
 from apt_dense.options import PixelFormat
-from apt_dense.patches.pixels import denormalise
+from apt_dense.patches.image_preparation import denormalise
 
 from benchmarks.cases import (
     AS_DETECTRON2,

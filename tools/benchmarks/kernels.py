@@ -17,8 +17,8 @@ from apt_dense.layout.packed import build_layout
 from apt_dense.layout.tokens import Cells, Segments
 from apt_dense.ops.attention import BACKENDS, packed_attention
 from apt_dense.ops.bias import RelativeBias
-from apt_dense.ops.kernel_interface import Inputs
-from apt_dense.ops.matrix_products import linear
+from apt_dense.ops.kernels.interface import Inputs
+from apt_dense.ops.onednn_matmul import linear
 
 from benchmarks.meters import seconds_of
 

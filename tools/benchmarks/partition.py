@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
-from apt_dense.patches.pixels import denormalise
+from apt_dense.patches.image_preparation import denormalise
 from apt_dense.patches.scores import ENTROPY_BINS, grey_levels
 
 from benchmarks.photos import photos

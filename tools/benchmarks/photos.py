@@ -7,10 +7,10 @@ from torch import Tensor
 
 from apt_dense import PatchSelector
 from apt_dense.options import PixelFormat
+from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.partition import Bounds, partition_by_thresholds
-from apt_dense.patches.pixels import filled_region
 
-from shared.pixels import normalise, to_grey_levels
+from shared.normalise import normalise, to_grey_levels
 from shared.token_counts import count_patches
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")

@@ -9,8 +9,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apt_dense.drawing import draw_patches
 
+from shared.normalise import to_grey_levels
 from shared.picture_layout import Colour, describe_tokens, side_by_side, stack, text_bar
-from shared.pixels import to_grey_levels
 from shared.token_counts import choose_patches
 from torchvision_detection.data import CocoSplit, read_image, read_objects
 from torchvision_detection.evaluation import predict

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from demo.materials import Cutout, Material, Photo
+from demo.object_cutouts import Cutout, Material, Photo
 from demo.scenes import BACKGROUND
 from shared.photo_files import PHOTO_SUFFIXES, is_photo, read_photo
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from demo.image_edits import blend, flip, jitter, resize_to
-from demo.materials import Material, Photo, cut_object, pick_crop
+from demo.object_cutouts import Material, Photo, cut_object, pick_crop
 
 BACKGROUND = "background"
 MAX_OVERLAP = 0.25  # share of a new object that may hide older ones; well below 1, so that no object gets a hole

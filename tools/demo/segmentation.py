@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tqdm import tqdm
 
-from apt_dense.hosts.mmseg.run import load_config
+from apt_dense.hosts.mmseg.training_config import load_config
 
 from demo import TWINS
 from demo.dataset import make_demo_data

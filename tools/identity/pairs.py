@@ -19,7 +19,7 @@ from apt_dense.options import PixelFormat
 from apt_dense.weights.convert import from_apt
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone, unwrap
-from apt_dense.weights.timm_models import apt_arguments, create_timm_model
+from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
 
 Outputs = Callable[[Tensor], dict[str, Tensor]]
 #: Options that adapt, read or train, and leave the values of a uniform model as they are.

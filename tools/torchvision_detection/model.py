@@ -13,10 +13,10 @@ from torchvision.models.detection import MaskRCNN
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision import mask_rcnn
 from apt_dense.weights.files import read_checkpoint
-from apt_dense.weights.kinds import check_kinds
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.parameters import is_new
-from apt_dense.weights.timm_models import create_timm_model
+from apt_dense.weights.tensor_checks import check_kinds
+from apt_dense.weights.timm_arguments import create_timm_model
 
 from shared.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
 from torchvision_detection.settings import Settings

@@ -10,8 +10,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense import vit
-from apt_dense.checks import flag, text
 from apt_dense.hosts.detectron2.checkpoints import errors_of
+from apt_dense.option_checks import flag, text
 from apt_dense.weights.load import LoadReport
 
 

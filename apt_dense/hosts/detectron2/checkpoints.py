@@ -14,9 +14,9 @@ from torch import nn
 
 from apt_dense import vit
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
-from apt_dense.weights.kinds import check_kinds
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameters import is_new
+from apt_dense.weights.tensor_checks import check_kinds
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError, unwrapped
-from apt_dense.hosts.detectron2.config import apply_overrides, check_parts, complete_config, load_config, logger
-from apt_dense.hosts.detectron2.loader import resumable
+from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.interrupts import Stopped, stop_requests
-from apt_dense.hosts.randomness import seed_all
+from apt_dense.hosts.resumable_randomness import seed_all
 
 #: Everything that a tool needs for a run.
 __all__ = [

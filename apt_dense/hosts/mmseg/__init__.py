@@ -10,11 +10,11 @@ as well.
 
 import importlib.util
 
-from apt_dense.hosts.mmseg import checkpoints, hooks, resume  # noqa: F401 (register "apt_atomic" and what runs use)
+from apt_dense.hosts.mmseg import checkpoint_hooks, checkpoints, resumable_data  # noqa: F401 (register what runs use)
 from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
 if importlib.util.find_spec("mmseg"):
-    from apt_dense.hosts.mmseg import data, evaluation, slide  # noqa: F401 (register CheckLabels, the metric and the segmentor)
+    from apt_dense.hosts.mmseg import dataset_checks, evaluation_config, packed_inference  # noqa: F401 (register what configs name)
 
 __all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

@@ -9,13 +9,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from apt_dense import vit
-from apt_dense.checks import flag, optional, text, whole
 from apt_dense.hosts.mmseg.checkpoints import read_address
+from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
 from apt_dense.weights.load import load_backbone, unwrap
 from apt_dense.weights.parameters import layer_of
-from apt_dense.weights.timm_models import apt_arguments, create_timm_model
+from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
 
 
 @MODELS.register_module()

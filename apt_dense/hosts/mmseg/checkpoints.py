@@ -18,8 +18,8 @@ from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, ge
 from torch import Tensor, nn
 
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_whole
-from apt_dense.weights.kinds import check_kinds, check_names
 from apt_dense.weights.parameters import is_new
+from apt_dense.weights.tensor_checks import check_kinds, check_names
 
 
 @register_backend("apt_atomic", force=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.nn.feature_pyramid import runs_as_written
-from apt_dense.nn.token_map import TokenMap
+from apt_dense.nn.unscattered_maps import TokenMap
 from apt_dense.runtime import is_traced
 
 # Known to pass their inputs to layers and torch functions alone. Others get scattered maps.

@@ -12,7 +12,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is built from source (see i
 from detectron2.data import transforms as T
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.patches.pixels import filled_region
+from apt_dense.patches.image_preparation import filled_region
 
 from support.references import noise, randomise
 from support.tiny_coco import ADAPTIVE, one_thread, tiny_model  # noqa: F401 (a fixture)

@@ -21,11 +21,11 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from apt_dense import APTViT
-from apt_dense.hosts.mmseg.run import load_config
-from apt_dense.hosts.mmseg.slide import APTEncoderDecoder, APTSegTTAModel
+from apt_dense.hosts.mmseg.packed_inference import APTEncoderDecoder, APTSegTTAModel
+from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.nn.rotary import Rotary
 from apt_dense.weights.parameters import decays
-from apt_dense.weights.timm_models import apt_arguments
+from apt_dense.weights.timm_arguments import apt_arguments
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 UNIFORM = [path for path in CONFIGS if "_uniform_" in path.name]

@@ -18,7 +18,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from apt_dense.hosts.mmseg import token_heads
-from apt_dense.nn.token_map import TokenMap
+from apt_dense.nn.unscattered_maps import TokenMap
 
 from support.references import randomise
 

@@ -1,0 +1,119 @@
+"""Complete the config of a test: predicted masks, drawings, test-time augmentation, whatever the config leaves out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import METRICS
+from mmseg.evaluation import IoUMetric
+
+from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
+
+
+@METRICS.register_module()
+class APTIoUMetric(IoUMetric):
+    """MMSeg's ``IoUMetric``, which keeps the folders of the images in ``output_dir``.
+
+    MMSeg writes a/0.png and b/0.png to the same file, and the last one remains.
+
+    Args:
+        image_root: folder of all images; masks are named by the images' paths below it.
+        **options: as for ``IoUMetric``.
+    """
+
+    def __init__(self, image_root: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.image_root = image_root
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Add predictions to the metric and write them."""
+        root = self.output_dir
+        try:
+            for sample in data_samples:
+                if root is not None:
+                    folder = os.path.relpath(os.path.dirname(sample["img_path"]), self.image_root)
+                    self.output_dir = os.path.join(root, folder)
+                    os.makedirs(self.output_dir, exist_ok=True)
+                super().process(data_batch, [sample])
+        finally:
+            self.output_dir = root
+
+
+def complete_test(cfg: Config) -> None:
+    """Check that a config can be tested, and add the loop where it names none.
+
+    Raises:
+        ValueError: if it has no model, data or metric.
+    """
+    for key, example in (
+        ("model", 'dict(type="APTEncoderDecoder", ...)'),
+        ("test_dataloader", "val_dataloader"),
+        ("test_evaluator", 'dict(type="IoUMetric")'),
+    ):
+        if not cfg.get(key):
+            raise ValueError(f"the config has no {key}, which a test needs; add {key} = {example}")
+    if not cfg.get("test_cfg"):
+        cfg.test_cfg = {"type": "TestLoop"}
+
+
+def write_masks(cfg: Config, folder: str) -> None:
+    """Let the metric write each predicted mask, under its image's path below the data set's image folder.
+
+    Raises:
+        ValueError: if no evaluator of the config writes masks, or the folder holds the data set's own.
+    """
+    images = _folders(cfg, "img_path")
+    for taken in [*images, *_folders(cfg, "seg_map_path")]:
+        if Path(taken) in (Path(folder).resolve(), *Path(folder).resolve().parents):
+            raise ValueError(f"--out {folder} is inside of {taken}, whose files it would replace; name another folder")
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
+    writing = [one for one in evaluators if one.get("type") in ("IoUMetric", "APTIoUMetric", "CityscapesMetric")]
+    if not writing:
+        kinds = [one.get("type") for one in evaluators]
+        raise ValueError(f"--out needs an evaluator that writes masks, such as IoUMetric; test_evaluator has {kinds}")
+    for one in writing:
+        one.update(output_dir=folder, keep_results=True)
+        if one["type"] == "IoUMetric" and images:
+            one.update(type="APTIoUMetric", image_root=os.path.commonpath(images))
+
+
+def _folders(cfg: Config, kind: str) -> list[str]:
+    """Return the folders of the images ("img_path") or masks ("seg_map_path") that are tested."""
+    found = []
+    for dataset in dataset_configs(cfg.get("test_dataloader")):
+        prefix = (dataset.get("data_prefix") or {}).get(kind)
+        if prefix is not None:
+            found.append(str(Path(dataset.get("data_root") or "", prefix).expanduser().resolve()))
+    return found
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Let MMSeg draw each prediction over its image, in ``folder``."""
+    hooks = cfg.get("default_hooks") or {}
+    hooks["visualization"] = {**(hooks.get("visualization") or {"type": "SegVisualizationHook"}), "draw": True}
+    cfg.default_hooks = hooks
+    visualizer = cfg.get("visualizer") or {"type": "SegLocalVisualizer"}
+    visualizer["vis_backends"] = visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
+    cfg.visualizer = {**visualizer, "save_dir": folder}
+
+
+def use_tta(cfg: Config) -> None:
+    """Average over the augmentations of ``tta_pipeline``, with ``tta_model`` or, without one, MMSeg's or ours.
+
+    Raises:
+        ValueError: if the config has no ``tta_pipeline``, or the data set is not a single one.
+    """
+    if not cfg.get("tta_pipeline"):
+        raise ValueError(
+            "--tta needs tta_pipeline in the config: loading, then TestTimeAug; see configs/mmseg/_base_/ade20k_512.py"
+        )
+    datasets = list(dataset_configs(cfg.test_dataloader))
+    if not datasets:
+        raise ValueError("--tta sets the pipeline of test_dataloader.dataset, but the config has none")
+    for dataset in datasets:
+        dataset["pipeline"] = cfg.tta_pipeline
+    packed = str(cfg.model.get("type")).rpartition(".")[2] == "APTEncoderDecoder"
+    default = {"type": "APTSegTTAModel" if packed else "SegTTAModel"}
+    cfg.model = {**(cfg.get("tta_model") or default), "module": cfg.model}

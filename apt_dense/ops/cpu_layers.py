@@ -1,0 +1,133 @@
+"""Calls of modules, with some of their products and convolutions computed in another way on CPUs.
+
+Modules are called as such, so that hooks, pruning, adapters and quantisation work.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from apt_dense.ops.onednn_matmul import linear
+
+
+def call_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a module; its linear layers run by :func:`linear`, and so do convolutions of disjoint blocks."""
+    if x.device.type != "cpu":
+        return layer(x)
+    with _Products():
+        return layer(x)
+
+
+def call_on_map(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a module on feature maps (n, C, h, w), whose convolutions are PyTorch's where these are right.
+
+    In 16 bits on CPUs they are not for all maps of one column or row: there values come from memory that nobody wrote,
+    or rows are mixed up, with processors and PyTorch versions.
+    """
+    if x.device.type != "cpu" or not _is_in_16_bits(x):
+        return layer(x)
+    with _SafeConvolutions():
+        return layer(x)
+
+
+class _SafeConvolutions(TorchFunctionMode):
+    """Inside, convolutions in 16 bits are right for narrow maps too."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if kwargs or func not in (F.conv2d, F.conv_transpose2d) or not _is_in_16_bits(args[0]):
+            return func(*args, **(kwargs or {}))
+        return (_conv2d if func is F.conv2d else _conv_transpose2d)(*args)
+
+
+class _Products(_SafeConvolutions):
+    """Inside, linear layers and convolutions of disjoint blocks are products by :func:`linear`."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            return linear(*args, **(kwargs or {}))
+        if func is F.conv2d and not kwargs and _takes_blocks(*args) and _lies_in_blocks(*args[:2]):
+            return _conv_of_blocks(*args[:3])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _is_in_16_bits(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """``F.conv2d``, for narrow outputs as a product or with a row and a column more."""
+    sides = None if isinstance(padding, str) else _sides_after(x, weight, stride, padding, dilation)
+    if sides is None or 1 not in sides or min(sides) < 1:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if _takes_blocks(x, weight, bias, stride, padding, dilation, groups):
+        return _conv_of_blocks(x, weight, bias)
+    # Zeros like those of the padding: what was there stays as it was.
+    below, right = (step if side == 1 else 0 for side, step in zip(sides, stride, strict=True))
+    wide = F.conv2d(F.pad(x, (0, right, 0, below)), weight, bias, stride, padding, dilation, groups)
+    return wide[..., : sides[0], : sides[1]]
+
+
+def _sides_after(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """Rows and columns of a convolution's output."""
+    settings = zip(x.shape[-2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in settings]
+
+
+def _conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], *settings: Any) -> Tensor:
+    """``F.conv_transpose2d``, for narrow inputs with a row and a column of zeros more, which add nothing."""
+    below, right = (int(side == 1) for side in x.shape[-2:])
+    if not below and not right:
+        return F.conv_transpose2d(x, weight, bias, stride, *settings)
+    wide = F.conv_transpose2d(F.pad(x, (0, right, 0, below)), weight, bias, stride, *settings)
+    return wide[..., : wide.shape[-2] - below * stride[0], : wide.shape[-1] - right * stride[1]]
+
+
+def _takes_blocks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Check whether a convolution takes each pixel of a batch of maps once."""
+    kernel = tuple(weight.shape[2:])
+    is_plain = tuple(stride) == kernel and padding == (0, 0) and tuple(dilation) == (1, 1) and groups == 1
+    return is_plain and x.ndim == 4 and all(side % k == 0 for side, k in zip(x.shape[2:], kernel, strict=True))
+
+
+def _lies_in_blocks(x: Tensor, weight: Tensor) -> bool:
+    """Check whether maps lie channels last in memory, or are single blocks, so that a product is the faster way."""
+    return x.stride(1) == 1 or x.shape[2:] == weight.shape[2:]
+
+
+def _conv_of_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of disjoint blocks as one product: x (n, C, h * kh, w * kw) -> (n, out, h, w)."""
+    kh, kw = weight.shape[2:]
+    if x.stride(1) != 1 and x.shape[2:] == weight.shape[2:]:  # a single block per image, channels first
+        return linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    n, channels, height, width = x.shape
+    blocks = x.permute(0, 2, 3, 1).reshape(n, height // kh, kh, width // kw, kw, channels).transpose(2, 3)
+    rows = linear(
+        blocks.reshape(n, height // kh, width // kw, kh * kw * channels), weight.permute(0, 2, 3, 1).flatten(1), bias
+    )
+    return rows.permute(0, 3, 1, 2)

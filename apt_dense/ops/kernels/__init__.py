@@ -1,0 +1,1 @@
+"""Attention kernels: one a file, all with the signature in ``interface.py``; ``ops/attention.py`` lists them."""

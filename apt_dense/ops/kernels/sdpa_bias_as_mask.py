@@ -1,0 +1,54 @@
+"""Attention by PyTorch's fused kernel on batches of segments, the bias as a mask, a bounded part of it at a time.
+
+Faster than ``sdpa`` without gradients; its backward pass would keep the whole mask. Shape letters as in buckets.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apt_dense.ops.kernels.interface import Inputs, Kernel
+from apt_dense.ops.kernels.length_buckets import Batch, attend_by_bucket
+from apt_dense.runtime import has_slow_mkl, runs_on_host
+
+_BIAS_ENTRIES = 2**21  # most entries of the bias held at once: 8 MiB in float32
+
+
+def mask(inputs: Inputs) -> Tensor:
+    return attend_by_bucket(inputs, _masked)
+
+
+def _masked(batch: Batch) -> Tensor:
+    q, k, v, queries, keys, valid = batch
+    if valid is not None:
+        valid = F.pad(valid, (0, k.shape[1] - valid.shape[1]), value=True)[:, None, None]
+    q, k, v, queries = (t.transpose(1, 2) for t in (q, k, v, queries))
+    if queries.shape[-1] == 0:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2)
+    return _chunked(q, k, v, queries, keys[:, None].transpose(-2, -1), valid).transpose(1, 2)
+
+
+def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
+    """q, k, v (n, H, L or M, D), queries (n, H, L, K), keys (n, 1, K, M), valid (n, 1, 1, M) -> (n, H, L, D)."""
+    n, heads, length, _ = q.shape
+    per_query = heads * k.shape[2]
+    rows = max(1, min(length, _BIAS_ENTRIES // per_query))
+    batch = max(1, _BIAS_ENTRIES // (per_query * rows))
+    images = []
+    for i in (slice(first, first + batch) for first in range(0, n, batch)):
+        parts = []
+        for j in range(0, length, rows):
+            bias = queries[i, :, j : j + rows] @ keys[i]
+            bias = bias if valid is None else bias.masked_fill(~valid[i], -torch.inf)
+            parts.append(F.scaled_dot_product_attention(q[i, :, j : j + rows], k[i], v[i], attn_mask=bias))
+        images.append(torch.cat(parts, 2))
+    return torch.cat(images)
+
+
+def _suits(inputs: Inputs) -> bool:
+    """Check whether parts cost nothing and masks little: on a GPU parts would be many launches, a compiler would unroll
+    them, and on Intel's CPUs further channels are faster."""
+    return runs_on_host(inputs.q) and has_slow_mkl() and not inputs.trains
+
+
+KERNEL = Kernel(mask, lambda inputs: None, _suits)
