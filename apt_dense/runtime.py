@@ -100,6 +100,16 @@ def processor_vendor() -> str:
     return found[1] if found else next((word for word in _VENDORS if word in platform.processor()), "")
 
 
+@cache
+def describe_machine() -> str:
+    """Name the processor and its instruction sets as PyTorch uses them: "AMD EPYC, AVX512, bfloat16 by AMX, ..."."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    units = [f"{str(t).removeprefix('torch.')} by AMX" for t in (torch.bfloat16, torch.float16) if has_matrix_unit(t)]
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *units])
+
+
 def has_slow_mkl() -> bool:
     """Check whether MKL, which PyTorch takes for float32 products, leaves half of the CPU unused: on AMD's processors.
 

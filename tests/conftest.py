@@ -26,6 +26,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_tuned_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a developer measured on their machine (tools/tune_kernels.py) decides nothing in the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> Iterator[None]:
     """Each test draws the same numbers whatever ran before, and leaves the generator as it was."""

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from apt_dense.ops.kernels import cpu_sliced, flex, sdpa_bias_as_channels, sdpa_bias_as_mask, varlen
 from apt_dense.ops.kernels.interface import Inputs, Kernel
+from apt_dense.ops.measured_choice import Case, fastest, nearest_length
+from apt_dense.runtime import runs_on_host
 
 #: In the order in which "auto" asks them.
 KERNELS: dict[str, Kernel] = {
@@ -25,6 +27,8 @@ KERNELS: dict[str, Kernel] = {
     "flex": flex.KERNEL,
 }
 BACKENDS = ("auto", *KERNELS)
+#: Those that are measured on CPUs. "flex" would run there without being compiled.
+ON_CPUS = "rows", "sdpa", "mask"
 _LAST_RESORT = "sdpa"  # runs everywhere, with any terms, and trains in little memory
 
 
@@ -32,7 +36,8 @@ def packed_attention(inputs: Inputs, backend: str = "auto") -> Tensor:
     """Softmax attention inside each segment.
 
     Args:
-        backend: one of ``BACKENDS``; "auto" chooses by device, type, length and whether gradients are wanted.
+        backend: one of ``BACKENDS``; "auto" chooses by device, type, length and whether gradients are wanted, from what
+            ``tools/tune_kernels.py`` measured on this machine, if it did.
 
     Returns:
         (R, H, D).
@@ -54,9 +59,31 @@ def packed_attention(inputs: Inputs, backend: str = "auto") -> Tensor:
 
 
 def choose(inputs: Inputs) -> str:
-    """The backend that "auto" stands for."""
-    fitting = (name for name, kernel in KERNELS.items() if kernel.suits(inputs) and kernel.obstacle(inputs) is None)
-    return next(fitting, _LAST_RESORT)
+    """The backend that "auto" stands for: the fastest measured on this machine, else the first that suits."""
+    return measured(inputs) or next(
+        (name for name, kernel in KERNELS.items() if kernel.suits(inputs) and kernel.obstacle(inputs) is None),
+        _LAST_RESORT,
+    )
+
+
+def measured(inputs: Inputs) -> str | None:
+    """The fastest backend by what was measured on this machine; None on GPUs, compiled, and where nothing was."""
+    if not runs_on_host(inputs.q):
+        return None
+    able = [name for name in ON_CPUS if KERNELS[name].obstacle(inputs) is None]
+    return fastest(case_of(inputs), _LAST_RESORT, able)
+
+
+def case_of(inputs: Inputs) -> Case:
+    """The case under which such operands are measured."""
+    terms = [("relative", inputs.bias), ("padding", inputs.padding)]
+    return Case(
+        "attention",
+        str(inputs.q.dtype).removeprefix("torch."),
+        nearest_length(inputs.segments.mean_length),
+        ", ".join(name for name, term in terms if term is not None),
+        inputs.trains,
+    )
 
 
 def check_backend(backend: str) -> str:

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from apt_dense.ops.measured_choice import Case, fastest
 from apt_dense.runtime import has_slow_mkl, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
+PRODUCTS = "pytorch", "onednn"
 _FEW_PRODUCTS = 2**22  # smaller products are faster through F.linear
 
 
@@ -30,6 +32,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``F.linear``, up to rounding: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     if x.numel() * len(weight) < _FEW_PRODUCTS or not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
+    return onednn_linear(x, weight, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`linear`, by oneDNN on any processor: float32 operands on a CPU."""
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 
 
@@ -147,10 +154,18 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_enabled() -> bool:
-    """Check whether oneDNN takes over anything at all: where MKL is slow, but not inside of torch.func and forward-mode
+    """Check whether oneDNN takes over anything at all: where its products are
+    the faster ones, but not inside of torch.func and forward-mode
     derivatives, of which our operators know nothing."""
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return _EXISTS and has_slow_mkl() and torch.backends.mkldnn.enabled and not transformed
+    return _EXISTS and is_faster() and torch.backends.mkldnn.enabled and not transformed
+
+
+def is_faster() -> bool:
+    """Check whether oneDNN's float32 products beat PyTorch's on this machine: by what was measured there, in inference
+    and in training, else by a fact about the processor."""
+    found = {fastest(Case("linear", "float32", 0, "", trains), "pytorch", PRODUCTS) for trains in (False, True)}
+    return has_slow_mkl() if found == {None} else found == {"onednn"}
 
 
 _LINEAR = [torch.ops.apt_dense.linear, *([torch.ops.mkldnn._linear_pointwise] if _EXISTS else [])]
