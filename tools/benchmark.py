@@ -5,19 +5,20 @@
     python tools/benchmark.py --scope pyramid detector segmentor --batches 1 8 --csv results.csv --resume
 
 Weights are random (the time does not depend on them) and the same for all variants of a comparison. Variants take turns
-in every round, so that a busy machine slows all of them. Reported are the median and the spread of the rounds; ratios
-of medians, "x timm" = timm's time / this one's; efficiency = (time ratio to the uniform twin) / (FLOP ratio to it),
-FLOPs counted on these very photos; the growth of the peak of tensor memory; for our backbones the share of the time
-outside of the transformer blocks.
+in every round, so that a busy machine slows all of them. "smaller image" and "larger patches" are uniform models that
+see as many tokens as the adaptive one.
+
+Reported are the median and the spread of the rounds; ratios of medians, "x timm" = timm's time / this one's; efficiency
+= (time ratio to the uniform twin) / (FLOP ratio to it), FLOPs counted on these very photos; the growth of the peak of
+tensor memory; for our backbones the share of the time outside of the transformer blocks.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
 import os
-import platform
-import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from shared.packages import needed_packages
 with needed_packages("benchmark"):
     import torch
     from tqdm import tqdm
+
+    from apt_dense.ops.onednn_matmul import PRODUCTS, is_faster
+    from apt_dense.runtime import describe_machine
 
     from benchmarks.backbones import backbone_candidates, pyramid_candidates
     from benchmarks.cases import MODELS, Case
@@ -41,18 +45,17 @@ SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "pyramid": pyramid_candidates,
     "detector": detector_candidates,
     "segmentor": segmentor_candidates,
+    "linear": partial(segmentor_candidates, head="linear"),
 }
 PATCH_SIZE = 16
 
 
 def environment(device: torch.device) -> str:
-    """Name what a figure depends on besides the code: torch, processor, threads."""
+    """Name what a figure depends on besides the code: torch, processor, its instruction sets, threads, products."""
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    cpu = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
-    name = found[1] if found else platform.machine()
-    return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
+    return f"torch {torch.__version__}, {describe_machine()}, {threads}, products by {PRODUCTS[is_faster()]}"
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
@@ -152,8 +155,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--thresholds", type=float, nargs="+", default=[5.5, 4.0], help="bits (default: 5.5 4)")
     add("--keep", type=float, help="scale the thresholds so that this share of tokens is kept")
     add("--budget", type=float, help="add a variant with this share of tokens in every image (token_budget)")
-    add("--compile", action="store_true", help="compile our backbones in inference")
-    add("--skip", nargs="+", default=[], metavar="PACKAGE", help="leave out the baselines of timm, mmseg or detectron2")
+    add("--compile", action="store_true", help="compile backbones, ours and the baselines', in inference")
+    add(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="leave out the baselines of timm, mmseg or detectron2, or the cheap ones",
+    )
     add("--rounds", type=int, default=5, help="rounds that count (default: 5)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--csv", type=Path, help="write the rows there")

@@ -29,8 +29,9 @@ from apt_dense.ops.kernels import cpu_sliced
 from apt_dense.ops.kernels.interface import Inputs
 
 from benchmarks import detectors, segmentors
-from benchmarks.backbones import backbone_candidates
+from benchmarks.backbones import backbone_candidates, build_backbone
 from benchmarks.cases import Case
+from benchmarks.cheap_rivals import cheap_rivals
 from benchmarks.measure import Candidate, Result, Variant, Way, measure
 from benchmarks.meters import gflops_of, memory_of, share_outside
 from benchmarks.photos import photos
@@ -201,10 +202,12 @@ def test_a_run_writes_rows_and_plot(tmp_path: Path, capsys: pytest.CaptureFixtur
     steps = ("--steps", "inference", "training", "--budget", "0.6", "--keep", "0.7")
     benchmark.main(options(*steps, "--csv", str(path), "--plot", str(picture)))
     rows = read_csv(path)
-    assert [row.variant for row in rows[:4]] == [
-        "apt_dense, uniform", "apt_dense, adaptive", "apt_dense, budget 0.6", "timm, fused attention",
+    assert [row.variant for row in rows[:6]] == [
+        "apt_dense, uniform", "apt_dense, adaptive", "apt_dense, budget 0.6",
+        "uniform, smaller image (48 pixels, patches of 16)", "uniform, larger patches (96 pixels, patches of 32)",
+        "timm, fused attention",
     ]  # fmt: skip
-    ours, timm = rows[:3], rows[3]
+    ours, timm = rows[:3], rows[5]
     assert all(row.seconds and row.gflops and row.memory_mib for row in (*ours, timm))
     assert ours[0].tokens == 1 and all(0 < row.tokens < 1 for row in ours[1:])
     assert all(0 < row.outside_blocks < 1 for row in ours) and timm.outside_blocks is None
@@ -289,7 +292,8 @@ def test_timm_has_the_twin_s_values() -> None:
 def test_mmseg_has_the_twin_s_values() -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     outputs_agree(backbone_candidates(case("vit-test")), ("twin", "mmseg"))
-    outputs_agree(segmentors.segmentor_candidates(case("vit-test")), ("twin", "mmseg"))
+    for head in segmentors.HEADS:
+        outputs_agree(segmentors.segmentor_candidates(case("vit-test"), head), ("twin", "mmseg"))
 
 
 def test_detectron2_has_the_twin_s_values() -> None:
@@ -327,10 +331,25 @@ def test_detectors_find_objects() -> None:
     assert len(found["boxes"]) == len(found["masks"]) > 5
 
 
-@pytest.mark.parametrize(("model", "variants"), [("vit-test", 4), ("vitdet-test", 3)])
-def test_segmentors_run(model: str, variants: int) -> None:
+@pytest.mark.parametrize("scope", ["segmentor", "linear"])
+@pytest.mark.parametrize(("model", "variants"), [("vit-test", 6), ("vitdet-test", 5)])
+def test_segmentors_run(scope: str, model: str, variants: int) -> None:
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
-    run_both_steps(segmentors.segmentor_candidates, model, variants)
+    run_both_steps(benchmark.SCOPES[scope], model, variants)
+
+
+@pytest.mark.parametrize("size", [64, 96, 160])
+def test_cheap_rivals_see_as_many_tokens_as_ours(size: int) -> None:
+    pytest.importorskip("skimage")
+    own = Case("vit-test", photos(size, 2), (5.5, 4.0))
+    share = backbone_candidates(own)[1].build().tokens
+    grid = (size // 16) ** 2
+    for rival in cheap_rivals(own):
+        cells = rival.case.size // rival.patch_size
+        model = build_backbone(rival.case, patch_size=rival.patch_size)
+        (out,) = model(rival.case.images)
+        assert out.shape[-2:] == (cells, cells) and rival.tokens == cells**2 / grid
+        assert abs(cells - (share * grid) ** 0.5) <= 0.5 and rival.case.thresholds == ()
 
 
 def test_baselines_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Backbones to compare: ours, adaptive and uniform, with and without the simple feature pyramid, and dense baselines
 with the same weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from benchmarks.cases import (
     our_variants,
     randomise_relative_positions,
 )
+from benchmarks.cheap_rivals import Rival, cheap_rivals
 from benchmarks.measure import Candidate, Variant
 from shared.token_counts import choose_patches
 
@@ -32,18 +33,18 @@ def backbone_candidates(case: Case) -> list[Candidate]:
     twin = build_backbone(case)
     randomise_relative_positions(twin)
     state = twin.state_dict()
-    compiled = ", compiled" if _compiles(case) else ""
-    ours = [
-        Candidate(name + compiled, role, partial(_our_backbone, case, state, choice))
-        for name, role, choice in our_variants(case)
+    candidates = [
+        Candidate(name, role, partial(_our_backbone, case, state, choice)) for name, role, choice in our_variants(case)
     ]
+    candidates += [Candidate(rival.name, "cheap", partial(_cheap_backbone, rival)) for rival in cheap_rivals(case)]
     if case.is_vitdet:
-        return [*ours, Candidate("Detectron2", "detectron2", partial(_detectron2_backbone, case, state))]
-    return [
-        *ours,
-        Candidate("timm, fused attention", "timm", partial(_timm_backbone, case, state)),
-        Candidate("MMSegmentation", "mmseg", partial(_mmseg_backbone, case, state)),
-    ]
+        candidates += [Candidate("Detectron2", "detectron2", partial(_detectron2_backbone, case, state))]
+    else:
+        candidates += [
+            Candidate("timm, fused attention", "timm", partial(_timm_backbone, case, state)),
+            Candidate("MMSegmentation", "mmseg", partial(_mmseg_backbone, case, state)),
+        ]
+    return [c._replace(name=f"{c.name}, compiled") for c in candidates] if case.compiles_now else candidates
 
 
 def build_backbone(case: Case, **options: Any) -> APTViT:
@@ -52,19 +53,31 @@ def build_backbone(case: Case, **options: Any) -> APTViT:
     return APTViT(img_size=case.size, **model_arguments(case.model), **host, **options)
 
 
-def _compiles(case: Case) -> bool:
-    return case.compiles and not case.training
-
-
 def _our_backbone(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, Any]) -> Variant:
     model = build_backbone(case, **choice)
     load_weights(model, state)
-    if not _compiles(case):
-        variant = feature_variant(model, model, case, blocks=model.blocks)
-    else:  # without ``blocks``: compiled code does not stop between them
-        compiled = torch.compile(model, fullgraph=model.token_budget is not None)
-        variant = feature_variant(model, compiled, case, is_compiled=True)
+    variant = _plain_or_compiled(model, case)
     return variant._replace(tokens=choose_patches(model.patches, case.images).tokens_kept)
+
+
+def _plain_or_compiled(model: APTViT, case: Case) -> Variant:
+    if not case.compiles_now:
+        return feature_variant(model, model, case, blocks=model.blocks)
+    compiled = torch.compile(model, fullgraph=model.token_budget is not None)
+    return feature_variant(model, compiled, case, is_compiled=True)  # compiled code does not stop between blocks
+
+
+def _cheap_backbone(rival: Rival) -> Variant:
+    """Build our uniform ViT, with weights of its own: its time does not depend on them."""
+    model = build_backbone(rival.case, patch_size=rival.patch_size)
+    return _plain_or_compiled(model, rival.case)._replace(tokens=rival.tokens)
+
+
+def _dense_variant(model: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], case: Case) -> Variant:
+    """Build a variant of a baseline, compiled where ours are."""
+    if not case.compiles_now:
+        return feature_variant(model, run, case)
+    return feature_variant(model, torch.compile(run), case, is_compiled=True)
 
 
 def _timm_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
@@ -74,7 +87,7 @@ def _timm_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
         **model_arguments(case.model),
     )  # fmt: skip
     load_weights(model, state, may_lack=("fc_norm.",))
-    return feature_variant(model, lambda images: [model.forward_features(images)], case)
+    return _dense_variant(model, lambda images: [model.forward_features(images)], case)
 
 
 def _mmseg_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
@@ -86,7 +99,7 @@ def _mmseg_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
         num_heads=sizes["num_heads"], with_cls_token=False, patch_bias=True, norm_cfg={"type": "LN", "eps": 1e-6},
     )  # fmt: skip
     load_weights(model, as_mmseg(state, case))
-    return feature_variant(model, model, case)
+    return _dense_variant(model, model, case)
 
 
 def as_mmseg(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
@@ -98,7 +111,7 @@ def as_mmseg(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
 def _detectron2_backbone(case: Case, state: Mapping[str, Tensor]) -> Variant:
     model = build_detectron2_vit(case)
     load_weights(model, state, may_lack=())
-    return feature_variant(model, lambda images: list(model(images).values()), case)
+    return _dense_variant(model, lambda images: list(model(images).values()), case)
 
 
 def build_detectron2_vit(case: Case) -> nn.Module:

@@ -24,7 +24,7 @@ class Case(NamedTuple):
         images: (B, 3, S, S), normalised by ImageNet's mean and deviation in RGB.
         token_budget: of the variant with a budget; None for no such variant.
         training: whether a training step is measured.
-        compiles: whether our backbones are compiled (in inference).
+        compiles: whether backbones are compiled, ours and the baselines' (in inference).
     """
 
     model: str
@@ -38,6 +38,11 @@ class Case(NamedTuple):
     def size(self) -> int:
         """Pixels of an image's side."""
         return self.images.shape[-1]
+
+    @property
+    def compiles_now(self) -> bool:
+        """Whether backbones are compiled in the step that is measured."""
+        return self.compiles and not self.training
 
     @property
     def is_vitdet(self) -> bool:

@@ -1,4 +1,5 @@
-"""UPerNet (MMSegmentation's) to compare: with our backbone, adaptive and uniform, and with MMSegmentation's own."""
+"""Segmentors (MMSegmentation's UPerNet, or a linear head) to compare: with our backbone, adaptive and uniform, and with
+MMSegmentation's own."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -21,23 +22,36 @@ from benchmarks.cases import (
     randomise_relative_positions,
     task_variant,
 )
+from benchmarks.cheap_rivals import Rival, cheap_rivals
 from benchmarks.measure import Candidate, Variant
 
+#: head -> config, of which the sizes are replaced by the case's.
+HEADS = {
+    "upernet": "upernet_apt_vit-b16_160k_ade20k-512x512.py",
+    "linear": "linear_apt_vit-b16_160k_ade20k-512x512.py",
+}
 
-def segmentor_candidates(case: Case) -> list[Candidate]:
-    """Return UPerNet of configs/mmseg with random weights, the same for all.
+
+def segmentor_candidates(case: Case, head: str = "upernet") -> list[Candidate]:
+    """Return the segmentor of configs/mmseg with random weights, the same for all.
 
     MMSegmentation's ViT has no windows, so it is the baseline of vit-* only.
+
+    Args:
+        head: one of ``HEADS``.
     """
     ours = our_variants(case)
-    build = partial(_segmentor_variant, case)
+    build = partial(_segmentor_variant, case, head)
     if not importlib.util.find_spec("mmseg"):
         return [Candidate(name, role, partial(build, {}, choice)) for name, role, choice in ours]  # say what is missing
     torch.manual_seed(0)
-    twin = _build_segmentor(case, {"thresholds": ()})
+    twin = _build_segmentor(case, head, {"thresholds": ()})
     randomise_relative_positions(twin.backbone)
     state = twin.state_dict()
     candidates = [Candidate(name, role, partial(build, state, choice)) for name, role, choice in ours]
+    candidates += [
+        Candidate(rival.name, "cheap", partial(_cheap_segmentor, rival, head)) for rival in cheap_rivals(case)
+    ]
     if case.is_vitdet:
         return candidates
     return [*candidates, Candidate("MMSegmentation", "mmseg", partial(build, _host_names(state, case), None))]
@@ -50,8 +64,8 @@ def _host_names(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
     return outside | {f"backbone.{name}": weight for name, weight in as_mmseg(inside, case).items()}
 
 
-def _build_segmentor(case: Case, choice: Mapping[str, Any] | None) -> nn.Module:
-    """Build it; ``choice`` is how our backbone chooses patches, None for MMSegmentation's VisionTransformer."""
+def _build_segmentor(case: Case, head: str, choice: Mapping[str, Any] | None) -> nn.Module:
+    """Build it; ``choice`` is how our backbone chooses patches, None for all of MMSegmentation's own."""
     import mmseg.models  # noqa: F401 (registers the parts)
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
@@ -60,40 +74,52 @@ def _build_segmentor(case: Case, choice: Mapping[str, Any] | None) -> nn.Module:
 
     import apt_dense.hosts.mmseg  # noqa: F401
 
-    model = Config.fromfile(CONFIGS / "mmseg" / "upernet_apt_vit-b16_160k_ade20k-512x512.py").model
+    model = Config.fromfile(CONFIGS / "mmseg" / HEADS[head]).model
     sizes = backbone_arguments(case)
-    width, depth = sizes["embed_dim"], sizes["depth"]
-    quarters = tuple(depth * (i + 1) // 4 - 1 for i in range(4))
+    depth, count = sizes["depth"], len(model.backbone.out_indices)
+    outputs = tuple(depth * (i + 1) // count - 1 for i in range(count))
     if choice is None:
-        model.backbone = _mmseg_backbone(case, quarters)
+        model.type, model.backbone = "EncoderDecoder", _mmseg_backbone(case, outputs, model.backbone.final_norm)
+        model.test_cfg = {"mode": "whole"}
     else:
-        options = {**sizes, **choice, "out_indices": quarters, "class_token": not case.is_vitdet}
-        model.backbone.update(options)
-    _resize_heads(model, width, TINY_CHANNELS if case.is_tiny else None)
+        model.backbone.update({**sizes, **choice, "out_indices": outputs, "class_token": not case.is_vitdet})
+    _resize_heads(model, sizes["embed_dim"], TINY_CHANNELS if case.is_tiny else None)
     with DefaultScope.overwrite_default_scope("mmseg"):
         return revert_sync_batchnorm(MODELS.build(model))
 
 
-def _mmseg_backbone(case: Case, out_indices: Sequence[int]) -> dict[str, Any]:
+def _mmseg_backbone(case: Case, out_indices: Sequence[int], final_norm: bool) -> dict[str, Any]:
     sizes = model_arguments(case.model)
     return {
         "type": "VisionTransformer", "img_size": (case.size, case.size), "patch_bias": True,
         "embed_dims": sizes["embed_dim"], "num_layers": sizes["depth"], "num_heads": sizes["num_heads"],
-        "out_indices": out_indices, "norm_cfg": {"type": "LN", "eps": 1e-6},
+        "out_indices": out_indices, "final_norm": final_norm, "norm_cfg": {"type": "LN", "eps": 1e-6},
     }  # fmt: skip
 
 
 def _resize_heads(model: Any, width: int, channels: int | None) -> None:
     """Fit neck and heads to a backbone of that width; ``channels`` are the heads', None for the config's."""
+    if model.neck is None:
+        model.decode_head.in_channels = model.decode_head.channels = width  # a linear head has no channels of its own
+        return
     model.neck.embed_dim = model.auxiliary_head.in_channels = width
     model.decode_head.in_channels = [width] * 4
     if channels is not None:
         model.decode_head.channels = model.auxiliary_head.channels = channels
 
 
-def _segmentor_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, Any] | None) -> Variant:
-    model = _build_segmentor(case, choice)
-    load_weights(model, state)
+def _cheap_segmentor(rival: Rival, head: str) -> Variant:
+    """Build ours, uniform, with weights of its own: its time does not depend on them."""
+    choice = {"thresholds": (), "patch_size": rival.patch_size}
+    return _segmentor_variant(rival.case, head, None, choice)._replace(tokens=rival.tokens)
+
+
+def _segmentor_variant(
+    case: Case, head: str, state: Mapping[str, Tensor] | None, choice: Mapping[str, Any] | None
+) -> Variant:
+    model = _build_segmentor(case, head, choice)
+    if state is not None:
+        load_weights(model, state)
     samples = _labels(case) if case.training else None
 
     def losses() -> dict[str, Tensor]:
