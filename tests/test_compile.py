@@ -109,7 +109,7 @@ def test_generated_code_gives_the_same() -> None:
             torch.testing.assert_close(compiled(images)[-1], model(images)[-1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_cuda_graphs() -> None:
     model = backbone("windows", token_budget=0.6).cuda()
     compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")

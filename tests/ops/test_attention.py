@@ -347,7 +347,7 @@ def test_slices_keep_no_scores() -> None:
     assert kept <= 3 * length * HEADS * DIM
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("backend", ["varlen", "flex", "sdpa"])
 @pytest.mark.parametrize("lengths", LENGTHS[:3], ids=str)
 def test_kernels_on_a_gpu(lengths: tuple[int, ...], backend: str) -> None:

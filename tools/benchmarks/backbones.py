@@ -63,7 +63,10 @@ def _our_backbone(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, 
 def _plain_or_compiled(model: APTViT, case: Case) -> Variant:
     if not case.compiles_now:
         return feature_variant(model, model, case, blocks=model.blocks)
-    compiled = torch.compile(model, fullgraph=model.token_budget is not None)
+    has_budget = model.token_budget is not None
+    # On a GPU constant shapes allow CUDA graphs, which is what a budget is for.
+    mode = "reduce-overhead" if has_budget and case.images.is_cuda else None
+    compiled = torch.compile(model, fullgraph=has_budget, mode=mode)
     return feature_variant(model, compiled, case, is_compiled=True)  # compiled code does not stop between blocks
 
 
