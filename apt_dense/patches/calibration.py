@@ -1,0 +1,150 @@
+"""Thresholds for a target: from the token curves of many images to the factor by which thresholds are scaled.
+
+Curves come one image at a time and are kept in a histogram, so that memory does not grow with their number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Factors that curves are made for: from a quarter to four times, 1.1 % apart.
+FACTORS = np.exp2(np.arange(-128, 129) / 64)
+_BINS = 1000  # of the share of tokens, for quantiles
+_SIGNIFICANT = 1.96  # standard errors of 95 %
+
+
+@dataclass(frozen=True)
+class Target:
+    """A share of tokens to reach.
+
+    Args:
+        share: tokens kept, in (0, 1].
+        quantile: of the images whose tokens are to be at most that share; None for the mean over images.
+    """
+
+    share: float
+    quantile: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"target share {self.share}: expected a share of all tokens, above 0 and at most 1")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"target quantile {self.quantile}: expected a number between 0 and 1, such as 0.95")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds, and the shares of tokens that they left on the images they were chosen by.
+
+    Args:
+        thresholds: one per coarse scale.
+        factor: of the thresholds that were scaled.
+        share: mean share of tokens.
+        deviation: standard deviation over images.
+        expected: interval (low, high) in which the mean of as many other images of the same kind lies in 95 of 100
+            cases, if images are independent.
+        quantiles: share of tokens at 5, 50 and 95 % of the images.
+        cells: mean share of the image under patches of each scale.
+        images: their number.
+    """
+
+    thresholds: tuple[float, ...]
+    factor: float
+    share: float
+    deviation: float
+    expected: tuple[float, float]
+    quantiles: tuple[float, float, float]
+    cells: tuple[float, ...]
+    images: int
+
+
+class CurveStatistics:
+    """Means, deviations and quantiles over images of their token curves.
+
+    Args:
+        num_scales: of the patches.
+    """
+
+    def __init__(self, num_scales: int) -> None:
+        self.images = 0
+        self._cells = np.zeros((len(FACTORS), num_scales))
+        self._sum, self._squares = np.zeros(len(FACTORS)), np.zeros(len(FACTORS))
+        self._histogram = np.zeros((len(FACTORS), _BINS + 1), np.int64)
+
+    def add(self, patches: np.ndarray) -> None:
+        """Add the patches (F, num_scales) of an image at each of ``FACTORS`` (``patches_by_factor``)."""
+        cells = patches * 4.0 ** np.arange(patches.shape[1])
+        total = cells[0].sum()
+        shares = patches.sum(1) / total
+        self.images += 1
+        self._cells += cells / total
+        self._sum += shares
+        self._squares += shares**2
+        bins = np.ceil(shares * _BINS - 1e-9).astype(int)
+        self._histogram[np.arange(len(FACTORS)), bins] += 1
+
+    def mean(self) -> np.ndarray:
+        """Mean share of tokens (F,) at each factor. It falls from factor to factor."""
+        return self._sum / max(self.images, 1)
+
+    def quantile(self, share_of_images: float) -> np.ndarray:
+        """Share of tokens (F,) that so many images do not exceed, rounded up to a thousandth."""
+        below = self._histogram.cumsum(1) >= share_of_images * self.images
+        return below.argmax(1) / _BINS
+
+    def calibrate(self, thresholds: Sequence[float], target: Target) -> Calibration:
+        """Choose the factor with which the images keep the target's share of tokens.
+
+        Raises:
+            ValueError: without images, and for a share that no factor reaches, naming those that are.
+        """
+        if not self.images:
+            raise ValueError("no images to calibrate on: none could be read")
+        curve = self.mean() if target.quantile is None else self.quantile(target.quantile)
+        place = _place_of(curve, target.share)
+        return self._at(place, tuple(thresholds))
+
+    def _at(self, place: float, thresholds: tuple[float, ...]) -> Calibration:
+        """Describe a place between two factors."""
+        at = _Interpolation(place)
+        factor, share = float(np.exp2(at(np.log2(FACTORS)))), float(at(self.mean()))
+        variance = max(float(at(self._squares / self.images)) - share**2, 0.0)
+        deviation = (variance * self.images / max(self.images - 1, 1)) ** 0.5
+        # The means of two sets of n images differ by this standard error.
+        margin = _SIGNIFICANT * deviation * (2 / self.images) ** 0.5
+        return Calibration(
+            thresholds=tuple(factor * threshold for threshold in thresholds),
+            factor=factor,
+            share=share,
+            deviation=deviation,
+            expected=(max(share - margin, 0.0), min(share + margin, 1.0)),
+            quantiles=tuple(float(at(self.quantile(q))) for q in (0.05, 0.5, 0.95)),
+            cells=tuple(at(self._cells / self.images).tolist()),
+            images=self.images,
+        )
+
+
+class _Interpolation:
+    """Values at a place between two entries of an array."""
+
+    def __init__(self, place: float) -> None:
+        self.low = min(int(place), len(FACTORS) - 2)
+        self.weight = place - self.low
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values[self.low] * (1 - self.weight) + values[self.low + 1] * self.weight
+
+
+def _place_of(curve: np.ndarray, share: float) -> float:
+    """Where a falling curve (F,) passes a share, in entries."""
+    if not curve[-1] <= share <= curve[0]:
+        raise ValueError(
+            f"a share of {share:.1%} of the tokens is not reached: thresholds scaled by {FACTORS[0]:g} to "
+            f"{FACTORS[-1]:g} leave {curve[0]:.1%} to {curve[-1]:.1%}. Start from lower or higher thresholds, or "
+            f"from more of them (larger patches)"
+        )
+    low = int((curve > share).sum()) - 1
+    if low < 0:
+        return 0.0
+    return low + float((curve[low] - share) / (curve[low] - curve[low + 1]))

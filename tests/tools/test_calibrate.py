@@ -1,0 +1,200 @@
+"""calibrate: from photos to thresholds, snippets that work, resuming, and what it says of photos it cannot read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+for package in ("tqdm", "cv2", "matplotlib"):
+    pytest.importorskip(package, reason="calibrate needs it")
+
+import calibrate
+from visualize import partition_photo
+
+from apt_dense import PatchSelector
+from apt_dense.patches.calibration import Calibration
+
+from calibration import curves as curves_module
+from calibration import latency
+from calibration.curves import PhotoCurve, Sizes, read_curves
+from shared.photo_files import read_photo
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve photos in two folders, from flat to noisy, and a broken one."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "photos" / f"part{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        amount = rng.uniform(0, 25, (6, 8, 1)).repeat(16, 0).repeat(16, 1)
+        picture = 128 + amount * rng.standard_normal((96, 128, 3))
+        cv2.imwrite(str(path), picture.clip(0, 255).astype(np.uint8))
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
+    return tmp_path / "photos"
+
+
+def run(photos: Path, out: Path, *more: str) -> dict:
+    calibrate.main([str(photos), "--out", str(out), "--workers", "0", "--patch-size", "8", *more])
+    return json.loads((out / "thresholds.json").read_text())
+
+
+def mean_share(photos: Path, thresholds: list[float], sizes: Sizes | None = None) -> float:
+    """Cut each photo into patches by itself."""
+    selector = PatchSelector(patch_size=8, thresholds=tuple(thresholds))
+    sizes = sizes or Sizes()
+    found = [partition_photo(sizes.apply(read_photo(p)), selector).tokens_kept for p in sorted(photos.rglob("*.png"))]
+    return float(np.mean(found))
+
+
+def test_the_target_is_met_and_everything_is_written(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(photos, tmp_path / "out", "--tokens", "0.6")
+    said = capsys.readouterr()
+    assert mean_share(photos, found["thresholds"]) == pytest.approx(0.6, abs=0.01) and found["images"] == 12
+    assert "broken.jpg is not a readable photograph" in said.err and "60.0% on average over 12 photos" in said.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "curves.jsonl", "histogram.png", "snippets.md", "thresholds.json", "worst.png",
+    ]  # fmt: skip
+    assert all(cv2.imread(str(tmp_path / "out" / name)).shape[0] > 100 for name in ("histogram.png", "worst.png"))
+
+
+def test_other_targets(photos: Path, tmp_path: Path) -> None:
+    square = Sizes(square=64)
+    found = run(photos, tmp_path / "a", "--tokens-per-image", "40", "--square", "64")
+    assert mean_share(photos, found["thresholds"], square) * 64 == pytest.approx(40, abs=0.7)
+    found = run(photos, tmp_path / "b", "--tokens-of-95", "0.8")
+    assert found["quantiles"][2] == pytest.approx(0.8, abs=0.002) and found["share"] < 0.8
+
+
+def test_snippets_are_read_by_their_hosts(photos: Path, tmp_path: Path) -> None:
+    found = run(photos, tmp_path / "out", "--tokens", "0.6")
+    text = (tmp_path / "out" / "snippets.md").read_text()
+    blocks = dict(block.split("\n", 1) for block in text.split("```")[1::2] if block.startswith("python"))
+    assert len(text.split("```")[1::2]) == 5 and blocks
+    scope: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], {}, scope)
+    assert list(scope["model"]["backbone"]["thresholds"]) == found["thresholds"]
+
+
+def test_an_interrupted_run_continues_with_the_same_result(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(photos, tmp_path / "whole", "--tokens", "0.6")
+    measured, plain = [], curves_module._Photos.__getitem__
+
+    def until_the_sixth(self: curves_module._Photos, number: int) -> PhotoCurve:
+        measured.append(self.paths[number].name)
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        return plain(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves_module._Photos, "__getitem__", until_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, tmp_path / "out", "--tokens", "0.6")
+    record = tmp_path / "out" / "curves.jsonl"
+    record.write_text(record.read_text() + '{"photo": "cut sho')  # killed in the middle of a line
+    assert run(photos, tmp_path / "out", "--tokens", "0.6") == whole
+    assert record.read_text() == (tmp_path / "whole" / "curves.jsonl").read_text()
+
+
+def test_workers_give_the_same_in_the_same_order(photos: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(photos, one, "--tokens", "0.6") == run(photos, two, "--tokens", "0.6", "--workers", "2")
+    assert (one / "curves.jsonl").read_text() == (two / "curves.jsonl").read_text()
+
+
+def test_another_target_needs_no_measurement(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(photos, tmp_path / "out", "--tokens", "0.6")
+    monkeypatch.setattr(curves_module._Photos, "__getitem__", lambda *_: pytest.fail("measured again"))
+    assert run(photos, tmp_path / "out", "--tokens", "0.7")["share"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--tokens", "1.5"], "share 1.5"),
+        (["--tokens", "0.6", "--thresholds", "4", "5"], "rise with the scale"),
+        (["--tokens", "0.001"], "is not reached"),
+        (["--tokens-per-image", "30"], "give --square"),
+        (["--milliseconds", "30"], "give --square"),
+        (["--tokens", "0.6", "--scorer", "laplacian"], "--thresholds"),
+    ],
+)
+def test_bad_options_are_named(photos: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match=said):
+        run(photos, tmp_path / "out", *more)
+    assert not (tmp_path / "out" / "thresholds.json").exists()
+
+
+def test_other_settings_are_not_mixed(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out", "--tokens", "0.6")
+    with pytest.raises(SystemExit, match="longer: None before"):
+        run(photos, tmp_path / "out", "--tokens", "0.6", "--size", "64")
+    run(photos, tmp_path / "out", "--tokens", "0.6", "--size", "64", "--force")
+    record = tmp_path / "out" / "curves.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join([*lines[:3], '{"photo": 1}\n', *lines[3:]]))
+    with pytest.raises(SystemExit, match="line 4, is damaged"):
+        run(photos, tmp_path / "out", "--tokens", "0.6", "--size", "64")
+
+
+def test_a_sample_is_spread_over_the_photos(photos: Path) -> None:
+    found = calibrate.find_photos([photos], 4)
+    every = calibrate.find_photos([photos], None)
+    assert len(every) == 13 and found == [every[0], every[3], every[6], every[9]]
+    with pytest.raises(ValueError, match="does not exist"):
+        calibrate.find_photos([photos / "missing"], None)
+
+
+def test_memory_holds_no_curves(photos: Path, tmp_path: Path) -> None:
+    """They are read one by one."""
+    run(photos, tmp_path / "out", "--tokens", "0.6")
+    head = json.loads((tmp_path / "out" / "curves.jsonl").read_text().splitlines()[0])
+    curves = read_curves(tmp_path / "out" / "curves.jsonl", head)
+    assert iter(curves) is curves and next(curves).path.endswith("broken.jpg")
+
+
+@pytest.mark.parametrize("wanted", [20.0, 35.0, 60.0])
+def test_the_search_for_a_time_ends_near_it(photos: Path, tmp_path: Path, wanted: float) -> None:
+    run(photos, tmp_path / "out", "--tokens", "0.6")
+    head = json.loads((tmp_path / "out" / "curves.jsonl").read_text().splitlines()[0])
+    statistics = calibrate.CurveStatistics(3)
+    for curve in read_curves(tmp_path / "out" / "curves.jsonl", head):
+        if curve.patches is not None:
+            statistics.add(curve.patches)
+
+    def cost(found: Calibration) -> float:
+        return 10 + 40 * found.share + 30 * found.share**2
+
+    selector = PatchSelector(patch_size=8, thresholds=(5.5, 4.0))
+    assert cost(latency.search(cost, statistics, selector, wanted)) == pytest.approx(wanted, rel=0.02)
+    with pytest.raises(ValueError, match="is not reached"):
+        latency.search(cost, statistics, selector, 500)
+
+
+def test_times_are_those_of_the_chosen_patches(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts the tokens of the blocks instead of seconds."""
+    tokens = [0.0]
+
+    def count(module: torch.nn.Module, inputs: tuple) -> None:
+        tokens[0] += len(inputs[0]) / 1000
+
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: tokens[0])
+    plain = latency.APTViT
+
+    def counting(**options: object) -> torch.nn.Module:
+        model = plain(**{**options, "embed_dim": 16, "depth": 1, "num_heads": 2})
+        model.blocks[0].register_forward_pre_hook(count)
+        return model
+
+    monkeypatch.setattr(latency, "APTViT", counting)
+    found = run(photos, tmp_path / "out", "--milliseconds", "40", "--square", "64")
+    assert mean_share(photos, found["thresholds"], Sizes(square=64)) * 64 == pytest.approx(40, abs=8)

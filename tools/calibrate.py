@@ -1,0 +1,181 @@
+"""Find thresholds with which your photos keep the share of tokens that you want.
+
+    python tools/calibrate.py my_photos/ --out calibration/ --tokens 0.6
+    python tools/calibrate.py ade/images/training --out calibration/ --tokens-of-95 0.8 --square 512 --photos 2000
+    python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
+
+Thresholds do not carry over between data sets: at the same ones, a portrait keeps half of its tokens and a meadow
+nearly all. The thresholds given (--thresholds, or those of --config) are scaled by one factor, found from the scores of
+all photos in one pass. OUT then holds
+
+- thresholds.json: thresholds, shares of tokens (mean, 5, 50 and 95 % of the photos), area by patch size, and what to
+  expect of other photos of the same kind;
+- snippets.md: what to write into the configs of each host;
+- histogram.png and worst.png: how the shares spread, and the photos that keep most tokens;
+- curves.jsonl: what was measured of each photo, from which the same command continues after an interruption.
+
+An input is a photo, or a folder, whose photos and those of its subfolders are taken. Photos that cannot be read are
+counted and named; they do not stop the run.
+"""
+
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from shared.packages import needed_packages
+
+with needed_packages("calibrate"):
+    from visualize import selector_of
+
+    from apt_dense import PatchSelector
+    from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
+    from apt_dense.patches.scores import SCORERS
+    from apt_dense.weights.files import write_text_whole
+
+    from calibration.curves import Sizes, measure_curves, read_curves
+    from calibration.latency import find_share
+    from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
+    from shared.photo_files import PHOTO_SUFFIXES, is_photo
+    from shared.vit_sizes import SIZES
+
+NAMED = 10  # unreadable photos that are named
+
+
+def find_photos(inputs: Sequence[Path], most: int | None) -> list[Path]:
+    """List the photos of all inputs, each once; of more than ``most``, so many at even distances. Raises ValueError."""
+    photos: dict[Path, None] = {}
+    for path in inputs:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; give a photo or a folder of photos")
+        found = sorted(filter(is_photo, path.rglob("*"))) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
+        photos |= dict.fromkeys(found)
+    every = list(photos)
+    if most is None or len(every) <= most:
+        return every
+    return [every[number * len(every) // most] for number in range(most)]
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    """Return the share to reach. Raises ValueError."""
+    if options.tokens_of_95 is not None:
+        return Target(options.tokens_of_95, quantile=0.95)
+    if options.tokens_per_image is not None:
+        if options.square is None:
+            raise ValueError("--tokens-per-image needs photos of one size: give --square, the model's input size")
+        return Target(options.tokens_per_image / (-(-options.square // options.patch_size)) ** 2)
+    return Target(options.tokens)
+
+
+def settings_of(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> dict[str, Any]:
+    """Return everything that the curves depend on."""
+    options = {name: getattr(selector, name) for name in ("thresholds", "scorer", "patch_size", "window_size")}
+    pixels = {name: getattr(selector, name) for name in ("pixel_mean", "pixel_std", "channel_order")}
+    names = hashlib.sha256("\n".join(map(str, photos)).encode()).hexdigest()[:12]
+    return {**options, **pixels, **sizes._asdict(), "photos": f"{len(photos)}, names {names}"}
+
+
+def calibrate(options: argparse.Namespace) -> Calibration:
+    """Measure the curves, choose thresholds, write the report. Raises ValueError, TypeError, OSError."""
+    selector, sizes = selector_of(options), Sizes(options.size, options.square)
+    if not selector.thresholds:
+        raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
+    options.patch_size = selector.patch_size
+    if options.milliseconds is None:
+        target_of(options)  # before anything is measured
+    photos = find_photos(options.inputs, options.photos)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes)
+    if options.force:
+        record.unlink(missing_ok=True)
+    measure_curves(photos, selector, sizes, options.workers, record, settings)
+    statistics, unreadable = CurveStatistics(selector.num_scales), []
+    for curve in read_curves(record, settings):
+        if curve.patches is None:
+            unreadable.append(curve)
+        else:
+            statistics.add(curve.patches)
+    report_unreadable(unreadable)
+    if options.milliseconds is None:
+        found = statistics.calibrate(selector.thresholds, target_of(options))
+    else:
+        found = find_share(options, statistics, selector, photos, sizes)
+    write_report(options.out, found, selector, sizes, record, settings)
+    return found
+
+
+def report_unreadable(curves: Sequence[Any]) -> None:
+    """Name the photos that could not be read."""
+    for curve in curves[:NAMED]:
+        print(f"calibrate: left out: {curve.error}", file=sys.stderr)
+    if len(curves) > NAMED:
+        print(f"calibrate: left out: {len(curves) - NAMED} more", file=sys.stderr)
+
+
+def write_report(
+    out: Path, found: Calibration, selector: PatchSelector, sizes: Sizes, record: Path, settings: dict[str, Any]
+) -> None:
+    """Write what the module's text lists."""
+    chosen = replace(selector, thresholds=tuple(round(t, 3) for t in found.thresholds))
+    shares = shares_at(read_curves(record, settings), found.factor)
+    draw_histogram(out / "histogram.png", shares.all, found)
+    draw_worst(out / "worst.png", shares.worst, chosen, sizes)
+    write_text_whole(out / "snippets.md", snippets(chosen) + "\n")
+    content = {**asdict(found), "thresholds": chosen.thresholds, "settings": settings}
+    write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
+    print(describe(found, selector.patch_size))
+    print(f"{out}/snippets.md has the lines for your config; look at {out}/worst.png and {out}/histogram.png")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("inputs", type=Path, nargs="+", metavar="INPUT", help="photo, or folder of photos")
+    add("--out", type=Path, required=True, help="folder of the results")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--tokens", type=float, metavar="SHARE", help="mean share of tokens kept, such as 0.6")
+    target.add_argument(
+        "--tokens-of-95", type=float, metavar="SHARE", help="95 %% of the photos keep at most this share"
+    )
+    target.add_argument("--tokens-per-image", type=float, metavar="N", help="mean number of tokens; needs --square")
+    target.add_argument(
+        "--milliseconds", type=float, metavar="MS", help="mean time of a photo in the backbone --model on this machine"
+    )
+    add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
+    add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
+    add("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")
+    add("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
+    add("--config", type=Path, help="MMSeg config whose backbone's settings replace these defaults")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
+    size.add_argument("--square", type=int, metavar="N", help="cut the middle square, resized to N pixels")
+    add("--photos", type=int, metavar="N", help="at most N photos, at even distances in their order")
+    add("--workers", type=int, default=2, help="processes that read photos (default: %(default)s)")
+    add("--force", action="store_true", help="measure all photos again")
+    options = parser.parse_args(argv)
+    for name, least in (("size", 1), ("square", 1), ("photos", 1), ("workers", 0), ("milliseconds", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} {value}: expected at least {least}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    try:
+        calibrate(options)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"calibrate: {error}")
+
+
+if __name__ == "__main__":
+    with needed_packages("calibrate"):
+        shared.interrupts.run(main)
