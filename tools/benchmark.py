@@ -15,8 +15,6 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 
 import argparse
 import os
-import platform
-import re
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -35,6 +33,7 @@ with needed_packages("benchmark"):
     from benchmarks.plot import plot
     from benchmarks.segmentors import segmentor_candidates
     from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
+    from shared.environment import environment
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
@@ -43,16 +42,6 @@ SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "segmentor": segmentor_candidates,
 }
 PATCH_SIZE = 16
-
-
-def environment(device: torch.device) -> str:
-    """Name what a figure depends on besides the code: torch, processor, threads."""
-    if device.type == "cuda":
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    cpu = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
-    name = found[1] if found else platform.machine()
-    return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:

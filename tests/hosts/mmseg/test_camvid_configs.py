@@ -1,4 +1,4 @@
-"""The configs for CamVid: on a folder that tools/prepare_camvid.py wrote, with rates that suit a pretrained backbone."""
+"""The configs for CamVid: on a folder that tools/prepare_camvid.py wrote, with rates for a pretrained backbone."""
 
 from pathlib import Path
 
