@@ -144,6 +144,9 @@ class BlockOptions(Options):
         mlp_layer: "mlp", "swiglu" (two first layers, EVA-02) or "swiglu_packed" (one of double width, DINOv2 giant).
         act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP), "silu" (None: in SwiGLUs; else "gelu").
         norm_layer, norm_eps: "layernorm" or "rmsnorm", and the epsilon of all norms.
+        proportional_attention: the key of a patch that covers n cells weighs n ** this in all softmaxes: 0 as one key
+            (the paper), 1 as the keys of all its cells (ToMe's proportional attention). 0.5 is nearest to the uniform
+            ViT where weights were not trained with coarse patches (docs/EVIDENCE.md). No effect without thresholds.
         attention_backend: "auto", or the name of a kernel in ``apt_dense.ops.attention``.
     """
 
@@ -161,6 +164,7 @@ class BlockOptions(Options):
     act_layer: str | None = option(None, optional(choice(*ACT_LAYERS)))
     norm_layer: str = option("layernorm", choice(*NORM_LAYERS))
     norm_eps: float = option(1e-6, number(above=0))
+    proportional_attention: float = option(0.0, number(least=0))
     attention_backend: str = option("auto", text)
 
     @property

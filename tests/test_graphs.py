@@ -21,9 +21,9 @@ WINDOWS = {"window_size": 5, "window_block_indexes": (0,)}
 BUDGET = {"thresholds": (5.0, 5.0), "token_budget": 0.6}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "class token": {"class_token": True, "reg_tokens": 2, "final_norm": True},
+    "class token": {"class_token": True, "reg_tokens": 2, "final_norm": True, "proportional_attention": 0.5},
     "windows": WINDOWS,
-    "relative windows": {**WINDOWS, "use_rel_pos": True},
+    "relative windows": {**WINDOWS, "use_rel_pos": True, "proportional_attention": 0.5},
     "relative": {"use_rel_pos": True},
     "rotary": {"rotary": {"rope_type": "dinov3"}},
     "rotary windows": {**WINDOWS, "rotary": {}, "qkv_bias": False},

@@ -28,9 +28,6 @@ with needed_packages("benchmark"):
     import torch
     from tqdm import tqdm
 
-    from apt_dense.ops.onednn_matmul import PRODUCTS, is_faster
-    from apt_dense.runtime import describe_machine
-
     from benchmarks.backbones import backbone_candidates, pyramid_candidates
     from benchmarks.cases import MODELS, Case
     from benchmarks.detectors import detector_candidates
@@ -39,6 +36,7 @@ with needed_packages("benchmark"):
     from benchmarks.plot import plot
     from benchmarks.segmentors import segmentor_candidates
     from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
+    from shared.environment import environment
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
@@ -48,14 +46,6 @@ SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "linear": partial(segmentor_candidates, head="linear"),
 }
 PATCH_SIZE = 16
-
-
-def environment(device: torch.device) -> str:
-    """Name what a figure depends on besides the code: torch, processor, its instruction sets, threads, products."""
-    if device.type == "cuda":
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
-    return f"torch {torch.__version__}, {describe_machine()}, {threads}, products by {PRODUCTS[is_faster()]}"
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:

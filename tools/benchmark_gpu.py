@@ -29,6 +29,7 @@ with needed_packages("benchmark_gpu"):
     from apt_dense.weights.files import write_text_whole
 
     from benchmarks.table import Row, Setting, table, write_csv
+    from shared.environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMMON = "--dtype bfloat16 --keep 0.6 --rounds 5 --skip mmseg"
@@ -96,14 +97,14 @@ def everything(device: str) -> list[Work]:
     return work + [part for group in GROUPS[1:] for part in benchmark_work(group, device)]
 
 
-def run(work: Sequence[Work], out: Path, seconds: float, environment: str) -> None:
+def run(work: Sequence[Work], out: Path, seconds: float, title: str) -> None:
     """Run the parts while there is time, and write OUT.csv and OUT.md after each."""
     stop = time.monotonic() + seconds
     rows: list[Row] = []
     texts: list[str] = []
     for number, part in enumerate(work):
         left_out = [other.title for other in work[number:]]
-        write(out, environment, rows, texts, left_out)
+        write(out, title, rows, texts, left_out)
         if time.monotonic() >= stop:
             return
         started = time.monotonic()
@@ -114,13 +115,13 @@ def run(work: Sequence[Work], out: Path, seconds: float, environment: str) -> No
         rows += found if isinstance(found, list) else []
         texts += [f"## {part.title}\n\n{found}"] if isinstance(found, str) else []
         print(f"{part.title}: {time.monotonic() - started:.0f} s", flush=True)
-    write(out, environment, rows, texts, [])
+    write(out, title, rows, texts, [])
 
 
-def write(out: Path, environment: str, rows: Sequence[Row], texts: Sequence[str], left_out: Sequence[str]) -> None:
+def write(out: Path, title: str, rows: Sequence[Row], texts: Sequence[str], left_out: Sequence[str]) -> None:
     """Write what was found so far."""
     write_csv(rows, out.with_suffix(".csv"))
-    parts = [f"# {environment}", *texts, "## Backbones and detectors", table(rows)]
+    parts = [f"# {title}", *texts, "## Backbones and detectors", table(rows)]
     parts += ["## No time was left for", "\n".join(f"- {title}" for title in left_out)] if left_out else []
     write_text_whole(out.with_suffix(".md"), "\n\n".join(parts) + "\n")
 
@@ -133,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmark_gpu: PyTorch finds no GPU (torch.cuda.is_available() is False)")
     torch.backends.cuda.matmul.allow_tf32 = True
-    environment = benchmark.environment(torch.device("cuda"))
-    run(everything("cuda"), options.out, 60 * options.minutes, environment)
+    run(everything("cuda"), options.out, 60 * options.minutes, environment(torch.device("cuda")))
     print(options.out.with_suffix(".md").read_text(encoding="utf-8"))
 
 

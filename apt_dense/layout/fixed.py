@@ -12,6 +12,7 @@ from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLa
 from apt_dense.layout.window_geometry import (
     at_corners,
     check_prefix_rows,
+    scale_of_rows,
     window_cells,
     window_major_order,
     window_of_cells,
@@ -72,6 +73,7 @@ def build_fixed_layout(
         candidates=tuple(Candidates(scale, None, None, None, None, batch) for scale in range(num_scales)),
         source_R=_sources(image_N, image_cells, batch, num_prefix),
         image_R=torch.arange(batch, device=device).repeat_interleave(rows),
+        scale_R=scale_of_rows(scale_N, image_N, batch, num_prefix),
         row_Bhw=_cover(scale_map, anchors_BP, rank_BP, first_B, order_P),
         images=_image_segments(counts_B, tokens, num_prefix, valid_BT if may_be_inert else None),
         windows=windows,

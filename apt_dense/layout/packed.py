@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.layout.tokens import Bucket, Candidates, Cells, Segments, TokenLayout
-from apt_dense.layout.window_geometry import at_corners, check_prefix_rows, window_cells, window_major_order
+from apt_dense.layout.window_geometry import (
+    at_corners,
+    check_prefix_rows,
+    scale_of_rows,
+    window_cells,
+    window_major_order,
+)
 from apt_dense.patches.image_preparation import check_finite
 from apt_dense.patches.partition import DROPPED, anchors_of
 from apt_dense.runtime import to_device
@@ -57,6 +63,7 @@ def build_layout(
         ),
         source_R=_sources(row_N[order_N], images.offsets[:-1], num_prefix) if num_scales > 1 or num_prefix else None,
         image_R=torch.repeat_interleave(images.offsets.diff().long(), output_size=images.total),
+        scale_R=scale_of_rows(scale_N, image_N, len(scale_map), num_prefix),
         row_Bhw=_cover(scale_map, row_N, image_N, y_N, x_N),
         images=images,
         windows=_segments(per_window.flatten(), scale_map.device) if window_size else None,

@@ -113,6 +113,7 @@ class TokenLayout:
         Tensor | None
     )  # each row's place in [candidates of scale 0, of scale 1, ..., prefix of image 0, of 1, ...]
     image_R: Tensor  # image of each row
+    scale_R: Tensor  # scale of each row, 0 for prefix rows
     row_Bhw: Tensor  # (B, h, w) row that covers each cell, -1 where none does
     images: Segments  # one per image, prefix included
     windows: Segments | None  # one per window, images in order; None without windows

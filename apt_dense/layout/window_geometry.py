@@ -1,4 +1,4 @@
-"""Geometry that the builders of layouts share: the order of windows, and cells inside them.
+"""Geometry that the builders of layouts share: the order of windows, cells inside them, and the rows of patches.
 
 Shape letters: h x w cells of the base grid, P = h * w of them in packed order, N patches.
 """
@@ -13,6 +13,14 @@ def check_prefix_rows(num_prefix: int, window_size: int) -> None:
     """Raise a ValueError for prefix rows together with windows."""
     if window_size and num_prefix:
         raise ValueError(f"num_prefix={num_prefix} with window_size={window_size}: a prefix row belongs to no window")
+
+
+def scale_of_rows(scale_N: Tensor, image_N: Tensor, batch: int, num_prefix: int) -> Tensor:
+    """Scales (R,) of packed rows, from those of patches in packed order; 0 for prefix rows, which begin each image."""
+    if not num_prefix:
+        return scale_N
+    row_N = torch.arange(len(scale_N), device=scale_N.device) + num_prefix * (image_N + 1)
+    return scale_N.new_zeros(len(scale_N) + batch * num_prefix).index_copy(0, row_N, scale_N)
 
 
 def window_major_order(h: int, w: int, window_size: int, device: torch.device) -> tuple[Tensor, list[int]]:

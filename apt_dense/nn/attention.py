@@ -12,7 +12,7 @@ from apt_dense.nn.layers import make_norm
 from apt_dense.nn.relative import bias_of_padding, relative_bias_of_queries
 from apt_dense.nn.rotary import RotaryTables
 from apt_dense.ops.attention import check_backend, packed_attention
-from apt_dense.ops.bias import PaddingKey, RelativeBias
+from apt_dense.ops.bias import PaddingKey, RelativeBias, proportional_logits
 from apt_dense.ops.cpu_layers import call_layer
 from apt_dense.ops.kernels.interface import Inputs
 from apt_dense.ops.onednn_matmul import fill_up
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         if dim % options.num_heads:
             raise ValueError(f"embed_dim={dim} is not a multiple of num_heads={options.num_heads}")
         self.num_heads, self.windowed = options.num_heads, windowed
-        self.backend = check_backend(options.attention_backend)
+        self.backend, self.proportional = check_backend(options.attention_backend), options.proportional_attention
         self.head_dim = head_dim = dim // options.num_heads
         norm = make_norm(options)
         self._add_projections(dim, options.qkv_fused, options.qkv_bias, options.k_bias)
@@ -80,7 +80,12 @@ class Attention(nn.Module):
             padding = PaddingKey(logit, k_padding[0], v_padding[0])
         if rotary is not None:
             q, k = rotary.rotate(q, self.windowed), rotary.rotate(k, self.windowed)
-        return packed_attention(Inputs(q, k, v, segments, bias, padding), self.backend)
+        return packed_attention(Inputs(q, k, v, segments, bias, padding, self._key_logits(layout)), self.backend)
+
+    def _key_logits(self, layout: TokenLayout) -> Tensor | None:
+        if not self.proportional or layout.image_cells.num_scales == 1:
+            return None
+        return proportional_logits(layout.scale_R, self.proportional)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (R, C) -> queries, keys and values (R, H, D) before any rotation."""

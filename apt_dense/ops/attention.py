@@ -76,7 +76,7 @@ def measured(inputs: Inputs) -> str | None:
 
 def case_of(inputs: Inputs) -> Case:
     """The case under which such operands are measured."""
-    terms = [("relative", inputs.bias), ("padding", inputs.padding)]
+    terms = [("relative", inputs.bias), ("padding", inputs.padding), ("weights", inputs.logit_R)]
     return Case(
         "attention",
         str(inputs.q.dtype).removeprefix("torch."),

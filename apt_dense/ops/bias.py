@@ -1,9 +1,10 @@
-"""Terms that attention adds to plain dot products, in factored form: relative positions (the keys' side) and a key for
-padding.
+"""Terms that attention adds to plain dot products, in factored form: relative positions (the keys' side), a key for
+padding, and the weight of coarse keys.
 
 Shape letters: N patches, R packed rows, H heads, D channels of a head, K bias channels.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,11 @@ class PaddingKey(NamedTuple):
     v_HD: Tensor
 
 
+def proportional_logits(scale_R: Tensor, power: float) -> Tensor:
+    """Logits (R,) by which a key of 4**scale cells weighs (4**scale) ** power."""
+    return scale_R.float() * (power * math.log(4))
+
+
 class Channels(NamedTuple):
     """The bias as products: bias[q, k] = queries[q] . keys[k]."""
 
@@ -44,8 +50,14 @@ class Channels(NamedTuple):
     padding_K: Tensor  # the keys of a padding key
 
 
-def bias_channels(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None) -> Channels:
-    """Channels of both terms, in the type of q (R, H, D); none where both are None."""
+def bias_channels(
+    q: Tensor, bias: RelativeBias | None, padding: PaddingKey | None, logit_R: Tensor | None = None
+) -> Channels:
+    """Channels of all terms, in the type of q (R, H, D); none where all are None.
+
+    Args:
+        logit_R: what all queries add for each key, but not for a padding key.
+    """
     rows, heads = q.shape[:2]
     queries, keys, padding_keys = [q.new_zeros(rows, heads, 0)], [q.new_zeros(rows, 0)], [q.new_zeros(0)]
     if bias is not None:
@@ -58,6 +70,10 @@ def bias_channels(q: Tensor, bias: RelativeBias | None, padding: PaddingKey | No
         queries += [logit.masked_fill(masked, 0).to(q.dtype), torch.where(masked, -factor, 0.0).to(q.dtype)]
         keys.append(q.new_zeros(rows, 2))
         padding_keys += [q.new_ones(1), q.new_full((1,), factor)]
+    if logit_R is not None:
+        queries.append(q.new_ones(rows, heads, 1))
+        keys.append(logit_R[:, None].to(q.dtype))
+        padding_keys.append(q.new_zeros(1))
     return Channels(torch.cat(queries, -1), torch.cat(keys, -1), torch.cat(padding_keys))
 
 

@@ -32,7 +32,7 @@ class Case(NamedTuple):
         work: "attention" or "linear".
         dtype: the operands', such as "bfloat16".
         length: one of ``LENGTHS``; 0 for linear layers.
-        terms: "", "relative", "padding" or "relative, padding": what is added to the logits.
+        terms: what is added to the logits, of "relative, padding, weights"; "" for nothing.
         trains: whether a backward pass follows.
     """
 

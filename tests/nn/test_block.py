@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.layers import GELUTanh, QuickGELU, RmsNorm, RotaryEmbeddingCat, SwiGLU
 from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor, nn
 
+from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.packed import build_layout
 from apt_dense.nn.attention import Attention
 from apt_dense.nn.block import Block, DropPath
@@ -20,7 +22,14 @@ from apt_dense.nn.layers import make_mlp
 from apt_dense.nn.rotary import rotary_tables
 from apt_dense.options import BlockOptions, Rotary
 
-from support.references import in_padded_windows, layout_of, noise, randomise
+from support.references import (
+    in_padded_windows,
+    layout_of,
+    noise,
+    random_scale_map,
+    randomise,
+    tokens_by_window,
+)
 
 WIDTH, HEADS = 16, 4
 PLAIN = BlockOptions(HEADS)
@@ -206,3 +215,30 @@ def test_dropped_block_is_the_identity() -> None:
     unchanged = (block(x, layout) == x).all(1).view(32, 2)
     assert (unchanged[:, 0] == unchanged[:, 1]).all()
     assert 0 < unchanged[:, 0].sum() < 32
+
+
+# ---- proportional attention
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize(("window_size", "num_prefix"), [(0, 0), (0, 2), (4, 0)])
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_coarse_key_weighs_as_several(power: float, window_size: int, num_prefix: int, fixed: bool) -> None:
+    """timm's attention over the rows of each segment, every key as often as it weighs; windows are whole."""
+    scale_map = random_scale_map(random.Random(3), 2, 8, 12, 3, window_size)
+    scale_map[1] = scale_map[0].flip(-1)  # as many tokens
+    layout = build_layout(scale_map, 3, window_size, num_prefix)
+    if fixed:
+        layout = build_fixed_layout(scale_map, 3, len(layout.image_N) // 2, window_size, num_prefix, False)
+    timms = randomise(TimmAttention(WIDTH, HEADS, qkv_bias=True), 0.5)
+    ours = Attention(WIDTH, BlockOptions(HEADS, proportional_attention=power), bool(window_size)).eval()
+    ours.load_state_dict(timms.state_dict())
+    x, found = noise(layout.images.total, WIDTH), []
+    for window in (window for image in tokens_by_window(scale_map, window_size) for window in image):
+        scales = [0] * num_prefix + [token.scale for token in window]
+        times = torch.tensor([round(4 ** (scale * power)) for scale in scales])
+        start = sum(len(part) for part in found)
+        rows = x[start : start + len(scales)].repeat_interleave(times, 0)
+        found.append(timms(rows[None])[0, times.cumsum(0) - times])
+    assert max(layout.scale_N) == 2
+    torch.testing.assert_close(ours(x, layout), torch.cat(found), atol=1e-5, rtol=1e-4)

@@ -94,7 +94,7 @@ def test_every_backend_gives_the_same(lengths: tuple[int, ...], backend: str) ->
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
-# ---- relative positions and a key for padding
+# ---- relative positions, a key for padding, and the weight of keys
 
 LENGTHS = [(3, 3), (1, 5, 0, 2), (40, 33, 34, 64, 39), (70, 130, 20)]  # the last two are filled up, or cross blocks
 GRID = (7, 5)
@@ -227,6 +227,45 @@ def test_what_takes_no_part_has_no_weight(backend: str, logit: float, dtype: tor
             grads = torch.autograd.grad(out.float().square().sum(), leaves[: 5 if with_padding else 3])
             assert all(grad.isfinite().all() for grad in grads)
             assert not any(grad.any() for grad in grads[3:])
+
+
+@pytest.mark.parametrize("use", [(True, False), (False, True), (True, True), (False, False)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [*LENGTHS, (4, 4)], ids=str)
+def test_a_key_of_weight_n_is_n_keys(lengths: tuple[int, ...], backend: str, use: tuple[bool, bool]) -> None:
+    """The logarithm of a whole number, added to a key's logits, is as good as so many copies of the key."""
+    total = sum(lengths)
+    weight = torch.randint(1, 5, (total,), generator=torch.Generator().manual_seed(5))
+    copies = torch.repeat_interleave(torch.arange(total), weight)
+    first = weight.cumsum(0) - weight
+    repeated = tuple(int(part.sum()) for part in weight.split(lengths))
+    q, k, v = leaves = [t.detach().requires_grad_(backend != "flex") for t in qkv(total)]
+    bias, padding = (part if used else None for part, used in zip(terms(total, lengths), use, strict=True))
+    own = attend(backend, q, k, v, segments(*lengths), bias, padding, weight.log())
+    if bias is not None:
+        cells = bias.cells._replace(**{n: getattr(bias.cells, n)[copies] for n in ("y_N", "x_N", "scale_N")})
+        bias = RelativeBias(bias.queries_RHK[copies], cells)
+    if padding is not None:
+        padding = padding._replace(logit_RH=padding.logit_RH[copies])
+    expected = plain_attention(q[copies], k[copies], v[copies], repeated, bias, padding)[first]
+    torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
+    if backend != "flex":
+        weights = noise(*v.shape, seed=9)
+        grads = (torch.autograd.grad((out * weights).sum(), leaves) for out in (own, expected))
+        for found, right in zip(*grads, strict=True):
+            torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "mask", "rows", "varlen"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_keys_in_16_bits(backend: str, dtype: torch.dtype) -> None:
+    lengths = (5, 9)
+    q, k, v = (t.to(dtype) for t in qkv(14))
+    logit_R = noise(14, seed=3)
+    out = attend(backend, q, k, v, segments(*lengths), None, None, logit_R)
+    expected = attend("sdpa", q.float(), k.float(), v.float(), segments(*lengths), None, None, logit_R)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, atol=5e-2, rtol=5e-2)
 
 
 @pytest.mark.parametrize("entries", [1, 100, 2**21])
@@ -391,6 +430,7 @@ def test_auto_avoids_what_has_no_fused_backward(monkeypatch: pytest.MonkeyPatch)
     (bias, padding), (q, k, v) = terms(6, (6,)), qkv(6)
     assert choose(Inputs(q, k, v, segments(6), bias)) == "mask"
     assert choose(Inputs(q, k, v, segments(6))) == "sdpa"
+    assert choose(Inputs(q, k, v, segments(6), logit_R=torch.zeros(6))) == "mask"
     assert choose(Inputs(q.clone().requires_grad_(), k, v, segments(6), bias)) == "sdpa"
     trained = bias._replace(queries_RHK=bias.queries_RHK.clone().requires_grad_())
     assert choose(Inputs(q, k, v, segments(6), trained)) == "sdpa"

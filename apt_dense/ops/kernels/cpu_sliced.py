@@ -36,7 +36,7 @@ def rows(inputs: Inputs) -> Tensor:
         return mask(inputs)
     queries, cells = (None, None) if inputs.bias is None else inputs.bias
     with without_autocast(inputs.q):
-        return _Rows.apply(inputs.q, inputs.k, inputs.v, queries, cells, inputs.segments)
+        return _Rows.apply(inputs.q, inputs.k, inputs.v, queries, cells, inputs.segments, inputs.logit_R)
 
 
 def _obstacle(inputs: Inputs) -> str | None:
@@ -64,10 +64,13 @@ class _Head(NamedTuple):
     v: Tensor  # (L', D)
     table: Tensor | None  # (K', L') biases of the queries
     codes: Tensor | None  # (L', 2) which two of them each key gets
+    logits: Tensor | None  # (L',) added for each key
 
     def by_query(self, part: slice) -> Tensor:
         """Attention (Q, L') of some queries to all keys, without a bias. Softmax is faster along rows."""
         scores = product(self.q[part], self.k)
+        if self.logits is not None:
+            scores += self.logits
         scores[:, self.length :] = -torch.inf
         return torch.softmax(scores, 1, out=scores)
 
@@ -75,6 +78,8 @@ class _Head(NamedTuple):
         """Attention (L', Q) of some queries to all keys. Here the bias is whole rows of a table."""
         bias = None if self.table is None else F.embedding_bag(self.codes, self.table[:, part], mode="sum")
         scores = product(self.k, self.q[part], bias)
+        if self.logits is not None:
+            scores += self.logits[:, None]
         scores[self.length :] = -torch.inf
         return torch.softmax(scores, 0, out=scores)
 
@@ -92,12 +97,13 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments
-    ) -> Tensor:
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments,
+        logit_R: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        for head in _heads(q, k, v, queries, cells, segments):
+        for head in _heads((q, k, v), queries, cells, segments, logit_R):
             out[head.part] = head.attend()
-        ctx.save_for_backward(q, k, v, queries)
+        ctx.save_for_backward(q, k, v, queries, logit_R)
         ctx.cells, ctx.segments = cells, segments
         return out
 
@@ -106,16 +112,16 @@ class _Rows(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")  # without autocast, as the forward pass
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The attention of each slice once more, then what each operand adds to the loss."""
-        q, k, v, queries = ctx.saved_tensors
+        q, k, v, queries, logit_R = ctx.saved_tensors
         grads = tuple(None if t is None else torch.empty_like(t) for t in (q, k, v, queries))
         covers = None if queries is None else _wide(cover_of_keys(ctx.cells, q.dtype))
-        for head in _heads(q, k, v, queries, ctx.cells, ctx.segments):
+        for head in _heads((q, k, v), queries, ctx.cells, ctx.segments, logit_R):
             own_grad = _wide(fill_up(grad[head.part], len(head.k)))
             cover = None if covers is None else fill_up(covers[head.part[0]], len(head.k)).T.contiguous()
             for own, total in zip(_grads_of_head(head, own_grad, cover), grads, strict=True):
                 if total is not None:
                     total[head.part] = own.T[: head.length]
-        return *grads, None, None
+        return *grads, None, None, None
 
 
 def _grads_of_head(head: _Head, grad: Tensor, cover: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -141,19 +147,25 @@ def _grads_of_head(head: _Head, grad: Tensor, cover: Tensor | None) -> tuple[Ten
 
 
 def _heads(
-    q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments
+    qkv: tuple[Tensor, Tensor, Tensor],
+    queries: Tensor | None,
+    cells: Cells | None,
+    segments: Segments,
+    logit_R: Tensor | None,
 ) -> Iterator[_Head]:
     """All heads of all segments that have rows."""
+    q = qkv[0]
     codes, offsets = None if queries is None else codes_of_keys(cells), segments.offsets.tolist()
     for start, stop in pairwise(offsets):
         whole = whole_rows(stop - start)
         own_codes = None if codes is None else fill_up(codes[start:stop], whole)
+        logits = None if logit_R is None else fill_up(logit_R[start:stop].to(_wide(q[:0]).dtype), whole)
         for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):
-            own_q, own_k, own_v = (_wide(fill_up(t[part], whole)).contiguous() for t in (q, k, v))
+            own_q, own_k, own_v = (_wide(fill_up(t[part], whole)).contiguous() for t in qkv)
             table = None
             if queries is not None:
                 table = pooled_bias(_wide(fill_up(queries[part], whole)), cells.size, cells.num_scales).T.contiguous()
-            yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes)
+            yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes, logits)
 
 
 def _wide(t: Tensor) -> Tensor:

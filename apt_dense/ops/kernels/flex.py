@@ -23,14 +23,14 @@ _BLOCK = 128  # rows of a block of the mask, FlexAttention's default
 
 def flex(inputs: Inputs) -> Tensor:
     """One launch for all segments."""
-    q, k, v, segments, bias, padding = inputs
+    q, k, v, segments, bias, padding, logit_R = inputs
     attend = _compiled() if q.is_cuda and not torch.compiler.is_compiling() else _attend
     segment_R = segment_of_rows(segments)
     pooled = codes = None
     if bias is not None:
         pooled = pooled_bias(bias.queries_RHK, bias.cells.size, bias.cells.num_scales)
         codes = codes_of_keys(bias.cells)
-    out, lse = attend(q, k, v, segment_R, segments.offsets, pooled, codes)
+    out, lse = attend(q, k, v, segment_R, segments.offsets, pooled, codes, logit_R)
     return out if padding is None else _merge(out, lse, q, padding)
 
 
@@ -51,16 +51,19 @@ def _compiled() -> Any:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, segment_R: Tensor, offsets: Tensor, pooled: Tensor | None, codes: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, segment_R: Tensor, offsets: Tensor, pooled: Tensor | None, codes: Tensor | None,
+    logit_R: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Outputs (R, H, D) and the logarithms (R, H) of the sums of exponentials."""
 
-    def add_bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + pooled[query, head, codes[key, 0]] + pooled[query, head, codes[key, 1]]
+    def add_terms(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if pooled is not None:
+            score = score + pooled[query, head, codes[key, 0]] + pooled[query, head, codes[key, 1]]
+        return score if logit_R is None else score + logit_R[key]
 
     block_mask = _block_mask(segment_R, offsets)
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    score_mod = None if pooled is None else add_bias
+    score_mod = None if pooled is None and logit_R is None else add_terms
     out, aux = flex_attention(q, k, v, score_mod, block_mask, return_aux=AuxRequest(lse=True))
     return out[0].transpose(0, 1), aux.lse[0].T
 

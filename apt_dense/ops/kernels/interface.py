@@ -22,11 +22,12 @@ class Inputs(NamedTuple):
     segments: Segments  # of R rows in all
     bias: RelativeBias | None = None  # added to the scaled logits
     padding: PaddingKey | None = None  # an extra key of each segment
+    logit_R: Tensor | None = None  # added to the logits that all queries have for each key; a constant, no gradient
 
     @property
     def has_terms(self) -> bool:
         """Check whether logits are more than scaled dot products."""
-        return self.bias is not None or self.padding is not None
+        return self.bias is not None or self.padding is not None or self.logit_R is not None
 
     @property
     def trains(self) -> bool:

@@ -25,17 +25,22 @@ class Batch(NamedTuple):
     queries: Tensor  # (n, L, H, K), the bias as products: bias[q, k] = queries[q] . keys[k]
     keys: Tensor  # (n, M, K)
     valid: Tensor | None  # (n, L) bool, False at padded places but the first; None if there are none
+    logits: Tensor | None  # (n, M) in the type of q, added for each key whatever the query; None for none
 
 
 def attend_by_bucket(inputs: Inputs, attend: Callable[[Batch], Tensor]) -> Tensor:
     """Run ``attend``, a Batch -> (n, L, H, D), on each bucket: (R, H, D). Outputs of padded places mean nothing."""
-    q, k, v, segments, bias, padding = inputs
+    q, k, v, segments, bias, padding, logit_R = inputs
     channels, parts = bias_channels(q, bias, padding), []
     for bucket in segments.buckets:
-        batch = Batch(*(_take(t, bucket, segments) for t in (q, k, v, *channels[:2])), _never_empty(bucket.valid))
+        batch = Batch(
+            *(_take(t, bucket, segments) for t in (q, k, v, *channels[:2])),
+            _never_empty(bucket.valid),
+            None if logit_R is None else _take(logit_R.to(q.dtype), bucket, segments),
+        )
         if padding is not None:
             batch = _with_key(batch, padding.k_HD, padding.v_HD, channels.padding_K)
-        is_plain = batch.valid is None and batch.queries.shape[-1] == 0
+        is_plain = batch.valid is None and batch.queries.shape[-1] == 0 and batch.logits is None
         parts.append((_plain if is_plain else attend)(batch).flatten(0, 1))
     return _unpacked(parts, v, segments)
 
@@ -46,7 +51,8 @@ def _never_empty(valid: Tensor | None) -> Tensor | None:
 
 
 def _with_key(batch: Batch, k: Tensor, v: Tensor, keys: Tensor) -> Batch:
-    return batch._replace(k=_append(batch.k, k), v=_append(batch.v, v), keys=_append(batch.keys, keys))
+    logits = None if batch.logits is None else F.pad(batch.logits, (0, 1))
+    return batch._replace(k=_append(batch.k, k), v=_append(batch.v, v), keys=_append(batch.keys, keys), logits=logits)
 
 
 def _unpacked(parts: list[Tensor], v: Tensor, segments: Segments) -> Tensor:

@@ -17,8 +17,10 @@ def sdpa(inputs: Inputs) -> Tensor:
 
 
 def _augmented(batch: Batch) -> Tensor:
-    q, k, v, queries, keys, valid = batch
+    q, k, v, queries, keys, valid, logits = batch
     width = q.shape[-1]
+    if logits is not None:
+        queries, keys = F.pad(queries, (0, 1), value=1.0), torch.cat([keys, logits[..., None]], -1)
     if valid is not None:  # one more channel, which masks padded places
         factor = mask_factor(q.dtype)
         masked = F.pad(torch.where(valid, 0.0, factor).to(q.dtype), (0, k.shape[1] - valid.shape[1]))

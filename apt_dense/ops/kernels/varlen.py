@@ -55,11 +55,11 @@ def varlen(inputs: Inputs) -> Tensor:
 
 def run(kernel: VarlenKernel, inputs: Inputs) -> Tensor:
     """``varlen`` with a given kernel."""
-    q, k, v, segments, bias, padding = inputs
+    q, k, v, segments, bias, padding, logit_R = inputs
     offsets, longest, width = segments.offsets, segments.longest, q.shape[-1]
     if not inputs.has_terms and width % 8 == 0:
         return kernel(q, k, v, offsets, offsets, longest, longest, width**-0.5)
-    channels = bias_channels(q, bias, padding)
+    channels = bias_channels(q, bias, padding, logit_R)
     if padding is None:
         q, k, v = augment(q, k, v, channels.queries_RHK, channels.keys_RK)
         return kernel(q, k, v, offsets, offsets, longest, longest, 1.0)[..., :width]
@@ -77,7 +77,8 @@ def _obstacle(inputs: Inputs) -> str | None:
         return f"they are {q.dtype}; use autocast to float16 or bfloat16"
     if _KERNEL is None:
         return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
-    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1]) + 2 * (inputs.padding is not None)
+    width = q.shape[-1] + (0 if bias is None else bias.queries_RHK.shape[-1])
+    width += 2 * (inputs.padding is not None) + (inputs.logit_R is not None)
     if width > _MAX_WIDTH:
         return f"heads of {q.shape[-1]} channels and their relative positions are {width} wide, over {_MAX_WIDTH}"
     return None
