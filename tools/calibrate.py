@@ -3,6 +3,7 @@
     python tools/calibrate.py my_photos/ --out calibration/ --tokens 0.6
     python tools/calibrate.py ade/images/training --out calibration/ --tokens-of-95 0.8 --square 512 --photos 2000
     python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
+    python tools/calibrate.py my_photos/ --out calibration/ --masks my_masks/ --mixed 0.3
 
 Thresholds do not carry over between data sets: at the same ones, a portrait keeps half of its tokens and a meadow
 nearly all. The thresholds given (--thresholds, or those of --config) are scaled by one factor, found from the scores of
@@ -11,6 +12,9 @@ all photos in one pass. OUT then holds
 - thresholds.json: thresholds, shares of tokens (mean, 5, 50 and 95 % of the photos), area by patch size, and what to
   expect of other photos of the same kind;
 - snippets.md: what to write into the configs of each host;
+- with --masks: which share of the coarse patches holds more than one class, and of the borders between classes lies
+  under coarse patches, there and in labels.png, against the tokens kept. By it thresholds and scorers can be compared
+  before anything is trained;
 - histogram.png and worst.png: how the shares spread, and the photos that keep most tokens;
 - curves.jsonl: what was measured of each photo, from which the same command continues after an interruption.
 
@@ -32,6 +36,7 @@ from typing import Any
 from shared.packages import needed_packages
 
 with needed_packages("calibrate"):
+    import numpy as np
     from visualize import selector_of
 
     from apt_dense import PatchSelector
@@ -39,7 +44,8 @@ with needed_packages("calibrate"):
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
 
-    from calibration.curves import Sizes, measure_curves, read_curves
+    from calibration.curves import Sizes, Source, find_masks, measure_curves, read_curves
+    from calibration.hidden_labels import HiddenLabels, draw_hidden, hidden_labels
     from calibration.latency import find_share
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from shared.photo_files import PHOTO_SUFFIXES, is_photo
@@ -64,8 +70,12 @@ def find_photos(inputs: Sequence[Path], most: int | None) -> list[Path]:
     return [every[number * len(every) // most] for number in range(most)]
 
 
-def target_of(options: argparse.Namespace) -> Target:
+def target_of(options: argparse.Namespace, hidden: HiddenLabels | None = None) -> Target:
     """Return the share to reach. Raises ValueError."""
+    if options.mixed is not None:
+        if options.masks is None:
+            raise ValueError("--mixed needs --masks, the folder of the photos' labels")
+        return Target(1.0 if hidden is None else share_with_mixed(hidden, options.mixed))
     if options.tokens_of_95 is not None:
         return Target(options.tokens_of_95, quantile=0.95)
     if options.tokens_per_image is not None:
@@ -75,12 +85,12 @@ def target_of(options: argparse.Namespace) -> Target:
     return Target(options.tokens)
 
 
-def settings_of(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> dict[str, Any]:
+def settings_of(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes, masks: Path | None) -> dict[str, Any]:
     """Return everything that the curves depend on."""
     options = {name: getattr(selector, name) for name in ("thresholds", "scorer", "patch_size", "window_size")}
     pixels = {name: getattr(selector, name) for name in ("pixel_mean", "pixel_std", "channel_order")}
     names = hashlib.sha256("\n".join(map(str, photos)).encode()).hexdigest()[:12]
-    return {**options, **pixels, **sizes._asdict(), "photos": f"{len(photos)}, names {names}"}
+    return {**options, **pixels, **sizes._asdict(), "photos": f"{len(photos)}, names {names}", "masks": str(masks)}
 
 
 def calibrate(options: argparse.Namespace) -> Calibration:
@@ -93,10 +103,11 @@ def calibrate(options: argparse.Namespace) -> Calibration:
         target_of(options)  # before anything is measured
     photos = find_photos(options.inputs, options.photos)
     options.out.mkdir(parents=True, exist_ok=True)
-    record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes)
+    record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes, options.masks)
     if options.force:
         record.unlink(missing_ok=True)
-    measure_curves(photos, selector, sizes, options.workers, record, settings)
+    masks = find_masks(photos, options.masks) if options.masks else {}
+    measure_curves(photos, Source(selector, sizes, masks), options.workers, record, settings)
     statistics, unreadable = CurveStatistics(selector.num_scales), []
     for curve in read_curves(record, settings):
         if curve.patches is None:
@@ -104,12 +115,34 @@ def calibrate(options: argparse.Namespace) -> Calibration:
         else:
             statistics.add(curve.patches)
     report_unreadable(unreadable)
-    if options.milliseconds is None:
-        found = statistics.calibrate(selector.thresholds, target_of(options))
-    else:
+    hidden = hidden_labels(read_curves(record, settings)) if masks else None
+    if options.milliseconds is not None:
         found = find_share(options, statistics, selector, photos, sizes)
+    else:
+        found = statistics.calibrate(selector.thresholds, target_of(options, hidden))
     write_report(options.out, found, selector, sizes, record, settings)
+    if hidden is not None:
+        write_hidden(options.out, hidden, found)
     return found
+
+
+def share_with_mixed(hidden: HiddenLabels, most: float) -> float:
+    """Return the smallest share of tokens with at most that share of mixed coarse patches. Raises ValueError."""
+    good = np.nan_to_num(hidden.mixed) <= most
+    if not good.any():
+        raise ValueError(f"--mixed {most:g} is not reached: at least {np.nanmin(hidden.mixed):.1%} are mixed")
+    return float(hidden.tokens[good].min())
+
+
+def write_hidden(out: Path, hidden: HiddenLabels, found: Calibration) -> None:
+    """Add what the masks say to the results."""
+    draw_hidden(out / "labels.png", hidden, found.factor)
+    at = hidden.at(found.factor)
+    content = json.loads((out / "thresholds.json").read_text(encoding="utf-8"))
+    content["labels"] = {"mixed": at["mixed"], "border": at["border"]}
+    write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
+    print(f"labels: {at['mixed']:.1%} of the coarse patches hold several classes; {at['border']:.1%} of the pixels on")
+    print("borders between classes lie under coarse patches")
 
 
 def report_unreadable(curves: Sequence[Any]) -> None:
@@ -149,6 +182,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     target.add_argument(
         "--milliseconds", type=float, metavar="MS", help="mean time of a photo in the backbone --model on this machine"
     )
+    target.add_argument(
+        "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
+    )
+    add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
     add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
     add("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")

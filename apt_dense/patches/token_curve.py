@@ -4,8 +4,8 @@ All factors are evaluated at once, since the merges are known from the scores: a
 more from the smallest factor on at which a patch of at least that scale over it is flat.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,34 +30,54 @@ def patches_by_factor(selector: PatchSelector, images: Tensor, factors: Tensor) 
     Raises:
         ValueError: for factors that do not ascend, and as :meth:`PatchSelector.scale_map`.
     """
+    merges = merge_steps(selector, images, factors)
+    steps, counts = len(factors), []
+    beyond = torch.zeros(len(images), steps, dtype=torch.long)  # cells in patches of the next scale or more
+    for scale in range(len(merges.blocks), 0, -1):
+        since = merges.cells(scale)
+        within = torch.stack([_by_step(own[keep], steps) for own, keep in zip(since, merges.counted, strict=True)])
+        counts.append((within - beyond) // 4**scale)
+        beyond = within
+    counts.append(merges.counted.sum((1, 2))[:, None] - beyond)
+    return torch.stack(counts[::-1], -1)
+
+
+class MergeSteps(NamedTuple):
+    """At which of F factors patches are merged.
+
+    Args:
+        blocks: for scales 1, 2, ...: (B, h >> scale, w >> scale) int64, the place of the first factor at which a block
+            is flat; F where it never is, or may not be merged.
+        counted: (B, h, w) bool, the cells that have a token at all.
+        never: F.
+    """
+
+    blocks: list[Tensor]
+    counted: Tensor
+    never: int
+
+    def cells(self, scale: int) -> Tensor:
+        """The place of the first factor at which each cell is in a patch of that scale or more: (B, h, w) int64."""
+        least = torch.full(self.counted.shape, self.never, dtype=torch.long)
+        for number in range(scale, len(self.blocks) + 1):
+            _lower_blocks(least, self.blocks[number - 1], number)
+        return least
+
+
+def merge_steps(selector: PatchSelector, images: Tensor, factors: Tensor) -> MergeSteps:
+    """Find the factors at which patches are merged. Arguments and errors as those of :func:`patches_by_factor`."""
     if factors.ndim != 1 or not len(factors) or factors[0] < 0 or (factors.diff() <= 0).any():
         raise ValueError(f"factors {factors.tolist()}: expected ascending numbers from 0 on")
     selector = replace(selector, token_budget=None)
     images = selector.whole_patches(images)
     grid = tuple(side // selector.patch_size for side in images.shape[-2:])
     bounds = Bounds(filled_region(images), grid, selector.patch_size, selector.window_size)
-    counted = bounds.begin_inside(0) if selector.drop_padding else None
-    return _count(selector.scores(images), selector.thresholds, bounds, factors.float(), counted)
-
-
-def _count(
-    scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds, factors: Tensor, counted: Tensor | None
-) -> Tensor:
-    batch, steps = len(bounds.region), len(factors)
-    counted = torch.ones(batch, *bounds.grid, dtype=torch.bool) if counted is None else counted
-    # From the largest scale down: the step at which each cell belongs to a patch of that scale or more.
-    since = torch.full((batch, *bounds.grid), steps, dtype=torch.long)
-    beyond = torch.zeros(batch, steps, dtype=torch.long)  # cells in patches of the next scale or more
-    counts = []
-    for scale in range(len(scores), 0, -1):
-        merges = _first_step(scores[scale - 1], thresholds[scale - 1], factors)
-        merges = merges.masked_fill(~bounds.uncut(scale), steps)
-        _lower_blocks(since, merges, scale)
-        within = _cells_by_step(since, counted, steps)
-        counts.append((within - beyond) // 4**scale)
-        beyond = within
-    counts.append(counted.sum((1, 2))[:, None] - beyond)
-    return torch.stack(counts[::-1], -1)
+    whole = torch.ones(len(images), *grid, dtype=torch.bool)
+    blocks = [
+        _first_step(score, threshold, factors).masked_fill(~bounds.uncut(scale), len(factors))
+        for scale, (score, threshold) in enumerate(zip(selector.scores(images), selector.thresholds, strict=True), 1)
+    ]
+    return MergeSteps(blocks, bounds.begin_inside(0) if selector.drop_padding else whole, len(factors))
 
 
 def _first_step(score: Tensor, threshold: float, factors: Tensor) -> Tensor:
@@ -74,11 +94,6 @@ def _lower_blocks(since: Tensor, merges: Tensor, scale: int) -> None:
     torch.minimum(part, cells, out=part)
 
 
-def _cells_by_step(since: Tensor, counted: Tensor, steps: int) -> Tensor:
-    """How many counted cells have reached each step: (B, steps)."""
-    return torch.stack(
-        [
-            torch.bincount(own[keep], minlength=steps + 1)[:steps].cumsum(0)
-            for own, keep in zip(since, counted, strict=True)
-        ]
-    )
+def _by_step(since: Tensor, steps: int) -> Tensor:
+    """How many of the steps (N,) are reached at each: (steps,)."""
+    return torch.bincount(since, minlength=steps + 1)[:steps].cumsum(0)

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from apt_dense import PatchSelector
 from apt_dense.patches.calibration import FACTORS
+from apt_dense.patches.label_mixing import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
 from shared.normalise import normalise, to_grey_levels
@@ -26,11 +28,18 @@ from shared.picture_layout import resize_longer_side
 
 
 class PhotoCurve(NamedTuple):
-    """The patches of a photo at each of ``FACTORS``, or why there are none."""
+    """The patches of a photo at each of ``FACTORS``, or why there are none.
+
+    Args:
+        patches: (F, num_scales).
+        hidden: (F, 4), with masks: coarse patches, those with more than one class, pixels on borders between classes
+            under coarse patches, and in all (``apt_dense.patches.label_mixing``).
+    """
 
     path: str
-    patches: np.ndarray | None  # (F, num_scales)
+    patches: np.ndarray | None
     error: str = ""
+    hidden: np.ndarray | None = None
 
 
 class Sizes(NamedTuple):
@@ -48,21 +57,41 @@ class Sizes(NamedTuple):
         """Resize a picture (H, W, 3) uint8."""
         if self.longer is not None:
             return resize_longer_side(picture, self.longer)
-        return picture if self.square is None else _cut_square(picture, self.square)
+        if self.square is None:
+            return picture
+        middle = _middle(picture)
+        way = cv2.INTER_AREA if self.square < len(middle) else cv2.INTER_CUBIC
+        return cv2.resize(middle, (self.square, self.square), interpolation=way)
+
+    def apply_to_labels(self, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Resize labels (H, W) like their picture, which has that size (H, W) afterwards, without mixing them."""
+        part = labels if self.square is None else _middle(labels)
+        return cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _cut_square(picture: np.ndarray, side: int) -> np.ndarray:
+def _middle(picture: np.ndarray) -> np.ndarray:
     shorter = min(picture.shape[:2])
     top, left = ((size - shorter) // 2 for size in picture.shape[:2])
-    middle = picture[top : top + shorter, left : left + shorter]
-    return cv2.resize(middle, (side, side), interpolation=cv2.INTER_AREA if side < shorter else cv2.INTER_CUBIC)
+    return picture[top : top + shorter, left : left + shorter]
+
+
+class Source(NamedTuple):
+    """Where curves come from.
+
+    Args:
+        masks: the mask of each photo; empty for none.
+    """
+
+    selector: PatchSelector
+    sizes: Sizes
+    masks: dict[Path, Path]
 
 
 class _Photos(Dataset):
     """Photos -> their curves, for the workers of a ``DataLoader``."""
 
-    def __init__(self, paths: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> None:
-        self.paths, self.selector, self.sizes = paths, selector, sizes
+    def __init__(self, paths: Sequence[Path], source: Source) -> None:
+        self.paths, self.source = paths, source
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -70,11 +99,49 @@ class _Photos(Dataset):
     def __getitem__(self, number: int) -> PhotoCurve:
         path = self.paths[number]
         try:
-            images = normalise(to_grey_levels(self.sizes.apply(read_photo(path))), self.selector.pixel_format)
-            counts = patches_by_factor(self.selector, images, torch.from_numpy(FACTORS))
+            return self._curve(path)
         except (ValueError, OSError) as error:
             return PhotoCurve(str(path), None, str(error))
-        return PhotoCurve(str(path), counts[0].numpy().astype(np.int32))
+
+    def _curve(self, path: Path) -> PhotoCurve:
+        selector, sizes, masks = self.source
+        photo, factors = read_photo(path), torch.from_numpy(FACTORS)
+        picture = sizes.apply(photo)
+        image = normalise(to_grey_levels(picture), selector.pixel_format)
+        patches = patches_by_factor(selector, image, factors)[0].numpy().astype(np.int32)
+        if not masks:
+            return PhotoCurve(str(path), patches)
+        labels = sizes.apply_to_labels(_read_labels(masks[path], photo.shape[:2]), picture.shape[:2])
+        found = mixing_by_factor(selector, image, torch.from_numpy(labels.astype(np.int64)), factors)
+        borders = torch.full_like(found.border, found.borders)
+        hidden = torch.stack([found.coarse, found.mixed, found.border, borders], 1)
+        return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
+
+
+def _read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask of 8 bits, of a palette's numbers or grey levels: (H, W) uint8. Raises ValueError, OSError."""
+    try:
+        with Image.open(path) as mask:
+            labels = np.array(mask)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"the mask {path} is not a readable picture") from error
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"the mask {path} has {labels.ndim} axes of {labels.dtype}; expected labels of 8 bits")
+    if labels.shape != size:
+        raise ValueError(f"the mask {path} has {labels.shape} pixels, its photo {size}")
+    return labels
+
+
+def find_masks(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Find the mask of each photo by its name, in a folder or below it. Raises ValueError for photos without one."""
+    by_stem: dict[str, Path] = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    lacking = [photo for photo in photos if photo.stem not in by_stem]
+    if lacking:
+        raise ValueError(
+            f"--masks {folder} holds no {lacking[0].stem}.png for {lacking[0]}, nor masks for "
+            f"{len(lacking) - 1} others; expected a PNG of the same name for each photo"
+        )
+    return {photo: by_stem[photo.stem] for photo in photos}
 
 
 def _one_thread(_: int) -> None:
@@ -83,9 +150,7 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def measure_curves(
-    paths: Sequence[Path], selector: PatchSelector, sizes: Sizes, workers: int, record: Path, settings: dict[str, Any]
-) -> None:
+def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: Path, settings: dict[str, Any]) -> None:
     """Write the curves of all photos to ``record``, but for those that it holds already.
 
     Raises:
@@ -93,7 +158,7 @@ def measure_curves(
     """
     done = {curve.path for curve in read_curves(record, settings)}
     left = [path for path in paths if str(path) not in done]
-    photos = _Photos(left, selector, sizes)
+    photos = _Photos(left, source)
     loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
     with record.open("a", encoding="utf-8") as file:
         if not file.tell():
@@ -108,9 +173,18 @@ def _as_line(curve: PhotoCurve) -> str:
     if curve.patches is None:
         entry["error"] = curve.error
     else:
-        packed = base64.b64encode(zlib.compress(np.ascontiguousarray(curve.patches, "<i4").tobytes()))
-        entry |= {"scales": curve.patches.shape[1], "patches": packed.decode()}
+        entry["patches"] = _pack(curve.patches)
+    if curve.hidden is not None:
+        entry["hidden"] = _pack(curve.hidden)
     return json.dumps(entry) + "\n"
+
+
+def _pack(numbers: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(numbers, "<i4").tobytes())).decode()
+
+
+def _unpack(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").reshape(len(FACTORS), -1)
 
 
 def read_curves(record: Path, settings: dict[str, Any]) -> Iterator[PhotoCurve]:
@@ -155,5 +229,5 @@ def _from_line(line: str) -> PhotoCurve:
     entry = json.loads(line)
     if "error" in entry:
         return PhotoCurve(entry["photo"], None, entry["error"])
-    numbers = np.frombuffer(zlib.decompress(base64.b64decode(entry["patches"])), "<i4")
-    return PhotoCurve(entry["photo"], numbers.reshape(len(FACTORS), entry["scales"]))
+    hidden = _unpack(entry["hidden"]) if "hidden" in entry else None
+    return PhotoCurve(entry["photo"], _unpack(entry["patches"]), hidden=hidden)
