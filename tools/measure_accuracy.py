@@ -38,6 +38,7 @@ with needed_packages("measure_accuracy"):
     from tqdm import tqdm
 
     from apt_dense.weights.files import write_text_whole
+    from apt_dense.weights.timm_arguments import create_timm_model
 
     from shared.environment import environment
 
@@ -138,10 +139,8 @@ def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
 
 
 def _depth(name: str) -> int:
-    import timm
-
     with torch.device("meta"):
-        return len(timm.create_model(name, num_classes=0).blocks)
+        return len(create_timm_model(name, False, None).blocks)
 
 
 def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
