@@ -183,8 +183,8 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) 
     forms = "; ".join(form.text for form in args.forms)
     columns = {name: text for name, text in COLUMNS.items() if name != "ms" or args.times}
     text = f"    {command}\n\n{markdown(found, columns)}\n\nForms: {forms}. Scaled thresholds: {args.thresholds}. "
-    text += "".join(f"{line}. " for line in crossings(found, measure))
-    text += f"{date.today().isoformat()}, {environment(torch.device('cpu'))}. Nothing in it is drawn at random.\n"
+    text += f"{date.today().isoformat()}, {environment(torch.device('cpu'))}. Nothing in it is drawn at random.\n\n"
+    text += "".join(f"- {line}.\n" for line in crossings(found, measure))
     write_text_whole(args.out / "table.md", text)
     return text
 
