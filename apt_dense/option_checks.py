@@ -100,6 +100,13 @@ def number(least: float | None = None, above: float | None = None, below: float 
 finite = number()
 
 
+def share(name: str, value: object) -> float:
+    """Check for a number from 0 to 1, both included."""
+    if number(least=0)(name, value) > 1:
+        raise ValueError(f"{name}={value} must be from 0 to 1")
+    return value
+
+
 def choice(*names: str) -> Check:
     """A check for one of several names."""
 

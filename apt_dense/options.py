@@ -21,6 +21,7 @@ from apt_dense.option_checks import (
     option,
     optional,
     pair,
+    share,
     text,
     thresholds,
     token_budget,
@@ -45,6 +46,8 @@ class ModelOptions(Options):
         depth: number of blocks. It also sets the drop path rates, but blocks after the last output are not built.
         patch_bias: whether the patch embedding has a bias.
         embed_norm: a norm of the patch embedding, before the positions (AIMv2).
+        embed_parts: the share, in the embedding of a coarse patch, of the mean embedding of its base-size parts; the
+            rest is the embedding of the shrunk patch. 0 is the paper's form. No effect without thresholds.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
         window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
             over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
@@ -66,6 +69,7 @@ class ModelOptions(Options):
     depth: int = option(12, whole(1))
     patch_bias: bool = option(True, flag)
     embed_norm: bool = option(False, flag, brings="patch_embed.norm.")
+    embed_parts: float = option(0.0, share)
     drop_path_rate: float = option(0.0, number(least=0, below=1))
     window_size: int = option(0, whole(0))
     window_block_indexes: tuple[int, ...] = option((), indexes)

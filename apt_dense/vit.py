@@ -14,7 +14,7 @@ from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
 from apt_dense.nn.layers import init_linear_layers, make_norm
-from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
+from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
 from apt_dense.ops.onednn_matmul import fill_rows
@@ -203,7 +203,8 @@ class APTViT(LoadableViT):
             prefix_positions, table = self.pos_embed[0].tensor_split([self.num_prefix_positions])
             positions = AbsolutePositions(table.unflatten(0, self.pos_grid), self.position_options.pos_antialias)
         prefix = self._prefix_rows(prefix_positions)
-        return embed_patches(images, layout, self.patch_embed, self.coarse_embed, positions, prefix)
+        embeddings = Embeddings(self.patch_embed, self.coarse_embed, self.options.embed_parts)
+        return embed_patches(images, layout, embeddings, positions, prefix)
 
     def _prefix_rows(self, positions: Tensor | None) -> Tensor | None:
         """Class and register tokens (num_prefix, C), with their positions if they have any."""

@@ -24,6 +24,7 @@ pytest.importorskip("detectron2", reason="walks through the tools of all hosts")
 import check_identity
 import convert_checkpoint
 import eval_seg
+import measure_accuracy
 import train_det
 import train_det_torchvision
 import train_seg
@@ -246,6 +247,23 @@ def test_check_identity(model: str, name: str, seg: list[str], tmp_path: Path) -
     named = {"mmseg": seg[0], "detectron2": tiny_coco.ADAPTIVE}.get(model, model)
     host = [] if named == model else ["--host", model]
     ends_in_a_line(check_identity.main, [named, *host, "--checkpoint", hostile(tmp_path, name)], tmp_path)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_measure_accuracy(name: str, seg: list[str], tmp_path: Path) -> None:
+    path, common = hostile(tmp_path, name), ["--sizes", "64x96", "--out", tmp_path / "out"]
+    photos, masks = (Path(seg[2]) / kind / "validation" for kind in ("images", "annotations"))
+    features = ["features", "--model", "vit_tiny_patch16_224", "--weights", path, "--photos", photos]
+    ends_in_a_line(measure_accuracy.main, [*features, *common], tmp_path)
+    labels = ["labels", "--config", seg[0], "--checkpoint", path, "--images", photos, "--masks", masks]
+    ends_in_a_line(measure_accuracy.main, [*labels, *common], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["local-dir:{}", "hf-hub:owner/name"])
+def test_names_that_are_measured_are_not_paths(name: str, seg: list[str], tmp_path: Path) -> None:
+    hostile(tmp_path, "zip.pth").rename(tmp_path / "pytorch_model.bin")
+    argv = ["features", "--model", name.format(tmp_path), "--photos", seg[2], "--sizes", "64x96"]
+    ends_in_a_line(measure_accuracy.main, [*argv, "--out", tmp_path / "out"], tmp_path, "timm has no model")
 
 
 @pytest.mark.parametrize("name", ["timm://local-dir:{}", "timm://hf-hub:owner/name"])

@@ -18,12 +18,13 @@ from support.references import noise, randomise
 
 SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 WINDOWS = {"window_size": 5, "window_block_indexes": (0,)}
+FORM = {"proportional_attention": 0.5, "embed_parts": 0.25}
 BUDGET = {"thresholds": (5.0, 5.0), "token_budget": 0.6}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "class token": {"class_token": True, "reg_tokens": 2, "final_norm": True, "proportional_attention": 0.5},
+    "class token": {"class_token": True, "reg_tokens": 2, "final_norm": True, **FORM},
     "windows": WINDOWS,
-    "relative windows": {**WINDOWS, "use_rel_pos": True, "proportional_attention": 0.5},
+    "relative windows": {**WINDOWS, "use_rel_pos": True, **FORM},
     "relative": {"use_rel_pos": True},
     "rotary": {"rotary": {"rope_type": "dinov3"}},
     "rotary windows": {**WINDOWS, "rotary": {}, "qkv_bias": False},

@@ -10,8 +10,8 @@ smaller image are enlarged bilinearly. "labels" is the mIoU of a model of MMSegm
 adaptive patches, with the same weights. A form is a name and options of APTViT. For each share of tokens, thresholds
 are scaled until all images together keep it, and a smaller image has as many patches.
 
-OUT gets rows.jsonl, table.csv and table.md. Interrupted, the same command continues after the last whole row. The
-figures do not change from run to run; times do: measure those on a quiet machine.
+OUT gets rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole
+row. The figures do not change from run to run; times, in table.csv and with --times shown, do.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -30,16 +30,19 @@ from shared.packages import needed_packages
 
 with needed_packages("measure_accuracy"):
     import torch
-    from evidence.comparison import Case, cases, check_size, parse_size
+    from evidence.comparison import Case, cases, check_size, crossings, parse_size
+    from evidence.curves import plot
     from evidence.features import find_photos, load_model, measure, photo_at, reference_at
     from evidence.forms import PLAIN, Form, check_names, parse_form
     from evidence.kept_rows import KeptRows, markdown, write_csv
     from tqdm import tqdm
 
     from apt_dense.weights.files import write_text_whole
+    from apt_dense.weights.timm_arguments import create_timm_model
 
     from shared.environment import environment
 
+MEASURES = {"features": "cosine", "labels": "mIoU"}
 COLUMNS = {
     "size": "{}", "variant": "{}", "share": "{:.0%}", "tokens": "{:.1%}", "cosine": "{:.4f}", "least_cosine": "{:.4f}",
     "mIoU": "{:.2f}", "accuracy": "{:.2f}", "ms": "{:.1f}", "photos": "{}", "images": "{}",
@@ -66,6 +69,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             "--thresholds", type=float, nargs="+", default=[5.5], help="their ratios (default: %(default)s)"
         )
         each.add_argument("--form", action="append", metavar="TEXT", help='"NAME" or "NAME: OPTION=VALUE, ..."')
+        each.add_argument(
+            "--times", action="store_true", help="show milliseconds of a forward pass; for quiet machines"
+        )
         each.add_argument("--limit", type=int, metavar="N", help="images at most, evenly spread")
         each.add_argument("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
@@ -133,10 +139,8 @@ def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
 
 
 def _depth(name: str) -> int:
-    import timm
-
     with torch.device("meta"):
-        return len(timm.create_model(name, num_classes=0).blocks)
+        return len(create_timm_model(name, False, None).blocks)
 
 
 def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
@@ -172,11 +176,15 @@ def rows(
 
 
 def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) -> str:
-    """Write the tables, and return the one in Markdown with what it was made by."""
+    """Write the tables and the curves, and return the table in Markdown with what it was made by."""
     write_csv(found, args.out / "table.csv")
+    measure = MEASURES[args.kind]
+    plot(found, measure, args.out / "curves.png", against_time=args.times)
     forms = "; ".join(form.text for form in args.forms)
-    text = f"    {command}\n\n{markdown(found, COLUMNS)}\n\nForms: {forms}. Scaled thresholds: {args.thresholds}. "
-    text += f"{date.today().isoformat()}, {environment(torch.device('cpu'))}. Nothing in it is drawn at random.\n"
+    columns = {name: text for name, text in COLUMNS.items() if name != "ms" or args.times}
+    text = f"    {command}\n\n{markdown(found, columns)}\n\nForms: {forms}. Scaled thresholds: {args.thresholds}. "
+    text += f"{date.today().isoformat()}, {environment(torch.device('cpu'))}. Nothing in it is drawn at random.\n\n"
+    text += "".join(f"- {line}.\n" for line in crossings(found, measure))
     write_text_whole(args.out / "table.md", text)
     return text
 

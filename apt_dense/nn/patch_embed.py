@@ -2,8 +2,11 @@
 
 A patch P of scale s becomes E(resize(P)) + position + Zero(ConvDown(E(parts of P))): the host's patch embedding E of
 the patch shrunk to the base size, plus a correction from its base-size parts that starts at zero (paper, section 3;
-the released code's form). So a new model sees of a coarse patch just what the host would see of the shrunk image.
+the released code's form). So a new model sees of a coarse patch just what the host would see of the shrunk image. With
+``embed_parts`` a share of E(resize(P)) is replaced by the mean of E(parts of P).
 """
+
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,11 +83,22 @@ class CoarseEmbed(nn.Module):
         return call_layer(self.zero, halved)
 
 
+class Embeddings(NamedTuple):
+    """The embeddings of patches of all scales."""
+
+    patch: PatchEmbed
+    coarse: CoarseEmbed | None = None  # the correction of coarse patches; None if there are none
+    parts: float = 0.0  # the share of the mean embedding of a coarse patch's parts
+
+    def mix(self, shrunk: Tensor, means: Tensor | None) -> Tensor:
+        """Embeddings of coarse patches before the correction, from those of shrunk patches and the parts' means."""
+        return shrunk if means is None else shrunk.lerp(means.to(shrunk.dtype), self.parts)
+
+
 def embed_patches(
     images: Tensor,
     layout: TokenLayout,
-    patch_embed: PatchEmbed,
-    coarse_embed: CoarseEmbed | None,
+    embeddings: Embeddings,
     positions: AbsolutePositions | None,
     prefix: Tensor | None = None,
 ) -> Tensor:
@@ -95,21 +109,24 @@ def embed_patches(
 
     Args:
         images: (B, 3, H, W) normalised, whole patches.
-        coarse_embed: the correction of coarse patches; None if the layout has scale 0 only.
         positions: absolute positions; None for none.
         prefix: (num_prefix, C), positions included.
     """
+    patch_embed, coarse_embed, _ = embeddings
     cells = patch_embed(images)
-    parts, halved = [], cells
+    parts, halved, means = [], cells, cells
     for patches in layout.candidates:
         if patches.scale == 0:
             tokens = patches.take(cells)
         elif patches.are_all:
             halved = coarse_embed.halve(halved)
+            means = _halved_means(means) if embeddings.parts else None
             shrunk = _embed_shrunk(images, patches.scale, patch_embed, cells)
-            tokens = patches.take(shrunk + coarse_embed.add(halved))
+            tokens = patches.take(embeddings.mix(shrunk, means) + coarse_embed.add(halved))
         else:
-            tokens = _embed_chosen(images, patches, patch_embed) + coarse_embed(patches.take_parts(cells))
+            own = patches.take_parts(cells)
+            shrunk = _embed_chosen(images, patches, patch_embed)
+            tokens = embeddings.mix(shrunk, own.mean((1, 2)) if embeddings.parts else None) + coarse_embed(own)
         if positions is not None:
             tokens = tokens + patches.take_shared(positions.at_scale(layout.grid, patches.scale))
         parts.append(tokens)
@@ -137,6 +154,12 @@ def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed, cells: Te
         h, w = (n // patch_embed.patch_size for n in small.shape[-2:])
         return cells.new_zeros(len(images), h, w, cells.shape[-1])
     return patch_embed(small)
+
+
+def _halved_means(cells: Tensor) -> Tensor:
+    """The mean of each complete block of 2 x 2: (B, h, w, C) -> (B, h // 2, w // 2, C)."""
+    h, w = (side // 2 for side in cells.shape[1:3])
+    return cells[:, : 2 * h, : 2 * w].unflatten(2, (w, 2)).unflatten(1, (h, 2)).mean((2, 4))
 
 
 def _shrink(images: Tensor, scale: int, patch_size: int) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from timm.layers import PatchEmbed as TimmPatchEmbed
 from torch import Tensor, nn
 
+from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
+from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions, positions_of_scale
 
 from support.references import noise, random_scale_map, randomise, tokens_of
@@ -59,11 +60,16 @@ def naive_correction(coarse: CoarseEmbed, embed: PatchEmbed, patch: Tensor, scal
 
 def naive_token(
     image: Tensor, embed: PatchEmbed, coarse: CoarseEmbed, positions: Tensor, grid: tuple[int, int],
-    scale: int, y: int, x: int,
+    scale: int, y: int, x: int, share: float = 0.0,
 ) -> Tensor:  # fmt: skip
     side = PATCH << scale
     patch = image[:, y * PATCH : y * PATCH + side, x * PATCH : x * PATCH + side]
-    token = naive_embed(embed, naive_shrink(patch, scale))
+    parts = [
+        naive_embed(embed, patch[:, row : row + PATCH, column : column + PATCH])
+        for row in range(0, side, PATCH)
+        for column in range(0, side, PATCH)
+    ]
+    token = (1 - share) * naive_embed(embed, naive_shrink(patch, scale)) + share * sum(parts) / len(parts)
     if scale:
         token = token + naive_correction(coarse, embed, patch, scale)
     return token + positions_of_scale(positions, grid, scale)[y >> scale, x >> scale]
@@ -100,20 +106,25 @@ def test_coarse_embed_of_no_patches_still_gives_gradients(side: int) -> None:
     assert all(grad is not None and not grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(("fresh", "share"), [(True, 0.0), (False, 0.0), (False, 0.25), (False, 1.0)])
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("grid", [(4, 4), (6, 5), (3, 9), (1, 2)])
-def test_every_token_is_the_sum_of_its_terms(fresh: bool, grid: tuple[int, int]) -> None:
-    scale_map = random_scale_map(random.Random(1), 2, *grid, dropped=0.2)
+def test_every_token_is_the_sum_of_its_terms(grid: tuple[int, int], fixed: bool, fresh: bool, share: float) -> None:
+    scale_map = random_scale_map(random.Random(1), 2, *grid, dropped=0.0 if fixed else 0.2)
     embed, coarse = embedding(), CoarseEmbed(WIDTH)
     if not fresh:
         randomise(coarse, std=0.3)
     images, positions, prefix = noise(2, 3, grid[0] * PATCH, grid[1] * PATCH), noise(3, 3, WIDTH), noise(1, WIDTH)
     layout = build_layout(scale_map, 3, num_prefix=1)
-    rows = embed_patches(images, layout, embed, coarse, AbsolutePositions(positions), prefix)
+    if fixed:
+        scale_map[1] = scale_map[0]  # as many tokens
+        layout = build_fixed_layout(scale_map, 3, len(tokens_of(scale_map)) // 2, num_prefix=1)
+    embeddings = Embeddings(embed, coarse, share)
+    rows = embed_patches(images, layout, embeddings, AbsolutePositions(positions), prefix)
     expected = dict.fromkeys(layout.images.offsets.tolist()[:-1], prefix[0])
     for token in tokens_of(scale_map):
         row = layout.row_Bhw[token.image, token.y, token.x].item()
-        expected[row] = naive_token(images[token.image], embed, coarse, positions, grid, *token[1:])
+        expected[row] = naive_token(images[token.image], embed, coarse, positions, grid, *token[1:], share)
     torch.testing.assert_close(rows, torch.stack([expected[row] for row in range(len(rows))]), atol=1e-5, rtol=1e-4)
 
 
@@ -124,7 +135,7 @@ def test_fresh_coarse_token_ignores_the_parts() -> None:
     changed = images.clone()
     changed[..., ::4, :] += 1  # bilinear sampling by 4 looks at rows 1 and 2 of each 4
     rows = [
-        embed_patches(x, layout, embedding(), CoarseEmbed(WIDTH), AbsolutePositions(noise(1, 1, WIDTH)))
+        embed_patches(x, layout, Embeddings(embedding(), CoarseEmbed(WIDTH)), AbsolutePositions(noise(1, 1, WIDTH)))
         for x in (images, changed)
     ]
     torch.testing.assert_close(rows[0], rows[1])
@@ -132,7 +143,7 @@ def test_fresh_coarse_token_ignores_the_parts() -> None:
 
 def test_without_positions_and_coarse_embedding() -> None:
     embed, images = embedding(), noise(2, 3, 8, 8)
-    rows = embed_patches(images, build_layout(torch.zeros(2, 2, 2), 1), embed, None, None)
+    rows = embed_patches(images, build_layout(torch.zeros(2, 2, 2), 1), Embeddings(embed), None)
     assert torch.equal(rows, embed(images).flatten(0, 2))
 
 
@@ -141,13 +152,17 @@ def test_all_parameters_get_gradients_when_only_one_scale_is_used(scale: int) ->
     embed, coarse = embedding(), CoarseEmbed(WIDTH)
     positions = nn.Parameter(noise(4, 4, WIDTH))
     layout = build_layout(torch.full((1, 4, 4), scale), 3)
-    embed_patches(noise(1, 3, 16, 16), layout, embed, coarse, AbsolutePositions(positions)).sum().backward()
+    embeddings = Embeddings(embed, coarse, 0.25)
+    embed_patches(noise(1, 3, 16, 16), layout, embeddings, AbsolutePositions(positions)).sum().backward()
     assert all(p.grad is not None for p in [*embed.parameters(), *coarse.parameters(), positions])
 
 
 def test_no_tokens_at_all() -> None:
     layout = build_layout(torch.full((2, 4, 4), -1), 3)
     rows = embed_patches(
-        noise(2, 3, 16, 16), layout, embedding(), CoarseEmbed(WIDTH), AbsolutePositions(noise(4, 4, WIDTH))
+        noise(2, 3, 16, 16),
+        layout,
+        Embeddings(embedding(), CoarseEmbed(WIDTH), 0.25),
+        AbsolutePositions(noise(4, 4, WIDTH)),
     )
     assert rows.shape == (0, WIDTH)

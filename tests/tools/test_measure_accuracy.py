@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from evidence import comparison, features, token_shares
+from evidence import comparison, curves, features, token_shares
 from evidence.forms import Form, check_names, parse_form
 from evidence.kept_rows import KeptRows, markdown, write_csv
 
@@ -186,7 +186,8 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 def test_features_are_compared_with_timms(
     tmp_path: Path, timms: torch.nn.Module, capsys: pytest.CaptureFixture
 ) -> None:
-    tool.main(run_features(tmp_path, timms))
+    arguments = run_features(tmp_path, timms)
+    tool.main(arguments)
     rows = rows_of(tmp_path)
     assert list(rows) == ["uniform", "smaller image", "plain", "half"]
     photos = [features.photo_at(path, SIZE) for path in sorted((tmp_path / "photos").iterdir())]
@@ -216,6 +217,9 @@ def test_features_are_compared_with_timms(
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
     assert f"| 96x128 | half | 70% | {result['tokens']:.1%} | {result['cosine']:.4f} |" in printed
+    assert "| ms |" not in printed
+    tool.main([*arguments, "--times"])
+    assert "| ms |" in capsys.readouterr().out
     with (tmp_path / "out" / "table.csv").open() as file:
         assert [float(row["cosine"]) for row in csv.DictReader(file)] == [r["results"]["cosine"] for r in rows.values()]
 
@@ -288,3 +292,33 @@ def test_tables_leave_out_what_no_row_has(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_csv(rows, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines() == ["a_b,c,d", "x|y,0.256,", "z,,"]
+
+
+# ---- curves
+
+
+def rows_with(leads: list[float], shares: tuple[float, ...] = (0.8, 0.6, 0.4)) -> list[dict]:
+    rival = [{"size": "2x2", "variant": "smaller image", "share": s, "tokens": s, "ms": s, "m": s} for s in shares]
+    form = [{**row, "variant": "a", "m": row["m"] + lead} for row, lead in zip(rival, leads, strict=True)]
+    return [{"size": "2x2", "variant": "uniform", "share": 1.0, "tokens": 1.0, "ms": 1.0, "m": 1.0}, *rival, *form]
+
+
+@pytest.mark.parametrize(
+    ("leads", "words"),
+    [
+        ([0.1, 0.2, 0.3], "ahead of the smaller image at all shares"),
+        ([-0.1, 0.0, -0.3], "ahead of the smaller image at no share"),
+        ([0.3, 0.1, -0.1], "ahead of the smaller image above about 50% of the tokens"),
+        ([-0.1, 0.3, 0.5], "ahead of the smaller image below about 75% of the tokens"),
+    ],
+    ids=str,
+)
+def test_where_a_form_is_ahead_is_said(leads: list[float], words: str) -> None:
+    assert list(comparison.crossings(rows_with(leads), "m")) == [f"At 2x2 a is {words}"]
+
+
+@pytest.mark.parametrize("against_time", [False, True])
+def test_curves_are_drawn(against_time: bool, tmp_path: Path) -> None:
+    curves.plot(rows_with([0.3, 0.1, -0.1]), "m", tmp_path / "curves.png", against_time)
+    height, width, _ = cv2.imread(str(tmp_path / "curves.png")).shape
+    assert (height > width) == against_time

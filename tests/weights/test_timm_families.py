@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
-from apt_dense.nn.patch_embed import embed_patches
+from apt_dense.nn.patch_embed import Embeddings, embed_patches
 from apt_dense.weights.formats import rename
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.timm_arguments import apt_arguments
@@ -113,7 +113,7 @@ def naive_rows(theirs: nn.Module, ours: APTViT, image: Tensor, tokens: list[Toke
     layout = build_layout(ours.partition(image), 3)
     numbers = torch.cat([candidates.numbers for candidates in layout.candidates])
     patches = replace(layout, num_prefix=0, source_R=numbers.argsort())
-    rows = list(embed_patches(image, patches, ours.patch_embed, ours.coarse_embed, None))
+    rows = list(embed_patches(image, patches, Embeddings(ours.patch_embed, ours.coarse_embed), None))
     prefix = [token[0] for token in (theirs.cls_token, theirs.reg_token) if token is not None]
     prefix = list(torch.cat(prefix)) if prefix else []
     if theirs.pos_embed is not None:

@@ -7,7 +7,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
-from apt_dense.options import BlockOptions, PatchOptions
+from apt_dense.options import BlockOptions, ModelOptions, PatchOptions
 
 
 def add_apt_config(cfg: CfgNode) -> None:
@@ -42,6 +42,8 @@ def add_apt_config(cfg: CfgNode) -> None:
         "THRESHOLDS": PatchOptions.thresholds,
         "TOKEN_BUDGET": PatchOptions.token_budget,
         "ATTENTION_BACKEND": BlockOptions.attention_backend,
+        "PROPORTIONAL_ATTENTION": BlockOptions.proportional_attention,
+        "EMBED_PARTS": ModelOptions.embed_parts,
         "SCORER": PatchOptions.scorer,
         "DROP_PADDING": PatchOptions.drop_padding,
         "PYRAMID": {"SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5), "SQUARE_PAD": 1024},
