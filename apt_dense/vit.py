@@ -14,6 +14,7 @@ from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
 from apt_dense.nn.layers import init_linear_layers, make_norm
+from apt_dense.nn.output_info import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
@@ -29,10 +30,11 @@ from apt_dense.weights.parameters import UNDECAYED
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
-class APTViT(LoadableViT):
+class APTViT(DescribedOutputs, LoadableViT):
     """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
 
-    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
+    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm` and
+    :meth:`from_weights`.
 
     Args:
         img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
