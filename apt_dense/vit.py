@@ -23,7 +23,7 @@ from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.image_preparation import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
-from apt_dense.runtime import refuse_scripting
+from apt_dense.runtime import is_traced, refuse_scripting
 from apt_dense.weights.loading_mixin import LoadableViT
 from apt_dense.weights.parameters import UNDECAYED
 
@@ -190,13 +190,13 @@ class APTViT(DescribedOutputs, LoadableViT):
         """Embedded rows (R, C), perhaps followed by rows of zeros, their layout and how they are rotated."""
         images = self.patches.whole_patches(images)
         layout = self.layout(images, self.patches.partition(images))
-        if layout.tokens_kept is not None:
-            self._log_tokens_kept(layout.tokens_kept)
+        if not is_traced():
+            self._log_tokens_kept(layout.tokens_kept, cells=layout.row_Bhw.numel())
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
         return fill_rows(self._embed(images, layout), spare=int(layout.cuts_windows)), layout, rotary
 
-    def _log_tokens_kept(self, share: float) -> None:
-        """Take note of the share of tokens that a forward pass keeps; hosts write it into their logs."""
+    def _log_tokens_kept(self, share: float, cells: int) -> None:
+        """Take note of the share of a forward pass's cells that it keeps tokens of; hosts write it into their logs."""
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
         """Images of whole patches -> rows (R, C)."""

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.mmseg.checkpoints import read_address
+from apt_dense.hosts.mmseg.token_log import log_tokens_kept
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
@@ -23,8 +24,8 @@ class APTViT(vit.APTViT, BaseModule):
     """The adaptive ViT with the arguments that MMSeg's users expect.
 
     Returns a tuple of (B, C, H / p, W / p), one per ``out_indices``, each of stride ``patch_size``. For UPerNet, add
-    MMSeg's MultiLevelNeck or Feature2Pyramid as neck. Training logs the share of tokens kept as ``tokens_kept``, except
-    with a token budget, which fixes it.
+    MMSeg's MultiLevelNeck or Feature2Pyramid as neck. Training, validation and testing log the share of tokens kept as
+    ``tokens_kept`` (not of compiled models).
 
     Args:
         pretrained: a checkpoint: a file, an address (http://, https://, s3://, mmcls://NAME), or ``timm://NAME``. Short
@@ -113,9 +114,8 @@ class APTViT(vit.APTViT, BaseModule):
             if theirs != value:
                 raise ValueError(f"{address} has {name}={theirs}, this backbone {name}={value}")
 
-    def _log_tokens_kept(self, share: float) -> None:
-        if self.training:
-            MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
+    def _log_tokens_kept(self, share: float, cells: int) -> None:
+        log_tokens_kept(share, cells, self.training)
 
     def train(self, mode: bool = True) -> "APTViT":
         """Set the mode of all modules, except frozen ones and, with ``norm_eval``, norms, which stay in eval mode."""
