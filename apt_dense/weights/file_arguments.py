@@ -7,7 +7,7 @@ from apt_dense.option_checks import pair
 from apt_dense.weights.convert import split_backbone, to_apt
 from apt_dense.weights.formats import FORMATS, StateDict, detect_format
 from apt_dense.weights.known_families import Family, family_of
-from apt_dense.weights.noted_options import noted_options
+from apt_dense.weights.noted_options import CHOICES, noted_options
 from apt_dense.weights.resize import Grid, noted_grid, source_grid
 from apt_dense.weights.told_by_shapes import (
     block_arguments,
@@ -67,6 +67,13 @@ def arguments_of(
         )
     arguments = {**told.arguments, **options}
     return {**arguments, **_sizes(told.arguments, arguments["patch_size"], img_size), **options}
+
+
+def architecture_of(content: Mapping, img_size: int | tuple[int, int] | None = None, **options: Any) -> dict[str, Any]:
+    """:func:`arguments_of` a checkpoint, without the choices that a model of ours notes next to its weights: thresholds
+    and outputs, which a config says or leaves at their defaults."""
+    arguments = arguments_of(content, img_size, **options)
+    return {name: value for name, value in arguments.items() if name in options or name not in CHOICES}
 
 
 def _listed(names: list[str]) -> str:

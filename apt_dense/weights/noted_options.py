@@ -16,7 +16,12 @@ NOTED = (
     "window_block_indexes", "norm_intermediates", "out_indices", "pos_antialias", "thresholds", "token_budget",
     "scorer", "drop_padding", "partial_patches", "pixel_mean", "pixel_std", "channel_order",
 )  # fmt: skip
-#: Those that a model without coarse patches has no use for.
+#: Choices of a user, which the weights do not depend on.
+CHOICES = (
+    "thresholds", "token_budget", "scorer", "drop_padding", "partial_patches", "out_indices", "norm_intermediates",
+    "pos_antialias",
+)  # fmt: skip
+#: Options that a model without coarse patches has no use for.
 _OF_COARSE_PATCHES = "thresholds", "token_budget", "scorer"
 
 
@@ -31,7 +36,7 @@ def note_options(state: Mapping, prefix: str, model: nn.Module) -> None:
     if not hasattr(state, "_metadata"):
         return
     given = options_of(model)
-    noted = {name: _plain(given[name]) for name in NOTED if not callable(given[name])}
+    noted = plain_options({name: given[name] for name in NOTED if not callable(given[name])})
     metadata, key = state._metadata.copy(), prefix.removesuffix(".")
     metadata[key] = {**metadata.get(key, {}), "options": noted}
     state._metadata = metadata
@@ -52,6 +57,6 @@ def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
     return {name: value for name, value in found[0].items() if name in NOTED and name not in left_out}
 
 
-def _plain(value: Any) -> Any:
-    """A value that the safe reader of checkpoints accepts."""
-    return asdict(value) if is_dataclass(value) else value
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as values that configs and the safe reader of checkpoints accept."""
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}
