@@ -14,6 +14,7 @@ from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
 from apt_dense.nn.layers import init_linear_layers, make_norm
+from apt_dense.nn.output_info import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
@@ -22,17 +23,18 @@ from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.image_preparation import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
-from apt_dense.runtime import refuse_scripting
+from apt_dense.runtime import is_traced, refuse_scripting
 from apt_dense.weights.loading_mixin import LoadableViT
 from apt_dense.weights.parameters import UNDECAYED
 
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
-class APTViT(LoadableViT):
+class APTViT(DescribedOutputs, LoadableViT):
     """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
 
-    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward` and :meth:`from_timm`.
+    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm` and
+    :meth:`from_weights`.
 
     Args:
         img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
@@ -188,13 +190,13 @@ class APTViT(LoadableViT):
         """Embedded rows (R, C), perhaps followed by rows of zeros, their layout and how they are rotated."""
         images = self.patches.whole_patches(images)
         layout = self.layout(images, self.patches.partition(images))
-        if layout.tokens_kept is not None:
-            self._log_tokens_kept(layout.tokens_kept)
+        if not is_traced():
+            self._log_tokens_kept(layout.tokens_kept, cells=layout.row_Bhw.numel())
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
         return fill_rows(self._embed(images, layout), spare=int(layout.cuts_windows)), layout, rotary
 
-    def _log_tokens_kept(self, share: float) -> None:
-        """Take note of the share of tokens that a forward pass keeps; hosts write it into their logs."""
+    def _log_tokens_kept(self, share: float, cells: int) -> None:
+        """Take note of the share of a forward pass's cells that it keeps tokens of; hosts write it into their logs."""
 
     def _embed(self, images: Tensor, layout: TokenLayout) -> Tensor:
         """Images of whole patches -> rows (R, C)."""

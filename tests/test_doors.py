@@ -31,6 +31,8 @@ import train_seg
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from apt_dense import APTViT
+from apt_dense.hosts import detectron2 as detectron2_host
+from apt_dense.hosts import mmseg as mmseg_host
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
 from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
 from apt_dense.hosts.mmseg.training_config import load_config
@@ -109,6 +111,10 @@ def test_the_bomb_explodes_where_code_is_run(tmp_path: Path) -> None:
 READERS: dict[str, Callable[[str], object]] = {
     "read_checkpoint": read_checkpoint,
     "load_backbone": lambda path: load_backbone(APTViT(**SMALL), path),
+    "from_weights": lambda path: APTViT.from_weights(path, num_heads=2),
+    "from_timm": lambda path: APTViT.from_timm("vit_tiny_patch16_224", pretrained=path),
+    "MMSegmentation's backbone": lambda path: mmseg_host.APTViT(pretrained=path, num_heads=2),
+    "Detectron2's backbone": lambda path: detectron2_host.APTViT(pretrained=path, num_heads=2, patch_size=8),
     "read_run": read_run,
     "read_address": read_address,
     "load_from_safe": load_from_safe,

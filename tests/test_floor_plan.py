@@ -27,6 +27,8 @@ TESTED_ELSEWHERE = {
     "ops/kernels/varlen.py": "ops/test_attention.py",
     "ops/kernels/flex.py": "ops/test_attention.py",
     "ops/bias.py": "nn/test_relative.py",
+    "weights/known_families.py": "weights/test_file_arguments.py",
+    "weights/told_by_shapes.py": "weights/test_file_arguments.py",
     "weights/loading_mixin.py": "weights/test_load.py",
     "weights/unwrap.py": "weights/test_load.py",
     "weights/timm_block_arguments.py": "weights/test_timm_arguments.py",

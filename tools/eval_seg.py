@@ -24,6 +24,7 @@ with needed_packages("eval_seg"):
     from apt_dense.hosts.mmseg.checkpoints import check_weights, load_from_safe, local_address
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
+    from apt_dense.hosts.mmseg.pretrained import fill_in_config
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
     from apt_dense.weights.files import CheckpointError
 
@@ -58,6 +59,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.load_from, cfg.resume = local_address(args.checkpoint), False
     complete_test(cfg)
+    fill_in_config(cfg, cfg.load_from)
     if args.out:
         write_masks(cfg, args.out)
     if args.show_dir:

@@ -28,6 +28,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.checkpoint_hooks import StopHook, use_hooks
     from apt_dense.hosts.mmseg.checkpoints import check_resume
     from apt_dense.hosts.mmseg.dataset_checks import check_data
+    from apt_dense.hosts.mmseg.pretrained import fill_in_config
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError
@@ -62,6 +63,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     cfg.resume = args.resume or cfg.get("resume", False)
     complete_training(cfg)
+    fill_in_config(cfg)
     if args.amp:
         use_amp(cfg)
     check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)

@@ -106,12 +106,17 @@ def config_options(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"--config {path} does not exist")
     try:
-        backbone = Config.fromfile(path, import_custom_modules=False).model.backbone
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        backbone = cfg.model.backbone
     except Exception as error:  # a config is a program: whatever it raises
         reason = str(error).strip().splitlines() or [""]
         raise ValueError(f"--config {path} is not an MMSeg config: {type(error).__name__}: {reason[0]}") from error
     if backbone.get("type") != "APTViT":
         raise ValueError(f"--config {path}: its backbone is {backbone.get('type')}, expected APTViT")
+    if "patch_size" not in backbone and "pretrained" in backbone:  # its weights may tell
+        from apt_dense.hosts.mmseg.pretrained import fill_in_config
+
+        fill_in_config(cfg)
     return {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}
 
 

@@ -131,9 +131,10 @@ class TokenLayout:
         return self.window_cells is not None and self.window_cells.rows_N is not None
 
     @property
-    def tokens_kept(self) -> float | None:
-        """Patches as a share of the base grid's cells; None in fixed shapes, where the budget says it."""
-        return None if self.is_fixed else len(self.image_N) / self.row_Bhw.numel()
+    def tokens_kept(self) -> float:
+        """Patches as a share of the base grid's cells; in fixed shapes the budget's, also where dropped padding leaves
+        some of them inert."""
+        return len(self.image_N) / self.row_Bhw.numel()
 
     @property
     def every_cell_has_its_row(self) -> bool:

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from apt_dense.nn.relative import relative_table
+from apt_dense.weights.argument_advice import advice
 from apt_dense.weights.convert import to_apt, without_key_biases
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.formats import NOT_BACKBONE, StateDict, is_table, may_be_absent
 from apt_dense.weights.parameters import is_new
 from apt_dense.weights.resize import (
     Grid,
+    Misfit,
     fold_class_position,
     note_grid,
     noted_grid,
@@ -33,6 +35,9 @@ from apt_dense.weights.resize import (
 from apt_dense.weights.tensor_checks import check_names
 from apt_dense.weights.unwrap import innermost, unwrap
 
+_PATCHES = "patch_embed.proj.weight"
+_ALTERNATIVE = ", or resize_patches=True to resample it"
+
 
 class LoadReport(NamedTuple):
     """The fate of each name, by source names where there is one. ``str()`` gives its summary."""
@@ -43,18 +48,22 @@ class LoadReport(NamedTuple):
     missing: list[str]  # of the model, not in the checkpoint
     unused: list[str]  # of the checkpoint, with no counterpart by design (heads, later blocks, class token)
     unexpected: list[str]  # of the checkpoint, unknown
+    advice: str = ""  # the arguments of the model to change, where weights are missing or unexpected
 
     def summary(self) -> str:
-        """Summarise in one line, with the names of everything that is not simply loaded."""
+        """Summarise in one line, with the names of everything that is not simply loaded, and the advice."""
         counts = [f"{len(self.loaded)} loaded"]
         for field in ("converted", "new", "missing", "unused", "unexpected"):
             names = getattr(self, field)
             if names:
                 counts.append(f"{len(names)} {field} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})")
-        return "; ".join(counts)
+        return "; ".join([*counts, self.advice] if self.advice else counts)
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        return f"LoadReport({self.summary()})"  # all names of a large model would fill a screen
 
 
 class _Fit(NamedTuple):
@@ -89,20 +98,29 @@ def fit_state(
 
 
 def _fit(state: StateDict, model: nn.Module, resize_patches: bool, grid: Grid | None) -> _Fit:
-    """Reshape a state dict with our names for a model."""
+    """Reshape a state dict with our names for a model. Reports and errors name the arguments to change."""
     target = model.state_dict()
     split = without_key_biases(state, target)
+
+    def remedy() -> str:
+        known = {name: value for name, value in split.items() if name in target or not is_table(name, value)}
+        return advice(known, model, resize_patches, grid)
+
     changed = {name: value for name, value in split.items() if name not in state}
-    if "pos_embed" in target:
-        changed |= _fit_positions(split, model, grid)
-    changed |= _fit_shapes(split, target, model.patch_size if resize_patches else None)
-    whole = {**split, **changed}
-    fitted = {name: value for name, value in whole.items() if name in target}
-    for name, value in fitted.items():
-        _check_shape(name, value.shape, target[name].shape)
+    try:
+        changed |= _fit_positions(split, model, grid) if "pos_embed" in target else {}
+        changed |= _fit_shapes(split, target, model.patch_size if resize_patches else None)
+        whole = {**split, **changed}
+        fitted = {name: value for name, value in whole.items() if name in target}
+        _check_shapes(fitted, target)
+    except Misfit as error:
+        raise ValueError(f"{error.problem}; {remedy() or error.remedy}{error.alternative}") from error
     others = {name: value for name, value in whole.items() if name not in target}
     left = {name: value for name, value in others.items() if not is_table(name, value)}
-    return _Fit(fitted, left, _report(fitted, changed, others, target, model))
+    report = _report(fitted, changed, others, target, model)
+    if report.missing or report.unexpected:
+        report = report._replace(advice=remedy())
+    return _Fit(fitted, left, report)
 
 
 def _fit_positions(state: StateDict, model: nn.Module, grid: Grid | None) -> StateDict:
@@ -127,20 +145,22 @@ def _fit_shapes(state: StateDict, target: StateDict, patch_size: int | None) -> 
         shape = target[name].shape if name in target else value.shape
         if value.shape == shape:
             continue
-        if name == "patch_embed.proj.weight" and patch_size is not None and value.shape[:2] == shape[:2]:
+        if name == _PATCHES and patch_size is not None and value.shape[:2] == shape[:2]:
             changed[name] = resample_patches(value, patch_size)
         if name.endswith((".rel_pos_h", ".rel_pos_w")):
             changed[name] = relative_table(value, (shape[0] + 1) // 2)
     return changed
 
 
-def _check_shape(name: str, found: Size, expected: Size) -> None:
-    if found != expected:
-        hint = ", or resize_patches=True to resample it" if name == "patch_embed.proj.weight" else ""
-        raise ValueError(
-            f"{name} is {tuple(found)} in the checkpoint and {tuple(expected)} in the model; "
-            f"set patch_size, embed_dim, mlp_ratio and num_heads as in the checkpoint{hint}"
-        )
+def _check_shapes(state: StateDict, target: StateDict) -> None:
+    """Raise for the first weight whose shape is not the model's."""
+    for name, value in state.items():
+        if value.shape != target[name].shape:
+            raise Misfit(
+                f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(target[name].shape)} in the model",
+                "set patch_size, embed_dim, mlp_ratio and num_heads as in the checkpoint",
+                _ALTERNATIVE if name == _PATCHES and value.shape[-1] != target[name].shape[-1] else "",
+            )
 
 
 def _report(
@@ -204,17 +224,24 @@ def load_backbone(
     the patch embedding then changes.
 
     Args:
+        model: an ``APTViT``; of a detector or segmentor, its backbone.
         checkpoint: a file, or the content of one; read by :func:`apt_dense.weights.files.read_checkpoint`.
         strict: refuse checkpoints with missing or unknown weights.
         grid: rows and columns that the checkpoint's positions were trained for. By default those noted in the
             checkpoint, those of the model if it has as many positions, or else a square.
 
+    Returns:
+        What became of each weight; ``print`` it for a line.
+
     Raises:
         FileNotFoundError: if there is no such file.
+        TypeError: for another model.
         ValueError: with ``strict``, for weights missing from the checkpoint or unknown to the model; always for
-            unreadable files, shapes that do not fit, and positions whose grid cannot be told.
+            unreadable files, shapes that do not fit, and positions whose grid cannot be told. It names the arguments of
+            the model to change.
     """
-    content = read_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    _check_model(model)
+    content = read_checkpoint(Path(checkpoint).expanduser()) if isinstance(checkpoint, str | Path) else checkpoint
     ours = to_apt(unwrap(content))
     fit = _fit(ours, model, resize_patches, source_grid(ours, grid, noted_grid(innermost(content))))
     if strict and (fit.report.missing or fit.report.unexpected):
@@ -226,10 +253,22 @@ def load_backbone(
     return fit.report
 
 
+def _check_model(model: nn.Module) -> None:
+    """Raise TypeError for what is no backbone, naming the one inside a model that has one."""
+    if hasattr(model, "pos_grid") and isinstance(model, nn.Module):
+        return
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    inside = [name for name, module in modules if hasattr(module, "pos_grid")]
+    remedy = f"; give its backbone, model.{inside[0]}" if inside else ", the file or state dict after it"
+    raise TypeError(f"load_backbone takes an APTViT, not {type(model).__name__}{remedy}")
+
+
 def _hint(report: LoadReport) -> str:
-    """List names that look alike, or else what is most often wrong."""
+    """List names that look alike, unless the report says which arguments to change."""
+    if report.advice:
+        return ""
     pairs = [(name, difflib.get_close_matches(name, report.unexpected, 1, 0.8)) for name in report.missing]
     alike = [f"{ours} ~ {theirs[0]}" for ours, theirs in pairs if theirs]
     if alike:
         return f". Alike: {', '.join(alike[:3])}"
-    return ". Set depth, class_token, qkv_bias and final_norm as in the checkpoint"
+    return ". It is not the file of a whole ViT that is known; docs/CHECKPOINTS.md lists those that are read"

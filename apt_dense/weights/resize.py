@@ -18,6 +18,20 @@ from apt_dense.weights.formats import StateDict
 Grid = tuple[int, int]  # rows, columns
 
 
+class Misfit(ValueError):
+    """A weight that does not fit a model.
+
+    Args:
+        problem: what is wrong.
+        remedy: what to do if nothing better is known.
+        alternative: what can be done instead.
+    """
+
+    def __init__(self, problem: str, remedy: str, alternative: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}{alternative}")
+        self.problem, self.remedy, self.alternative = problem, remedy, alternative
+
+
 # ---- prefix and grid
 
 
@@ -36,7 +50,7 @@ def split_prefix(pos_embed: Tensor, counts: Sequence[int], grid: Grid | None = N
         return pos_embed.flatten(1, 2)[:, :0], pos_embed
     found = _readings(pos_embed.shape[1], counts, grid) if pos_embed.ndim == 3 else []
     if len(found) != 1:
-        raise ValueError(_cannot_split(pos_embed, counts, grid, found))
+        raise _cannot_split(pos_embed, counts, grid, found)
     [(prefix, grid)] = found
     return pos_embed[:, :prefix], pos_embed[:, prefix:].unflatten(1, grid)
 
@@ -59,7 +73,7 @@ def _readings(length: int, counts: Sequence[int], grid: Grid | None) -> list[tup
     return [(count, cells) for count, cells in pairs if count + math.prod(cells) == length]
 
 
-def _cannot_split(pos_embed: Tensor, counts: Sequence[int], grid: Grid | None, found: list[tuple[int, Grid]]) -> str:
+def _cannot_split(pos_embed: Tensor, counts: Sequence[int], grid: Grid | None, found: list[tuple[int, Grid]]) -> Misfit:
     numbers = " or ".join(map(str, counts))
     if found:
         options = " or ".join(f"{rows} x {columns} after {count}" for count, (rows, columns) in found)
@@ -68,9 +82,9 @@ def _cannot_split(pos_embed: Tensor, counts: Sequence[int], grid: Grid | None, f
         problem = f"it is not a grid of {grid[0]} x {grid[1]} after {numbers} prefix positions"
     else:
         problem = f"it is not a square grid after {numbers} prefix positions (class and register tokens)"
-    return (
-        f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: {problem}; name the checkpoint's rows and columns "
-        f"(grid=, --grid), or set img_size and class_token as in the checkpoint"
+    return Misfit(
+        f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: {problem}",
+        "name the checkpoint's rows and columns (grid=, --grid), or set img_size and class_token as in the checkpoint",
     )
 
 
@@ -143,9 +157,10 @@ def resize_positions(
     prefix, cells = split_prefix(pos_embed, sorted({0, 1, num_prefix}) if counts is None else counts, source)
     found = prefix.shape[1]
     if found != num_prefix and (found, num_prefix) != (1, 0):
-        raise ValueError(
+        raise Misfit(
             f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: it has {found} prefix positions and the model "
-            f"{num_prefix}; set img_size and class_token as in the checkpoint"
+            f"{num_prefix}",
+            "set img_size and class_token as in the checkpoint",
         )
     return join_prefix(prefix[:, :num_prefix], resample_abs_pos_embed_nhwc(cells, list(grid)))
 

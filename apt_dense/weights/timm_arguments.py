@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import timm
+import torch
 from timm.layers import PatchEmbed
 from timm.models import eva, vision_transformer, vision_transformer_sam
 from torch import nn
@@ -32,11 +33,14 @@ _USUAL = defaults_of(BlockOptions) | {
 _ALWAYS = "mlp_ratio", "qkv_bias", "norm_eps"
 
 
-def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, int] | None) -> nn.Module:
+def create_timm_model(
+    name: str, pretrained: bool, img_size: int | tuple[int, int] | None, patch_size: int | None = None
+) -> nn.Module:
     """Create a timm model without a classification head.
 
     Args:
-        img_size: pixels, or (H, W); None takes the model's own.
+        img_size: pixels, or (H, W); None takes the model's own. timm resamples positions to it.
+        patch_size: pixels; None takes the model's own. timm resamples the patch embedding to it.
 
     Raises:
         ValueError: for a name timm does not know, with the closest ones.
@@ -44,8 +48,16 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | tuple[int, in
     if not timm.is_model(name.split(".")[0]):
         alike = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
         raise ValueError(f"timm has no model {name!r}; did you mean one of {alike}? timm.list_models() lists all")
-    size = {} if img_size is None else {"img_size": img_size}
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **size)
+    sizes = {"img_size": img_size, "patch_size": patch_size}
+    sizes = {option: size for option, size in sizes.items() if size is not None}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)
+
+
+def timm_model_without_weights(name: str, **sizes: Any) -> nn.Module:
+    """A timm model on the meta device, whose arguments and shapes can be looked at before anything is loaded. Arguments
+    and errors as for :func:`create_timm_model`."""
+    with torch.device("meta"):
+        return create_timm_model(name, False, sizes.pop("img_size", None), **sizes)
 
 
 def apt_arguments(model: nn.Module) -> dict[str, Any]:

@@ -60,11 +60,11 @@ def failure(main: object, argv: list[str]) -> str:
     return message
 
 
-def logged(work_dir: Path) -> list[dict]:
-    """The training lines of the newest JSON log."""
+def logged(work_dir: Path, kind: str = "loss") -> list[dict]:
+    """The lines of the newest JSON log that have an entry: "loss" in training, "mIoU" after validation."""
     newest = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime_ns)
     lines = [json.loads(line) for line in newest.read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in lines if kind in line]
 
 
 def test_training_saves_validates_and_logs(trained: Path) -> None:
@@ -72,7 +72,9 @@ def test_training_saves_validates_and_logs(trained: Path) -> None:
     assert (trained / "last_checkpoint").read_text() == str(trained / "iter_4.pth")
     lines = logged(trained)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert all(np.isfinite(line["loss"]) and 0 < line["tokens_kept"] <= 1 for line in lines)
+    validations = logged(trained, "mIoU")
+    assert validations and all(np.isfinite(line["loss"]) for line in lines)
+    assert all(0 < line["tokens_kept"] <= 1 for line in [*lines, *validations])
 
 
 def test_resume_continues_from_the_last_checkpoint(trained: Path, config: str, ade: Path, tmp_path: Path) -> None:
@@ -145,6 +147,8 @@ def test_testing_gives_metrics_masks_and_paintings(trained: Path, config: str, a
             "--out", str(masks), "--show-dir", str(paintings)]  # fmt: skip
     metrics = eval_seg.main(argv)
     assert set(metrics) == {"aAcc", "mIoU", "mAcc"} and 0 <= metrics["mIoU"] <= 100
+    (log,) = (tmp_path / "work").glob("*/*.json")
+    assert 0 < json.loads(log.read_text())["tokens_kept"] < 1
     predicted = np.asarray(Image.open(masks / "0.png"))
     assert predicted.shape == SIZE and 1 <= predicted.min() <= predicted.max() <= 150, "labels are written as in ADE20K"
     assert len(list(paintings.rglob("*.png"))) == 2

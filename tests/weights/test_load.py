@@ -193,7 +193,7 @@ def test_missing_weights_are_named() -> None:
     del state["blocks.1.mlp.fc2.bias"]
     with pytest.raises(ValueError, match=r"1 missing \(blocks\.1\.mlp\.fc2\.bias\)") as error:
         load_backbone(small(), state)
-    assert "Set depth, class_token" in str(error.value)
+    assert "not the file of a whole ViT" in str(error.value)
 
 
 def test_unexpected_weights_are_named_with_what_they_look_like() -> None:
@@ -228,20 +228,50 @@ def test_without_strict_the_rest_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("options", "name", "advice"),
     [
-        ({"embed_dim": 32}, "pos_embed|patch_embed"),
-        ({"patch_size": 16, "img_size": 64}, "patch_embed.proj.weight"),
-        ({"mlp_ratio": 2.0}, "blocks.0.mlp.fc1.weight"),
-        ({"in_chans": 1}, "patch_embed.proj.weight"),
+        ({"embed_dim": 32}, "pos_embed|patch_embed", r"embed_dim=32 \(now 16\)"),
+        (
+            {"patch_size": 16, "img_size": 64},
+            "patch_embed.proj.weight",
+            r"patch_size=16 \(now 8\), or resize_patches=True to resample it",
+        ),
+        ({"mlp_ratio": 2.0}, "blocks.0.mlp.fc1.weight", r"mlp_ratio=2.0 \(now 4.0\)"),
+        ({"in_chans": 1}, "patch_embed.proj.weight", r"in_chans=1 \(now 3\)"),
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
-def test_weights_of_another_shape_are_named_with_both_shapes(options: dict, name: str, strict: bool) -> None:
-    with pytest.raises(
-        ValueError, match=rf"({name}).* is \(.*\) in the checkpoint and \(.*\) in the model; set patch_size"
-    ):
+def test_weights_of_another_shape_are_named_with_both_shapes(
+    options: dict, name: str, advice: str, strict: bool
+) -> None:
+    message = rf"({name}).* is \(.*\) in the checkpoint and \(.*\) in the model; set {advice}$"
+    with pytest.raises(ValueError, match=message):
         load_backbone(small(), small(**options).state_dict(), strict)
+
+
+def test_files_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint(small(0).state_dict(), tmp_path / "x.pth")
+    model = small(1)
+    load_backbone(model, "~/x.pth")
+    assert same_weights(model, small(0).state_dict())
+    assert same_weights(APTViT.from_weights("~/x.pth", num_heads=2, act_layer="gelu"), small(0).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.ModuleDict({"body": nn.ModuleDict({"net": APTViT(**SMALL)})}),
+            r"not ModuleDict; give .* model\.body\.net$",
+        ),
+        (nn.Linear(1, 1), "not Linear, the file or state dict after it"),
+        ("x.pth", "not str, the file or state dict after it"),
+    ],
+)
+def test_other_models_are_refused(model: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        load_backbone(model, {})
 
 
 @pytest.mark.parametrize(
@@ -285,6 +315,8 @@ def test_the_summary_is_one_line_that_counts() -> None:
     report = LoadReport(["a", "b"], ["b"], [], [], [f"head.{i}" for i in range(9)], [])
     expected = "2 loaded; 1 converted (b); 9 unused (head.0, head.1, head.2, head.3, head.4, head.5, ...)"
     assert report.summary() == str(report) == f"{report}" == expected
+    assert repr(report) == f"LoadReport({expected})"
+    assert str(report._replace(advice="set depth=2 (now 1)")) == f"{expected}; set depth=2 (now 1)"
 
 
 def test_load_state_dict_takes_the_names_of_other_vits() -> None:

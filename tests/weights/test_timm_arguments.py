@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,91 @@ def test_a_vit_built_without_create_model() -> None:
     images = noise(1, 3, 32, 32)
     (ours,) = APTViT.from_timm(model)(images)
     torch.testing.assert_close(ours.flatten(2).mT, model.forward_features(images)[:, 1:], atol=1e-4, rtol=0)
+
+
+# ---- weights of a file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of DINOv2's names, as that project publishes it."""
+    torch.save({"model": {**randomise(tiny(DINOV2)).state_dict(), "mask_token": torch.zeros(1)}}, tmp_path / "x.pth")
+    return tmp_path / "x.pth"
+
+
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """timm's names stand for small models; returns what each was asked for."""
+    create, asked = timm.create_model, []
+
+    def create_small(name: str, **options: Any) -> nn.Module:
+        asked.append(options)
+        return create(name, **{**TINY, **options})
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+    return asked
+
+
+DINOV2 = "vit_small_patch14_dinov2"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@torch.inference_mode()
+def test_pretrained_takes_a_file(kind: type, file: Path, small_models: list) -> None:
+    ours = APTViT.from_timm(DINOV2, pretrained=kind(file), img_size=70)
+    assert [options["pretrained"] for options in small_models] == [False]
+    theirs = randomise(timm.create_model(DINOV2, img_size=70, num_classes=0))
+    state = torch.load(file)["model"]
+    positions = timm.layers.resample_abs_pos_embed(state["pos_embed"], (5, 5), num_prefix_tokens=1)
+    theirs.load_state_dict({**state, "pos_embed": positions}, strict=False)
+    images = noise(1, 3, 70, 70)
+    expected = theirs.forward_features(images)[:, 1:]
+    torch.testing.assert_close(ours.eval()(images)[0].flatten(2).mT, expected, atol=1e-4, rtol=0)
+
+
+def test_a_file_of_another_model_is_refused(file: Path, small_models: list) -> None:
+    with pytest.raises(ValueError, match=r"does not fit the backbone: .*; set init_values=1e-05 \(now None\)"):
+        APTViT.from_timm("vit_huge_patch14_224", pretrained=file)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "timm", "weights/none.pth", ""])
+def test_text_that_names_no_file_is_not_taken_for_true(text: str, small_models: list) -> None:
+    with pytest.raises(FileNotFoundError, match=f"pretrained='{text}': there is no such file; give .* or True for"):
+        APTViT.from_timm(DINOV2, pretrained=text)
+    assert not small_models
+
+
+@pytest.mark.parametrize("value", [1, None, b"x.pth", ["x.pth"]])
+def test_pretrained_is_a_truth_value_or_a_path(value: object, small_models: list) -> None:
+    with pytest.raises(TypeError, match="must be True, False or the path of a file"):
+        APTViT.from_timm(DINOV2, pretrained=value)
+    assert not small_models
+
+
+# ---- patches of another size
+
+
+@pytest.mark.parametrize("source", ["timm", "file", "model"])
+def test_patches_are_resampled_on_request(source: str, file: Path, small_models: list) -> None:
+    """Positions are resampled once, from 37 x 37 to 4 x 4; by the name of timm's model, timm does both."""
+    state = torch.load(file)["model"]
+    if source == "model":
+        model = tiny(DINOV2)
+        model.load_state_dict(state, strict=False)
+        ours = APTViT.from_timm(model, patch_size=16, pretrain_img_size=64)
+    else:
+        ours = APTViT.from_timm(DINOV2, file if source == "file" else False, img_size=64, patch_size=16)
+    assert ours.patch_size == 16 and ours.pos_grid == (4, 4) and ours.strides == (16,)
+    if source != "timm":
+        expected = timm.layers.resample_patch_embed(state["patch_embed.proj.weight"], [16, 16])
+        torch.testing.assert_close(ours.patch_embed.proj.weight, expected)
+        positions = timm.layers.resample_abs_pos_embed(state["pos_embed"], (4, 4), num_prefix_tokens=1)
+        torch.testing.assert_close(ours.pos_embed, positions)
+
+
+def test_patches_are_not_resampled_unasked(file: Path, small_models: list) -> None:
+    with pytest.raises(ValueError, match=r"set patch_size=14 \(now 16\), or resize_patches=True to resample it"):
+        APTViT.from_timm("vit_small_patch16_224", pretrained=file, init_values=1e-5)
 
 
 # ---- refusals

@@ -151,8 +151,11 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
     from mmseg.models.backbones import VisionTransformer
 
     from apt_dense.hosts import mmseg as host
+    from apt_dense.hosts.mmseg.pretrained import fill_in_config
 
-    options = Config.fromfile(path).get("model", {}).get("backbone", {}).to_dict()
+    cfg = Config.fromfile(path)
+    fill_in_config(cfg)
+    options = cfg.get("model", {}).get("backbone", {}).to_dict()
     if options.get("type") != "APTViT":
         raise ValueError(f"the backbone of {path} is {options.get('type')!r}, not 'APTViT'")
     remark = "; give the name of the timm model instead"

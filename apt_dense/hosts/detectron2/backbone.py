@@ -21,8 +21,8 @@ class APTViT(vit.APTViT, Backbone):
     Those arguments come first, in Detectron2's order and with its defaults. Thresholds add four parameters,
     ``coarse_embed.{down,zero}.{weight,bias}``. DetectionCheckpointer warns that a checkpoint of a plain ViT lacks them,
     which is expected. Checkpoints of EVA-02's detectors and of other ViTs load as well. Training inside an
-    ``EventStorage`` logs the share of tokens kept as ``tokens_kept``, except with a token budget, which fixes it.
-    Stochastic depth is drawn per image, as in Detectron2.
+    ``EventStorage`` logs the share of tokens kept as ``tokens_kept``. Stochastic depth is drawn per image, as in
+    Detectron2.
 
     Args:
         img_size: pixels that the relative positions of global attention are trained for. Keep the checkpoint's value:
@@ -132,7 +132,7 @@ class APTViT(vit.APTViT, Backbone):
         # Alone (no prefix), load_state_dict's own strict decides; DetectionCheckpointer's is always False.
         return errors_of(report, prefix) if prefix and self.strict_loading else ()
 
-    def _log_tokens_kept(self, share: float) -> None:
+    def _log_tokens_kept(self, share: float, cells: int) -> None:
         if self.training and has_event_storage():
             get_event_storage().put_scalar("tokens_kept", share)
 

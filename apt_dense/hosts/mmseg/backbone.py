@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
 from apt_dense import vit
-from apt_dense.hosts.mmseg.checkpoints import read_address
+from apt_dense.hosts.mmseg.pretrained import TIMM, fill_in, pretrained_config, read_weights
+from apt_dense.hosts.mmseg.token_log import log_tokens_kept
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
-from apt_dense.weights.load import load_backbone, unwrap
+from apt_dense.weights.load import load_backbone
 from apt_dense.weights.parameters import layer_of
 from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
 
@@ -23,12 +24,15 @@ class APTViT(vit.APTViT, BaseModule):
     """The adaptive ViT with the arguments that MMSeg's users expect.
 
     Returns a tuple of (B, C, H / p, W / p), one per ``out_indices``, each of stride ``patch_size``. For UPerNet, add
-    MMSeg's MultiLevelNeck or Feature2Pyramid as neck. Training logs the share of tokens kept as ``tokens_kept``, except
-    with a token budget, which fixes it.
+    MMSeg's MultiLevelNeck or Feature2Pyramid as neck. Training, validation and testing log the share of tokens kept as
+    ``tokens_kept`` (not of compiled models).
 
     Args:
         pretrained: a checkpoint: a file, an address (http://, https://, s3://, mmcls://NAME), or ``timm://NAME``. Short
-            for ``init_cfg=dict(type="Pretrained", checkpoint=...)``. Pickled code in it is never run.
+            for ``init_cfg=dict(type="Pretrained", checkpoint=...)``. Pickled code in it is never run. Where neither
+            ``embed_dim`` nor ``depth`` is given, the checkpoint tells the arguments, as
+            :meth:`apt_dense.APTViT.from_weights` does, and those that it cannot tell are asked for by name. A
+            ``patch_size`` that is given then resamples its patches.
         init_cfg: MMEngine's initialisation config. "Pretrained" converts the files of all known ViTs (see
             ``apt_dense.weights``), resamples positions (and, with ``resize_patches=True`` in it, patches of another
             size), and raises if a weight is missing or unknown (with ``strict=False`` in it, it warns instead).
@@ -40,6 +44,7 @@ class APTViT(vit.APTViT, BaseModule):
         **options: as for :class:`apt_dense.APTViT`.
 
     Raises:
+        FileNotFoundError, CheckpointError: for weights that are to tell arguments and do not, or cannot be read.
         ValueError: for arguments that contradict each other or are out of range.
     """
 
@@ -59,12 +64,13 @@ class APTViT(vit.APTViT, BaseModule):
         optional(text)("pretrained", pretrained)
         if not isinstance(init_cfg, Mapping | list | None):
             raise TypeError(f"init_cfg={init_cfg!r} must be a dictionary, a list of them, or None")
+        options, init_cfg = fill_in(options, pretrained_config(pretrained, init_cfg))
         super().__init__(checkpoint_blocks=flag("with_cp", with_cp), pos_antialias=pos_antialias, **options)
         if not -1 <= whole(-(2**31))("frozen_stages", frozen_stages) <= len(self.blocks):
             raise ValueError(
                 f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}"
             )
-        self.init_cfg = {"type": "Pretrained", "checkpoint": pretrained} if pretrained is not None else init_cfg
+        self.init_cfg = init_cfg
         self.frozen_stages = frozen_stages
         self.norm_eval = flag("norm_eval", norm_eval)
         self._freeze()
@@ -84,19 +90,17 @@ class APTViT(vit.APTViT, BaseModule):
     def _load_pretrained(self, config: Mapping[str, Any]) -> None:
         options = {name: config[name] for name in ("strict", "resize_patches") if name in config}
         try:
-            content = self._read_checkpoint(config["checkpoint"])
-            if config.get("prefix"):
-                content = _below(unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
+            address = config["checkpoint"]
+            content = self._timm_weights(config) if address.startswith(TIMM) else read_weights(config)
             report = load_backbone(self, content, **options)
         except ValueError as error:
             raise CheckpointError(f"{config['checkpoint']}: {error}") from error
         print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
 
-    def _read_checkpoint(self, address: str) -> Mapping:
-        """Read a checkpoint from a file, an address or ``timm://NAME``."""
-        if not address.startswith("timm://"):
-            return read_address(address)
-        model = create_timm_model(address.removeprefix("timm://"), pretrained=True, img_size=self.img_size)
+    def _timm_weights(self, config: Mapping[str, Any]) -> Mapping:
+        """The weights of ``timm://NAME``, resampled by timm."""
+        address, patch_size = config["checkpoint"], self.patch_size if config.get("resize_patches") else None
+        model = create_timm_model(address.removeprefix(TIMM), True, self.img_size, patch_size)
         self._check_same(apt_arguments(model), address)
         return model.state_dict()
 
@@ -113,9 +117,8 @@ class APTViT(vit.APTViT, BaseModule):
             if theirs != value:
                 raise ValueError(f"{address} has {name}={theirs}, this backbone {name}={value}")
 
-    def _log_tokens_kept(self, share: float) -> None:
-        if self.training:
-            MessageHub.get_current_instance().update_scalar("train/tokens_kept", share)
+    def _log_tokens_kept(self, share: float, cells: int) -> None:
+        log_tokens_kept(share, cells, self.training)
 
     def train(self, mode: bool = True) -> "APTViT":
         """Set the mode of all modules, except frozen ones and, with ``norm_eval``, norms, which stay in eval mode."""
@@ -135,11 +138,3 @@ class APTViT(vit.APTViT, BaseModule):
         for name, parameter in self.named_parameters():
             if layer_of(name, len(self.blocks)) == 0:
                 parameter.requires_grad_(False)
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below ``prefix``, without it."""
-    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if not found:
-        raise ValueError(f"no weight of the checkpoint starts with prefix={prefix!r}; it holds {list(state)[:4]}, ...")
-    return found

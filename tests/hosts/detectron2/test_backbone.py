@@ -153,6 +153,8 @@ def test_share_of_tokens_is_logged_while_training_inside_a_storage() -> None:
     with EventStorage() as storage:
         model.eval()(flat)
         assert "tokens_kept" not in storage.latest()
+        APTViT(**WINDOWED, thresholds=(5.5, 4.0), token_budget=0.5).train()(flat)
+        assert 0.4 < storage.latest()["tokens_kept"][0] <= 0.5
 
 
 def test_activation_checkpointing_needs_no_fairscale_and_changes_nothing() -> None:

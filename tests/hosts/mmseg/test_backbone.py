@@ -172,7 +172,7 @@ def test_norm_eval(norm_eval: bool) -> None:
     assert model.blocks[0].attn.training and not model.eval().training
 
 
-def test_tokens_kept_are_logged_in_training_only(hub: MessageHub) -> None:
+def test_tokens_kept_are_logged_in_training(hub: MessageHub) -> None:
     model = backbone()
     batch = half_flat(32, 64)
     model(batch)

@@ -13,11 +13,14 @@ from torch import nn
 
 pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the extra 'mmseg'")
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from mmseg.registry import MODELS
 
 from apt_dense.hosts.mmseg import APTViT
+from apt_dense.hosts.mmseg.pretrained import fill_in_config
+from apt_dense.options import Rotary
+from apt_dense.weights.files import CheckpointError
 
 from support.references import randomise
 from support.tiny_segmentors import (  # noqa: F401 (a fixture)
@@ -125,8 +128,8 @@ def small_timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     create, options = timm.create_model, {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
     def create_small(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        assert pretrained
-        return randomise(create(name, pretrained=False, **kwargs, **options), 0.2)
+        model = create(name, pretrained=False, **{**options, **kwargs})
+        return randomise(model, 0.2) if pretrained else model  # without weights, it may be on the meta device
 
     monkeypatch.setattr(timm, "create_model", create_small)
     return options
@@ -168,6 +171,107 @@ def test_an_init_cfg_for_all_linear_layers_keeps_the_zero_initialised_parts_zero
     model = APTViT(**SMALL, thresholds=(4.0,), init_cfg={"type": "TruncNormal", "layer": "Linear", "std": 0.5})
     model.init_weights()
     assert model.blocks[0].attn.qkv.weight.std() > 0.2 and not model.coarse_embed.zero.weight.any()
+
+
+# ---- weights that tell the arguments
+
+
+def test_weights_tell_the_arguments(weights: Path) -> None:
+    torch.save(dict(torch.load(weights)), weights)  # without notes, as other projects' files
+    model = APTViT(pretrained=str(weights), img_size=48, num_heads=2, act_layer="gelu", thresholds=(4.0,))
+    assert (model.embed_dim, model.depth, model.patch_size, model.pos_grid) == (16, 2, 8, (6, 6))
+    assert not model.position_options.pos_antialias, "MMSegmentation's way stays"
+    model.init_weights()
+    assert torch.equal(model.blocks[1].mlp.fc1.weight, backbone(1).blocks[1].mlp.fc1.weight)
+    with pytest.raises(CheckpointError, match=r"weights\.pth: .* do not tell num_heads and act_layer\. Add num_heads"):
+        APTViT(pretrained=str(weights), img_size=48)
+
+
+def test_our_own_weights_tell_the_architecture_and_no_choices(weights: Path) -> None:
+    """A config without thresholds is that of the plain ViT, whatever the weights were trained with."""
+    torch.save(backbone(1, thresholds=(4.0,), out_indices=(0, 1), norm_eps=0.5).state_dict(), weights)
+    model = APTViT(init_cfg={"type": "Pretrained", "checkpoint": str(weights)})
+    assert model.thresholds == () and model.out_indices == (1,) and model.block_options.norm_eps == 0.5
+    model.init_weights()
+    assert loaded(model)
+
+
+@pytest.mark.parametrize("name", ["embed_dim", "depth"])
+def test_arguments_that_say_what_the_model_is_are_not_completed(name: str, weights: Path) -> None:
+    with pytest.raises(ValueError, match=r"set .*patch_size=8 \(now 16\)"):
+        APTViT(pretrained=str(weights), num_heads=2, **{name: SMALL[name]}).init_weights()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_patches_are_resampled_where_the_config_asks(asked: bool, weights: Path) -> None:
+    model = APTViT(pretrained=str(weights), **({"patch_size": 16} if asked else {}))
+    model.init_weights()
+    assert model.patch_embed.proj.weight.shape[-1] == (16 if asked else 8) and model.pos_grid == (4, 4)
+    assert torch.equal(model.pos_embed, backbone(1).pos_embed)
+
+
+@pytest.mark.parametrize("size", [{}, {"patch_size": 16}])
+@pytest.mark.usefixtures("small_timm")
+def test_names_of_timm_tell_the_arguments(size: dict) -> None:
+    model = APTViT(pretrained="timm://vit_tiny_patch16_224", img_size=48, **size)
+    assert model.cls_token is not None and model.norm is not None and model.block_options.num_heads == 2
+    model.init_weights()
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=True, img_size=48, num_classes=0, **size)
+    assert model.patch_size == size.get("patch_size", 8) and torch.equal(model.pos_embed, theirs.pos_embed)
+
+
+def test_a_prefix_is_looked_below(weights: Path) -> None:
+    state = {f"student.{name}": value for name, value in torch.load(weights).items()}
+    torch.save({**state, "teacher.blocks.0.norm1.weight": torch.ones(1)}, weights)
+    init_cfg = {"type": "Pretrained", "checkpoint": str(weights), "prefix": "student"}
+    model = APTViT(init_cfg=init_cfg, num_heads=2, act_layer="gelu")
+    model.init_weights()
+    assert loaded(model)
+
+
+def config(**backbone_options: Any) -> Config:
+    return Config({"model": {"type": "EncoderDecoder", "backbone": {"type": "APTViT", **backbone_options}}})
+
+
+def test_a_config_is_completed_and_can_be_written(weights: Path, tmp_path: Path) -> None:
+    cfg = config(pretrained=str(weights), patch_size=16, thresholds=(4.0,), with_cp=True)
+    fill_in_config(cfg)
+    cfg.dump(tmp_path / "config.py")
+    weights.rename(tmp_path / "moved.pth")
+    model = MODELS.build(Config.fromfile(tmp_path / "config.py").model.backbone)
+    assert model.embed_dim == 16 and model.thresholds == (4.0,) and model.checkpoint_blocks
+    assert model.init_cfg == {"type": "Pretrained", "checkpoint": str(weights), "resize_patches": True}
+    before = cfg.to_dict()
+    fill_in_config(cfg)
+    assert cfg.to_dict() == before, "it is complete"
+
+
+def test_rotary_positions_can_be_written(tmp_path: Path) -> None:
+    theirs = APTViT(**SMALL, rotary=Rotary(temperature=7.0), k_bias=False)
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    cfg = config(pretrained=str(tmp_path / "x.pth"))
+    fill_in_config(cfg)
+    cfg.dump(tmp_path / "config.py")
+    assert MODELS.build(Config.fromfile(tmp_path / "config.py").model.backbone).rotary == Rotary(temperature=7.0)
+
+
+def test_a_run_s_checkpoint_tells_what_lost_weights_told(weights: Path, tmp_path: Path) -> None:
+    run = {"state_dict": {f"backbone.{name}": value for name, value in torch.load(weights).items()}, "meta": {}}
+    torch.save(run, tmp_path / "iter_1.pth")
+    cfg = config(pretrained=str(tmp_path / "lost.pth"), num_heads=2, act_layer="gelu")
+    with pytest.raises(FileNotFoundError, match="lost.pth"):
+        fill_in_config(cfg)
+    fill_in_config(cfg, str(tmp_path / "iter_1.pth"))
+    assert cfg.model.backbone.embed_dim == 16 and "pretrained" not in cfg.model.backbone
+
+
+@pytest.mark.parametrize("backbone_config", [{}, {"type": "VisionTransformer", "pretrained": "x.pth"}, SMALL])
+def test_other_configs_stay(backbone_config: dict) -> None:
+    cfg = Config({"model": {"backbone": backbone_config}})
+    before = cfg.to_dict()
+    fill_in_config(cfg)
+    fill_in_config(Config({}))
+    assert cfg.to_dict() == before
 
 
 # ---- in a segmentor

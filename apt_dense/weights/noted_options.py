@@ -1,0 +1,62 @@
+"""Options that a backbone notes next to its own weights, in the metadata that torch keeps with a state dict.
+
+They tell what names and shapes cannot: heads, activation, epsilon, rotary positions, windows, pixels, thresholds.
+``torch.save`` keeps them, safetensors does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from torch import nn
+
+#: Noted options, of those in ``apt_dense.options``. What only training or the machine concerns is left out.
+NOTED = (
+    "img_size", "pretrain_img_size", "num_heads", "act_layer", "norm_eps", "rotary", "window_size",
+    "window_block_indexes", "norm_intermediates", "out_indices", "pos_antialias", "thresholds", "token_budget",
+    "scorer", "drop_padding", "partial_patches", "pixel_mean", "pixel_std", "channel_order",
+)  # fmt: skip
+#: Choices of a user, which the weights do not depend on.
+CHOICES = (
+    "thresholds", "token_budget", "scorer", "drop_padding", "partial_patches", "out_indices", "norm_intermediates",
+    "pos_antialias",
+)  # fmt: skip
+#: Options that a model without coarse patches has no use for.
+_OF_COARSE_PATCHES = "thresholds", "token_budget", "scorer"
+
+
+def options_of(model: nn.Module) -> dict[str, Any]:
+    """All options of an ``APTViT`` by name, as its constructor takes them."""
+    groups = model.options, model.block_options, model.position_options, model.patches
+    return {name: value for group in groups for name, value in group.given().items()}
+
+
+def note_options(state: Mapping, prefix: str, model: nn.Module) -> None:
+    """Note the options of the ``APTViT`` below ``prefix`` in the metadata of a state dict, as plain values."""
+    if not hasattr(state, "_metadata"):
+        return
+    given = options_of(model)
+    noted = plain_options({name: given[name] for name in NOTED if not callable(given[name])})
+    metadata, key = state._metadata.copy(), prefix.removesuffix(".")
+    metadata[key] = {**metadata.get(key, {}), "options": noted}
+    state._metadata = metadata
+
+
+def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
+    """Read what :func:`note_options` noted; nothing if two backbones noted different options.
+
+    Args:
+        has_coarse: whether the weights have parts for coarse patches.
+    """
+    metadata = getattr(state, "_metadata", None)
+    entries = metadata.values() if isinstance(metadata, Mapping) else ()
+    found = [entry["options"] for entry in entries if isinstance(entry, Mapping) and "options" in entry]
+    if not found or not isinstance(found[0], Mapping) or any(other != found[0] for other in found):
+        return {}
+    left_out = () if has_coarse else _OF_COARSE_PATCHES
+    return {name: value for name, value in found[0].items() if name in NOTED and name not in left_out}
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as values that configs and the safe reader of checkpoints accept."""
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}
