@@ -70,7 +70,7 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def parameter_groups(
-    model: nn.Module, depth: int, lr: float, weight_decay: float, decay_rate: float = 1.0
+    model: nn.Module, depth: int, lr: float, weight_decay: float, decay_rate: float = 1.0, backbone_mult: float = 1.0
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters of a model for a torch optimizer, by layer and weight decay.
 
@@ -79,6 +79,7 @@ def parameter_groups(
         depth: blocks of the ViT.
         lr, weight_decay: of parameters that are not scaled down or exempt.
         decay_rate: factor of the learning rate from each layer to the one before it.
+        backbone_mult: another factor for all that is in ``backbone``.
 
     Returns:
         Groups in order of their layers, with the keys "params", "param_names", "lr", "lr_scale" and "weight_decay".
@@ -90,9 +91,11 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        key = scale, decayed = lr_scale(inner_name(name), depth, decay_rate), decays(name, parameter)
+        scale, decayed = lr_scale(inner_name(name), depth, decay_rate), decays(name, parameter)
+        if name.startswith("backbone."):
+            scale *= backbone_mult
         rates = {"lr": scale * lr, "lr_scale": scale, "weight_decay": weight_decay if decayed else 0.0}
-        group = groups.setdefault(key, {"params": [], "param_names": [], **rates})
+        group = groups.setdefault((scale, decayed), {"params": [], "param_names": [], **rates})
         group["params"].append(parameter)
         group["param_names"].append(name)
     return [groups[key] for key in sorted(groups)]

@@ -4,8 +4,8 @@
 
 This import registers everything that a config can name, in MMEngine's root registries, where every OpenMMLab package
 finds it. The backbone, the constructor of optimizers, mixed precision on a CPU and the file backend "apt_atomic" need
-MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation and ``CheckLabels`` are registered
-as well.
+MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation, ``CheckLabels`` and data
+sets in folders of one's own are registered as well.
 """
 
 import importlib.util
@@ -15,6 +15,11 @@ from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
 if importlib.util.find_spec("mmseg"):
-    from apt_dense.hosts.mmseg import dataset_checks, evaluation_config, packed_inference  # noqa: F401 (register what configs name)
+    from apt_dense.hosts.mmseg import (  # noqa: F401 (register what configs name)
+        dataset_checks,
+        evaluation_config,
+        own_folders,
+        packed_inference,
+    )
 
 __all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

@@ -165,6 +165,9 @@ def _flat(heads: Sequence[dict | list | None]) -> list[dict]:
 
 def _check_files(dataset: BaseSegDataset, split: str) -> None:
     """Raise unless every local image of the split has a mask; remote storage is left to MMSegmentation."""
+    if hasattr(dataset, "check_files"):
+        dataset.check_files()
+        return
     if dataset.backend_args and dataset.backend_args.get("backend", "local") != "local":
         return
     if dataset.ann_file and not os.path.exists(dataset.ann_file):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from apt_dense.hosts.coco_picture_sizes import picture_sizes, spread
 MOST = 1000  # masks that are read; of larger data sets, as many at even distances
 SHOWN = 200  # classes in a message
 ALLOW_OPTION = "--allow-empty-classes"
+READING = "LoadAnnotations", "APTLoadLabels", "CheckLabels"  # steps of a pipeline
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def check_labels(
 
     Args:
         dataset: lists images and masks.
-        pipeline: its config; ``LoadAnnotations`` and ``CheckLabels`` in it are run on up to ``MOST`` masks.
+        pipeline: its config; the steps in it that read masks, ``READING``, are run on up to ``MOST`` masks.
         split: "train", "val" or "test", for messages.
         every_class: whether a class without pixels is an error, not only a warning. A class that a sample of the masks
             lacks is always a warning.
@@ -49,12 +51,10 @@ def check_labels(
     Raises:
         ValueError: naming the classes and what the files hold.
     """
-    steps = [
-        TRANSFORMS.build(dict(step)) for step in _steps(pipeline) if step["type"] in ("LoadAnnotations", "CheckLabels")
-    ]
+    steps = [TRANSFORMS.build(dict(step)) for step in _steps(pipeline) if step["type"] in READING]
     classes = dataset.metainfo.get("classes") or ()
     entries = dataset.load_data_list()
-    loads = any(type(step).__name__ == "LoadAnnotations" for step in steps)
+    loads = any(isinstance(step, LoadAnnotations) for step in steps)
     if not classes or not entries or "seg_map_path" not in entries[0] or not loads:
         log.info("%s data: labels are not counted, since the config names no classes, masks or LoadAnnotations", split)
         return
@@ -163,6 +163,8 @@ def _percent(count: int, counts: LabelCounts) -> str:
 
 def _files(counts: LabelCounts, dataset: BaseSegDataset) -> str:
     """Describe the labels in the files, with what is probably wrong with them."""
+    if hasattr(dataset, "table"):  # files hold values that classes.txt gives a meaning
+        return f"{dataset.table.path} says what the values in the files mean"
     labels = np.flatnonzero(counts.in_files).tolist()
     shown = ", ".join(map(str, labels[:12])) + (", ..." if len(labels) > 12 else "")
     reasons = [f"the files hold the labels {shown}"]

@@ -20,7 +20,8 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
 
     With ``paramwise_cfg=dict(decay_rate=0.9)`` the embedding gets decay_rate**(depth + 1) of the rate, block i
     decay_rate**(depth - i), and everything else the full rate: heads, the final norm, and parameters that no checkpoint
-    of a plain ViT holds. ``num_layers`` (default: the number of the backbone's blocks) replaces depth. Biases, norms,
+    of a plain ViT holds. ``backbone_lr_mult=0.02`` multiplies the rate of the whole backbone, for a pretrained one
+    below new heads. ``num_layers`` (default: the number of the backbone's blocks) replaces depth. Biases, norms,
     absolute positions, class and register tokens have no weight decay. The rule is ``apt_dense.weights.parameters``;
     MMSeg's own constructor supports BEiT and MAE only.
     """
@@ -30,7 +31,8 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
         if self.base_wd is None:
             raise ValueError("layer-wise decay also sets weight decay: give optim_wrapper.optimizer.weight_decay")
         depth = self.paramwise_cfg.get("num_layers") or len(module.backbone.blocks)
-        groups = parameter_groups(module, depth, self.base_lr, self.base_wd, self.paramwise_cfg["decay_rate"])
+        rates = self.paramwise_cfg["decay_rate"], self.paramwise_cfg.get("backbone_lr_mult", 1.0)
+        groups = parameter_groups(module, depth, self.base_lr, self.base_wd, *rates)
         _log_groups(groups)
         params.extend(groups)
 

@@ -14,6 +14,7 @@ from mmengine.device import get_device
 
 from apt_dense.hosts.mmseg.checkpoints import check_start
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
+from apt_dense.hosts.mmseg.own_data_config import complete_own_data
 
 LOG_LINES = 10  # at least, in a run shorter than the config's
 
@@ -21,7 +22,8 @@ LOG_LINES = 10  # at least, in a run shorter than the config's
 def load_config(
     path: str, options: Mapping | None = None, *, data_root: str | None = None, max_iters: int | None = None
 ) -> Config:
-    """Read a config, override parts of it, and check that the weights it starts from can be read (``check_start``).
+    """Read a config, override parts of it, complete it where it names data of one's own (``complete_own_data``), and
+    check that the weights it starts from can be read (``check_start``).
 
     Args:
         path: config file.
@@ -48,6 +50,7 @@ def load_config(
         cfg.merge_from_dict(options)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"--cfg-options {' '.join(options)} does not fit {path}: {one_line(error)}") from error
+    complete_own_data(cfg)
     check_start(cfg)
     return cfg
 

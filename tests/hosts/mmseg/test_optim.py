@@ -56,6 +56,15 @@ def test_rates_fall_towards_the_embedding() -> None:
     assert {name: settings[name] for name in expected} == expected
 
 
+def test_a_backbone_can_learn_more_slowly_than_new_heads() -> None:
+    """Its final norm and its parameters for coarse patches, too, which layer-wise decay leaves at the full rate."""
+    groups = optimizer_groups(segmentor(final_norm=True), {"decay_rate": 0.5, "backbone_lr_mult": 0.1})
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    expected = {"backbone.norm.weight": 0.1, "backbone.coarse_embed.down.weight": 0.1, "backbone.pos_embed": 0.0125,
+                "backbone.blocks.1.norm1.bias": 0.05, "decode_head.conv_seg.weight": 1.0}  # fmt: skip
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+
+
 def test_num_layers_replaces_the_depth() -> None:
     groups = optimizer_groups(segmentor(), {"decay_rate": 0.5, "num_layers": 4})
     assert min(group["lr"] for group in groups) == 0.5**5 and max(group["lr"] for group in groups) == 1.0

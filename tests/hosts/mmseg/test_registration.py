@@ -14,7 +14,7 @@ PRINT = """
 import apt_dense.hosts.mmseg
 from mmengine import registry
 from mmengine.fileio import get_file_backend
-names = "MODELS", "OPTIM_WRAPPERS", "OPTIM_WRAPPER_CONSTRUCTORS", "TRANSFORMS"
+names = "MODELS", "OPTIM_WRAPPERS", "OPTIM_WRAPPER_CONSTRUCTORS", "TRANSFORMS", "DATASETS"
 for name in names:
     known = getattr(registry, name).module_dict
     print(name, *sorted(k for k, v in known.items() if v.__module__.startswith("apt_dense")))
@@ -25,6 +25,7 @@ WITHOUT_MMSEG = [
     "OPTIM_WRAPPERS CPUAmpOptimWrapper",
     "OPTIM_WRAPPER_CONSTRUCTORS APTLearningRateDecayOptimWrapperConstructor",
     "TRANSFORMS",
+    "DATASETS SeededDataset",
     "AtomicLocalBackend",
 ]
 
@@ -37,8 +38,9 @@ def registered(code: str) -> list[str]:
 
 def test_the_import_of_configs_registers_everything() -> None:
     pytest.importorskip("mmseg")
-    expected = ["MODELS APTEncoderDecoder APTSegTTAModel APTViT", *WITHOUT_MMSEG[1:3], "TRANSFORMS CheckLabels"]
-    assert registered(PRINT) == [*expected, WITHOUT_MMSEG[4]]
+    models = "MODELS APTEncoderDecoder APTSegTTAModel APTViT"
+    data = "TRANSFORMS APTLoadLabels CheckLabels", "DATASETS APTFolders SeededDataset"
+    assert registered(PRINT) == [models, *WITHOUT_MMSEG[1:3], *data, WITHOUT_MMSEG[5]]
 
 
 def test_without_mmseg_it_registers_what_needs_mmengine_only() -> None:
