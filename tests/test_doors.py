@@ -33,6 +33,7 @@ from apt_dense import APTViT
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
 from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
 from apt_dense.hosts.mmseg.training_config import load_config
+from apt_dense.hosts.torchvision import run_model as torchvision_model
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 
@@ -40,7 +41,6 @@ from demo import segmentors
 from support import coco_folder, tiny_coco
 from support.hostile import Bomb
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
-from torchvision_detection import model as torchvision_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 
