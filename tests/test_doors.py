@@ -31,6 +31,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from apt_dense import APTViT
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
+from apt_dense.hosts.load_trained import load_trained
 from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
 from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.hosts.torchvision import run_model as torchvision_model
@@ -113,6 +114,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "load_from_safe": load_from_safe,
     "MMEngine's CheckpointLoader": CheckpointLoader.load_checkpoint,
     "MMEngine's load_checkpoint": lambda path: load_checkpoint(torch.nn.Linear(1, 1), path),
+    "load_trained": load_trained,
     "APTCheckpointer": lambda path: APTCheckpointer(torch.nn.Linear(1, 1)).load(path),
     "the quickstart's load_model": lambda path: segmentors.load_model(None, Path(path)),
     "the torchvision tool's backbone": lambda path: torchvision_model._load_pretrained(APTViT(**SMALL), Path(path)),
