@@ -36,8 +36,9 @@ with needed_packages("train_det_torchvision"):
     from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
     from apt_dense.weights.files import write_text_whole
 
+    from shared.token_counts import TokenCounter
     from torchvision_detection.data import CocoSplit, load_split
-    from torchvision_detection.evaluation import TokenCounter, evaluate
+    from torchvision_detection.evaluation import evaluate
     from torchvision_detection.training import Trainer, train
 
 _DEFAULTS = Settings()

@@ -16,8 +16,9 @@ pytest.importorskip("pycocotools", reason="scores are pycocotools'")
 
 from apt_dense import APTViT
 
+from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_objects
-from torchvision_detection.evaluation import METRICS, TokenCounter, coco_scores, detections_of, evaluate
+from torchvision_detection.evaluation import METRICS, coco_scores, detections_of, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 

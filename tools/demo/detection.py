@@ -18,8 +18,9 @@ from demo import TWINS
 from demo.detection_sheet import draw_sheet
 from demo.resumable_stages import Record, Stage, run_stage
 from shared.picture_layout import write_png
+from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split
-from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.evaluation import evaluate
 from torchvision_detection.training import LOG, Trainer, train
 
 

@@ -14,7 +14,6 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apt_dense import APTViT
 from apt_dense.hosts.torchvision.load_trained_detector import MASK_THRESHOLD
 from apt_dense.hosts.torchvision.run_settings import TASKS
 
@@ -23,26 +22,6 @@ from torchvision_detection.data import CocoSplit, index
 
 #: In COCOeval's order: precision (all, IoU .5, IoU .75, small, medium, large), recall (1, 10, 100 detections; sizes).
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-
-
-class TokenCounter:
-    """Tokens of an :class:`APTViT` as a share of the base grid's cells, padding included: 1 without thresholds."""
-
-    def __init__(self, backbone: APTViT) -> None:
-        self._tokens = self._cells = 0
-        # The first block is called once per forward pass, with the layout as its argument.
-        backbone.blocks[0].register_forward_hook(self._count)
-
-    def _count(self, block: nn.Module, arguments: tuple, output: Tensor) -> None:
-        layout = arguments[1]
-        self._tokens += len(layout.image_N)
-        self._cells += layout.row_Bhw.numel()
-
-    def take(self) -> float:
-        """Return the share since the last call; NaN if there was no forward pass."""
-        share = self._tokens / self._cells if self._cells else float("nan")
-        self._tokens = self._cells = 0
-        return share
 
 
 @torch.inference_mode()

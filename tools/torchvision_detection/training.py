@@ -30,9 +30,10 @@ from apt_dense.hosts.torchvision.run_model import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.weights.files import naming_file, write_text_whole, write_whole
 
+from shared.token_counts import TokenCounter
 from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
 from torchvision_detection.data import CocoSplit
-from torchvision_detection.evaluation import TokenCounter, evaluate
+from torchvision_detection.evaluation import evaluate
 from torchvision_detection.optimizer import make_optimizer, rate_at
 
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation
