@@ -34,8 +34,10 @@ from apt_dense import APTViT
 from apt_dense.hosts import detectron2 as detectron2_host
 from apt_dense.hosts import mmseg as mmseg_host
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
+from apt_dense.hosts.load_trained import load_trained
 from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
 from apt_dense.hosts.mmseg.training_config import load_config
+from apt_dense.hosts.torchvision import run_model as torchvision_model
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 
@@ -43,7 +45,6 @@ from demo import segmentors
 from support import coco_folder, tiny_coco
 from support.hostile import Bomb
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
-from torchvision_detection import model as torchvision_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 
@@ -120,6 +121,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "load_from_safe": load_from_safe,
     "MMEngine's CheckpointLoader": CheckpointLoader.load_checkpoint,
     "MMEngine's load_checkpoint": lambda path: load_checkpoint(torch.nn.Linear(1, 1), path),
+    "load_trained": load_trained,
     "APTCheckpointer": lambda path: APTCheckpointer(torch.nn.Linear(1, 1)).load(path),
     "the quickstart's load_model": lambda path: segmentors.load_model(None, Path(path)),
     "the torchvision tool's backbone": lambda path: torchvision_model._load_pretrained(APTViT(**SMALL), Path(path)),

@@ -36,6 +36,14 @@ TESTED_ELSEWHERE = {
     "hosts/coco_fields.py": "hosts/test_coco_annotations.py",
     "hosts/coco_outlines.py": "hosts/test_coco_annotations.py",
     "hosts/coco_picture_sizes.py": "hosts/test_coco.py",
+    "hosts/torchvision/pixel_transform.py": "hosts/torchvision/test_detectors.py",
+    "hosts/torchvision/pyramid.py": "hosts/torchvision/test_detectors.py",
+    "hosts/torchvision/run_checkpoint.py": "tools/test_train_det_torchvision.py",
+    "hosts/torchvision/run_model.py": "tools/test_train_det_torchvision.py",
+    "hosts/torchvision/run_settings.py": "tools/test_train_det_torchvision.py",
+    "hosts/trained_models.py": "hosts/test_load_trained.py",
+    "hosts/mmseg/trusted_types.py": "hosts/mmseg/test_load_trained_segmentor.py",
+    "hosts/vit_sizes.py": "tools/test_train_det_torchvision.py",
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

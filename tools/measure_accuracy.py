@@ -30,16 +30,16 @@ from shared.packages import needed_packages
 
 with needed_packages("measure_accuracy"):
     import torch
-    from evidence.comparison import Case, cases, check_size, crossings, parse_size
-    from evidence.curves import plot
-    from evidence.features import find_photos, load_model, measure, photo_at, reference_at
-    from evidence.forms import PLAIN, Form, check_names, parse_form
-    from evidence.kept_rows import KeptRows, markdown, write_csv
     from tqdm import tqdm
 
     from apt_dense.weights.files import write_text_whole
     from apt_dense.weights.timm_arguments import create_timm_model
 
+    from evidence.comparison import Case, cases, check_size, crossings, parse_size
+    from evidence.curves import plot
+    from evidence.features import find_photos, load_model, measure, photo_at, reference_at
+    from evidence.forms import PLAIN, Form, check_names, parse_form
+    from evidence.kept_rows import KeptRows, markdown, write_csv
     from shared.environment import environment
 
 MEASURES = {"features": "cosine", "labels": "mIoU"}

@@ -1,4 +1,5 @@
-"""Train Mask R-CNN with an adaptive ViT on a data set in COCO's layout, with torchvision, and score it as COCO does.
+"""Train Mask R-CNN, or Faster R-CNN for boxes without masks, with an adaptive ViT on a data set in COCO's layout, with
+torchvision, and score it as COCO does.
 
     python tools/train_det_torchvision.py DATA --out runs/det --model vit_small_patch16_224 --pretrained timm
     python tools/train_det_torchvision.py DATA --out runs/det --resume
@@ -6,7 +7,9 @@
 
 DATA is a folder in COCO's layout (annotations/instances_{train,val}2017.json, train2017, val2017), or one that
 tools/make_demo_data.py wrote. OUT gets log.jsonl (losses, tokens kept), last.pth and results.json (COCO's twelve
-numbers for boxes and masks). Runs with and without a GPU, in one process; to train on several GPUs, use Detectron2.
+numbers for boxes and masks). Without --task, data without segmentations are trained and scored for boxes alone. Runs
+with and without a GPU, in one process; to train on several GPUs, use Detectron2. tools/predict.py draws what the model
+finds in photos.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.packages import needed_packages
 
@@ -27,13 +31,15 @@ with needed_packages("train_det_torchvision"):
     import torch
 
     from apt_dense.hosts.coco import check_same_categories
+    from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT, load_weights, read_run, settings_of
+    from apt_dense.hosts.torchvision.run_model import PRESETS, build_model
+    from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
     from apt_dense.weights.files import write_text_whole
 
+    from shared.token_counts import TokenCounter
     from torchvision_detection.data import CocoSplit, load_split
-    from torchvision_detection.evaluation import TokenCounter, evaluate
-    from torchvision_detection.model import PRESETS, build_model, load_weights
-    from torchvision_detection.settings import Settings
-    from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
+    from torchvision_detection.evaluation import evaluate
+    from torchvision_detection.training import Trainer, train
 
 _DEFAULTS = Settings()
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
@@ -68,6 +74,8 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(flag, help=f"{help} (default: {shown})", default=argparse.SUPPRESS, **options)
 
+    found = "default: masks if the data have them"
+    group.add_argument("--task", choices=list(TASKS), default=argparse.SUPPRESS, help=f"what to learn ({found})")
     add("model", _MODEL_HELP)
     add("pretrained", "weights of a ViT: a file, or timm for those of a timm model")
     add("thresholds", "one number per scale from 1 up, or none for uniform patches", nargs="+", metavar="T")
@@ -110,29 +118,60 @@ def _thresholds(words: Sequence[str]) -> tuple[float, ...]:
         raise ValueError(f"--thresholds {' '.join(words)}: expected numbers such as 5.5 4.0, or none") from None
 
 
-def make_trainer(args: argparse.Namespace, split: CocoSplit) -> Trainer:
-    """Make a trainer at the first iteration or, with ``--resume``, at that of the last checkpoint."""
-    path = args.out / CHECKPOINT
+def checkpoint_path(args: argparse.Namespace) -> Path:
+    return (args.eval_only and args.checkpoint) or args.out / CHECKPOINT
+
+
+def read_checkpoint(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Read the checkpoint to resume from or to score; None to start a run. Raises as ``read_run``."""
+    path = checkpoint_path(args)
     if not path.exists():
-        return Trainer(Settings(**given_settings(args)), split, args.device)
-    if not args.resume:
+        return None
+    if not (args.resume or args.eval_only):
         raise ValueError(f"{path} exists; add --resume to continue that run, or choose another --out")
-    checkpoint = read_run(path)
-    trainer = Trainer(Settings(**checkpoint["settings"] | given_settings(args)), split, args.device, pretrained=False)
+    return read_run(path)
+
+
+def load_splits(args: argparse.Namespace, task: str | None) -> list[CocoSplit]:
+    """Read "val" and, to train, "train". Without a task, masks are used if both have them."""
+    names = ("val",) if args.eval_only else ("val", "train")
+    masks = None if task is None else task == "masks"
+    splits = [load_split(args.data, name, not args.allow_empty_classes, masks) for name in names]
+    without = [name for name, split in zip(names, splits, strict=True) if not split.masks]
+    if task is None and without:
+        logging.info("the %s data have no masks: boxes alone are learned and scored (--task boxes)", without[0])
+        return [split._replace(masks=False) for split in splits]
+    return splits
+
+
+def make_trainer(args: argparse.Namespace, split: CocoSplit, checkpoint: Mapping[str, Any] | None) -> Trainer:
+    """Make a trainer at the first iteration or, from a checkpoint's content, at its own."""
+    given = {"task": "masks" if split.masks else "boxes"} | given_settings(args)
+    if checkpoint is None:
+        return Trainer(Settings(**given), split, args.device)
+    path = checkpoint_path(args)
+    settings = dataclasses.replace(settings_of(checkpoint, path), **given)
+    trainer = Trainer(settings, split, args.device, pretrained=False)
     trainer.load(checkpoint, path)
     logging.info("continuing from iteration %d of %s", trainer.iteration, path)
     return trainer
 
 
-def load_model(args: argparse.Namespace, val: CocoSplit) -> tuple[torch.nn.Module, Settings]:
+def load_model(
+    args: argparse.Namespace, val: CocoSplit, checkpoint: Mapping[str, Any] | None
+) -> tuple[torch.nn.Module, Settings]:
     """Load the model of a checkpoint. Settings on the command line, such as thresholds, replace the trained ones."""
-    path = args.checkpoint or args.out / CHECKPOINT
-    checkpoint = read_run(path)
+    path = checkpoint_path(args)
+    if checkpoint is None:
+        raise FileNotFoundError(f"checkpoint {path} does not exist; name one with --checkpoint")
     check_same_categories(val.categories, checkpoint["categories"], "the val data", path)
-    trained = Settings(**checkpoint["settings"])
+    trained = settings_of(checkpoint, path)
+    if val.masks and trained.task == "boxes":
+        raise ValueError(f"{path} was trained for boxes alone, so it cannot be scored for masks; leave out --task")
     settings = dataclasses.replace(trained, **given_settings(args))
-    # Positions keep the size that they were trained in; images may have another.
-    model = build_model(dataclasses.replace(settings, size=trained.size), val.num_classes, pretrained=False)
+    # Positions keep the size that they were trained in; images may have another. Masks may be left out of the score.
+    as_trained = dataclasses.replace(settings, size=trained.size, task=trained.task)
+    model = build_model(as_trained, val.num_classes, pretrained=False)
     load_weights(model, checkpoint["model"], path)
     model.transform.min_size, model.transform.max_size = (settings.size,), settings.size
     return model.to(args.device), settings
@@ -150,13 +189,14 @@ def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argp
 
 def run(args: argparse.Namespace) -> dict | None:
     """Do what the command line asks for; return None if the training was stopped."""
-    every_class = not args.allow_empty_classes
-    val = load_split(args.data, "val", every_class)
+    checkpoint = read_checkpoint(args)
+    trained = None if checkpoint is None else settings_of(checkpoint, checkpoint_path(args)).task
+    val, *train_split = load_splits(args, getattr(args, "task", trained))
     if args.eval_only:
-        model, settings = load_model(args, val)
+        model, settings = load_model(args, val, checkpoint)
         return score(model, val, settings, args)
-    split = load_split(args.data, "train", every_class)
-    trainer = make_trainer(args, split)
+    (split,) = train_split
+    trainer = make_trainer(args, split, checkpoint)
     check_same_categories(val.categories, split.categories, "the val data", "the training data")
     options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
     if not train(trainer, args.out, val=val, **options):
@@ -172,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         results = run(args)
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         sys.exit(f"train_det_torchvision: {error}")
-    for kind in ("bbox", "segm") if results else ():
+    for kind in [kind for kind in TASKS["masks"] if results and kind in results]:
         print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))
     return results
 

@@ -31,7 +31,7 @@ with needed_packages("visualize"):
     from apt_dense.patches.scores import SCORERS
 
     from shared.normalise import normalise, to_grey_levels
-    from shared.photo_files import PHOTO_SUFFIXES, is_photo, read_photo
+    from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
     from shared.picture_layout import resize_longer_side, stack, text_bar, token_caption, write_png
     from shared.token_counts import Patches, choose_patches
 
@@ -59,42 +59,16 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     return image if size is None else resize_longer_side(image, size)
 
 
-def find_photos(inputs: Sequence[Path]) -> list[Path]:
-    """List the photos of all inputs, those of a folder by name, each once. Raises ValueError."""
-    photos: dict[Path, None] = {}
-    for path in inputs:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; give a photo or a folder of photos")
-        found = sorted(filter(is_photo, path.iterdir())) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
-        photos |= dict.fromkeys(found)
-    return list(photos)
-
-
 def name_pictures(photos: Sequence[Path], out: Path) -> list[Path]:
     """Return where each photo's picture goes: ``out`` itself if it is the name of a PNG, else a file in that folder."""
-    if out.suffix.lower() == ".png":
-        if len(photos) > 1:
-            raise ValueError(f"--out {out} is one file, but there are {len(photos)} photos; give a folder")
+    if out.suffix.lower() != ".png":
+        pictures = [out / f"{name}_patches.png" for name in name_outputs(photos)]
+    elif len(photos) == 1:
         pictures = [out]
     else:
-        stems = [photo.stem for photo in photos]
-        names = [photo.stem if stems.count(photo.stem) == 1 else photo.name for photo in photos]
-        pictures = [out / f"{name}_patches.png" for name in names]
-    _check_pictures(photos, pictures)
+        raise ValueError(f"--out {out} is one file, but there are {len(photos)} photos; give a folder")
+    check_outputs(photos, pictures)
     return pictures
-
-
-def _check_pictures(photos: Sequence[Path], pictures: Sequence[Path]) -> None:
-    taken: dict[Path, Path] = {}
-    inputs = {photo.resolve() for photo in photos}
-    for photo, picture in zip(photos, pictures, strict=True):
-        if picture.resolve() in inputs:
-            raise ValueError(f"--out would overwrite the photo {picture}; give another name or folder")
-        if picture in taken:
-            raise ValueError(f"{taken[picture]} and {photo} would both become {picture}; rename one of them")
-        taken[picture] = photo
 
 
 def config_options(path: Path) -> dict[str, Any]:

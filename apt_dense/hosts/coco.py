@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.hosts.coco_annotations import LISTS, checked_lists, read_json, sort_annotations
+from apt_dense.hosts.coco_annotations import LISTS, checked_lists, has_outlines, read_json, sort_annotations
 from apt_dense.hosts.coco_class_counts import check_objects
 from apt_dense.hosts.coco_picture_sizes import check_sizes
 
@@ -31,12 +31,14 @@ class CocoData(NamedTuple):
         content: of the annotation file, without the annotations that cannot be used. The others have an area, iscrowd
             and an id, which is unique and not 0.
         is_changed: whether the annotations differ from those of the file.
+        has_masks: whether objects have masks that can be used.
     """
 
     path: Path
     folder: Path
     content: dict[str, Any]
     is_changed: bool
+    has_masks: bool = True
 
     @property
     def categories(self) -> tuple[tuple[int, str], ...]:
@@ -49,17 +51,17 @@ class Needs(NamedTuple):
     """Requirements of a model and its host on a data set.
 
     Args:
-        masks: every object needs a segmentation.
+        masks: every object needs a segmentation; None asks for this if any has one.
         upright: sizes of images are those after turning them as EXIF says.
         every_class: each class needs an object.
     """
 
-    masks: bool = True
+    masks: bool | None = True
     upright: bool = False
     every_class: bool = True
 
 
-def load_split(root: str | Path, split: str, masks: bool = True, **needs: bool) -> CocoData:
+def load_split(root: str | Path, split: str, masks: bool | None = True, **needs: bool) -> CocoData:
     """Read one split of a data set and check that it can be used.
 
     Annotations of images that are not listed, with an empty box, outside of their image, or with an outline of less
@@ -68,7 +70,8 @@ def load_split(root: str | Path, split: str, masks: bool = True, **needs: bool) 
     Args:
         root: folder of the data set.
         split: "train" or "val".
-        masks: whether the model has masks, so that every object needs a segmentation.
+        masks: whether the model has masks, so that every object needs a segmentation; None if the data may decide:
+            they have masks if any object has a segmentation.
         **needs: other fields of :class:`Needs`.
 
     Raises:
@@ -84,14 +87,15 @@ def read_split(path: Path, folder: Path | None, split: str, needs: Needs) -> Coc
     of the usual folders)."""
     written = read_json(path)
     content = checked_lists(written, path)
+    masks = has_outlines(content) if needs.masks is None else needs.masks
     names = [image["file_name"] for image in content["images"]]
     folder = find_images(path, split, names) if folder is None else folder
     _check_files(path, folder, names)
     check_sizes(path, folder, content["images"], needs.upright)
-    usable = sort_annotations(content, path, needs.masks)
+    usable = sort_annotations(content, path, masks)
     check_objects(content, usable, path, split, needs.every_class)
     content = {**content, "annotations": usable.annotations}
-    return CocoData(path, folder, content, any(content[key] != written[key] for key in LISTS))
+    return CocoData(path, folder, content, any(content[key] != written[key] for key in LISTS), masks)
 
 
 def check_same_categories(

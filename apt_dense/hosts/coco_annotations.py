@@ -101,6 +101,11 @@ def _log_notes(notes: Notes, path: Path) -> None:
 # ---- annotations ----------------------------------------------------------------------------------------------------
 
 
+def has_outlines(content: Mapping[str, Any]) -> bool:
+    """Tell whether any annotation has a segmentation. (Sets of boxes have none, or empty ones.)"""
+    return any(isinstance(entry, Mapping) and entry.get("segmentation") for entry in content["annotations"])
+
+
 def usable_annotations(content: Mapping[str, Any], path: Path, masks: bool = True) -> list[dict[str, Any]]:
     """Return the annotations of :func:`sort_annotations` that can be used."""
     return sort_annotations(content, path, masks).annotations
@@ -184,7 +189,8 @@ def _shape(
     if not outline and masks:
         raise ValueError(
             f"{where} has no segmentation, which Mask R-CNN is trained and judged by; add one (the box as a "
-            f"polygon), or take the annotation off the list"
+            f"polygon), take the annotation off the list, or train for boxes alone (train_det_torchvision: --task "
+            f"boxes)"
         )
     inside = None
     if outline:

@@ -349,3 +349,17 @@ def test_neither_hosts_nor_pycocotools_are_imported() -> None:
         "assert not {'pycocotools', 'detectron2', 'mmseg', 'cv2'} & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_data_may_decide_whether_there_are_masks(tmp_path: Path) -> None:
+    """If any object has one, all need one."""
+
+    def drop(number: int) -> Callable[[dict], None]:
+        return lambda content: [entry.update(segmentation=[]) for entry in content["annotations"][number:]]
+
+    for name, first, expected in (("none", 0, False), ("all", 99, True)):
+        root = write_coco(tmp_path / name, change=drop(first))
+        assert load_split(root, "train", masks=None).has_masks is expected
+    with pytest.raises(ValueError, match="has no segmentation"):
+        load_split(write_coco(tmp_path / "some", change=drop(1)), "train", masks=None)
+    assert not load_split(tmp_path / "some", "train", masks=False).has_masks

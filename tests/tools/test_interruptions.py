@@ -31,11 +31,11 @@ import train_seg
 from apt_dense.hosts.locks import lock_folder
 from apt_dense.hosts.mmseg.checkpoints import read_run
 from apt_dense.hosts.mmseg.training_config import load_config
+from apt_dense.hosts.torchvision import run_model as model
 from apt_dense.weights.files import read_checkpoint
 
 from support import coco_folder, tiny_coco
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
-from torchvision_detection import model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 

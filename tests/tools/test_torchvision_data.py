@@ -19,7 +19,7 @@ pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read w
 from pycocotools import mask as rle
 
 from torchvision_detection.batches import EvaluationImages, TrainingImages, TrainingOrder, make_loader
-from torchvision_detection.data import CocoSplit, load_split, read_image, read_objects
+from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_image, read_objects
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
@@ -32,8 +32,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_coco(tmp_path_factory.mktemp("data") / "coco", images=3)
 
 
-def load(root: Path, change: Callable[[dict], None] | None = None, images: int = 2) -> CocoSplit:
-    return load_split(write_coco(root, images, change, splits=("train",)), "train")
+def load(
+    root: Path, change: Callable[[dict], None] | None = None, images: int = 2, masks: bool | None = True
+) -> CocoSplit:
+    return load_split(write_coco(root, images, change, splits=("train",)), "train", masks=masks)
 
 
 def test_a_split_is_indexed(data: Path) -> None:
@@ -115,6 +117,30 @@ def test_targets_follow_the_pixels(data: Path, scales: tuple[float, float]) -> N
             assert (inside - torch.tensor(COLOURS[(3, 90)[label - 1]])).abs().max() < 2
             labels_seen.add(int(label))
     assert labels_seen == {1, 2}
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.4, 0.6), (1.5, 2.5)])
+def test_boxes_follow_the_pixels_as_those_of_masks_do(data: Path, scales: tuple[float, float]) -> None:
+    """Without masks, the same draw gives the same picture and, to a pixel, the same boxes."""
+    with_masks, alone = (
+        TrainingImages(load_split(data, "train", masks=masks), 128, scales, seed=1) for masks in (True, False)
+    )
+    mirrored = set()
+    for draw in range(12):
+        (pixels, expected), (others, target) = with_masks[draw % 3, draw], alone[draw % 3, draw]
+        assert torch.equal(pixels, others) and set(target) == {"boxes", "labels"}
+        assert torch.equal(target["labels"], expected["labels"])
+        assert (target["boxes"] - expected["boxes"]).abs().amax() <= 1 if len(target["boxes"]) else True
+        mirrored.add(len(target["boxes"]) == 2 and bool(target["boxes"][0, 0] > target["boxes"][1, 0]))
+    assert mirrored == {True, False}, "the red object is the left one in the file"
+
+
+def test_boxes_of_less_than_a_pixel_are_dropped(tmp_path: Path) -> None:
+    split = load(tmp_path, _set(0, bbox=[5, 5, 3, 30], segmentation=[]), masks=False)
+    target = TrainingImages(split, 128, (0.25, 0.25))[0, 0][1]
+    assert target["labels"].tolist() == [2] and target["boxes"].shape == (1, 4)
+    boxes, labels = read_boxes(split, 10)
+    assert boxes[0].tolist() == [5, 5, 8, 35] and labels == [1, 2]
 
 
 def test_augmentation_depends_on_seed_and_draw_alone(data: Path) -> None:

@@ -16,8 +16,9 @@ pytest.importorskip("pycocotools", reason="scores are pycocotools'")
 
 from apt_dense import APTViT
 
-from torchvision_detection.data import CocoSplit, load_split, read_objects
-from torchvision_detection.evaluation import METRICS, TokenCounter, coco_scores, detections_of, evaluate, predict
+from shared.token_counts import TokenCounter
+from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_objects
+from torchvision_detection.evaluation import METRICS, coco_scores, detections_of, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
@@ -143,10 +144,24 @@ def test_the_model_is_left_in_its_mode(tmp_path: Path) -> None:
     assert model.training
 
 
-def test_predict_keeps_what_is_sure(tmp_path: Path) -> None:
-    found = predict(Oracle(load(tmp_path)), np.zeros((96, 128, 3), np.uint8), score_threshold=0.6)
-    assert found["boxes"].shape == (1, 4) and found["labels"].tolist() == [1]
-    assert found["masks"].shape == (1, 96, 128) and found["masks"].dtype == torch.bool and found["masks"].any()
+def test_boxes_alone_are_scored_where_masks_are_not_asked_for(tmp_path: Path) -> None:
+    def drop(content: dict) -> None:
+        for entry in content["annotations"]:
+            del entry["segmentation"]
+
+    split = load_split(write_coco(tmp_path, 3, drop, splits=("val",)), "val", every_class=False, masks=None)
+    assert not split.masks
+    boxes = {i: read_boxes(split, i) for i in split.image_ids}
+    entries = [
+        entry
+        for i, (corners, labels) in boxes.items()
+        for entry in detections_of(
+            {"boxes": torch.from_numpy(corners), "labels": torch.tensor(labels), "scores": torch.ones(len(labels))},
+            i, split.category_ids,
+        )
+    ]  # fmt: skip
+    assert not any("segmentation" in entry for entry in entries)
+    assert coco_scores(split.coco, entries, "bbox")["AP"] == pytest.approx(1)
 
 
 def test_tokens_are_counted() -> None:

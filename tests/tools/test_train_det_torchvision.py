@@ -20,12 +20,14 @@ pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read w
 
 import train_det_torchvision as tool
 
-from shared.vit_sizes import windowed_blocks
-from torchvision_detection import model, training
+from apt_dense.hosts.torchvision import run_model as model
+from apt_dense.hosts.torchvision.run_model import build_model
+from apt_dense.hosts.torchvision.run_settings import Settings
+from apt_dense.hosts.vit_sizes import windowed_blocks
+
+from torchvision_detection import training
 from torchvision_detection.data import load_split
-from torchvision_detection.model import build_model
 from torchvision_detection.optimizer import make_optimizer, rate_at
-from torchvision_detection.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
@@ -128,13 +130,51 @@ def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> N
     assert ("loss of iteration" in message and "lower --lr" in message) or "NaN or infinite" in message
 
 
+# ---- boxes without masks ---------------------------------------------------------------------------------------------
+
+
+def without_masks(content: dict) -> None:
+    for number, entry in enumerate(content["annotations"]):
+        entry.pop("segmentation") if number else entry.update(segmentation=[])
+
+
+def test_data_without_masks_are_learned_and_scored_for_boxes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, out = write_coco(tmp_path / "data", change=without_masks), tmp_path / "out"
+    with caplog.at_level("INFO"):
+        results = start(data, out, iterations=1)
+    assert "the val data have no masks: boxes alone" in caplog.text
+    assert set(results) == {"bbox", "tokens_kept"} and len(results["bbox"]) == 12
+    assert "loss_mask" not in logged(out)[0] and "loss_box_reg" in logged(out)[0]
+    assert tool.main([str(data), "--out", str(out), "--eval-only", "--workers", "0"]) == results
+    assert "trained for boxes alone" in failure(
+        write_coco(tmp_path / "masks"), "--out", out, "--eval-only", "--task", "masks"
+    )
+    assert "has no segmentation" in failure(data, "--out", tmp_path / "other", *TINY, "--task", "masks")
+    assert tool.main([str(data), "--out", str(out), "--resume", "--workers", "0", "--device", "cpu"]) == results
+
+
+def test_masks_may_be_left_out(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    assert set(start(data, tmp_path / "boxes", "--task", "boxes", iterations=1)) == {"bbox", "tokens_kept"}
+    assert "task: boxes against masks" in failure(data, "--out", tmp_path / "boxes", "--resume", "--task", "masks")
+    common = [str(data), "--out", str(tmp_path / "scored"), "--eval-only", "--task", "boxes", "--workers", "0"]
+    found = tool.main([*common, "--checkpoint", str(whole_run / "last.pth")])
+    assert found == {k: v for k, v in json.loads((whole_run / "results.json").read_text()).items() if k != "segm"}
+
+
+def test_some_objects_without_masks_are_named(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", change=lambda content: content["annotations"][1].pop("segmentation"))
+    message = failure(data, "--out", tmp_path / "out", *TINY)
+    assert "annotation 2 of image 10 has no segmentation" in message and "--task boxes" in message
+
+
 # ---- interruption ---------------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
 import torch, train_det_torchvision
 from support import coco_folder
-from torchvision_detection import model, training
+from apt_dense.hosts.torchvision import run_model as model
+from torchvision_detection import training
 torch.set_num_threads(1)
 model.PRESETS["tiny"] = coco_folder.TINY_PRESET
 step = training.Trainer.step

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from apt_dense import APTViT
+from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, ViTSize, windowed_blocks
 from apt_dense.weights.parameters import COARSE
 
 from benchmarks.measure import Variant
 from shared.token_counts import choose_patches
-from shared.vit_sizes import SIZES, WINDOW_SIZE, ViTSize, windowed_blocks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

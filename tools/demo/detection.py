@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from apt_dense.hosts.torchvision.load_trained_detector import load_trained_detector
+from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT
+from apt_dense.hosts.torchvision.run_settings import Settings
 
 from demo import TWINS
 from demo.detection_sheet import draw_sheet
 from demo.resumable_stages import Record, Stage, run_stage
 from shared.picture_layout import write_png
+from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split
-from torchvision_detection.evaluation import TokenCounter, evaluate
-from torchvision_detection.model import build_model, load_weights
-from torchvision_detection.settings import Settings
-from torchvision_detection.training import CHECKPOINT, LOG, Trainer, read_run, train
+from torchvision_detection.evaluation import evaluate
+from torchvision_detection.training import LOG, Trainer, train
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,6 @@ def _first(split: CocoSplit, count: int) -> CocoSplit:
 def make_sheet(folder: Path, scenes: Path, plan: DetectionPlan, done: Mapping[str, Record]) -> dict[str, Any]:
     """Draw detections.png: what each twin finds in some test scenes."""
     val = load_split(scenes, "val")
-    models = {twin: load_twin(done[twin].folder / CHECKPOINT, val.num_classes) for twin in TWINS}
+    models = {twin: load_trained_detector(done[twin].folder / CHECKPOINT) for twin in TWINS}
     write_png(folder / "detections.png", draw_sheet(val, [val.image_ids[number] for number in plan.shown], models))
     return {}
-
-
-def load_twin(path: Path, num_classes: int) -> torch.nn.Module:
-    """Load a trained twin, to be evaluated."""
-    checkpoint = read_run(path)
-    model = build_model(Settings(**checkpoint["settings"]), num_classes, pretrained=False)
-    load_weights(model, checkpoint["model"], path)
-    return model.eval()

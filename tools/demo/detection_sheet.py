@@ -8,12 +8,12 @@ import torch
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apt_dense.drawing import draw_patches
+from apt_dense.hosts.trained_models import TrainedDetector
 
 from shared.normalise import to_grey_levels
 from shared.picture_layout import Colour, describe_tokens, side_by_side, stack, text_bar
 from shared.token_counts import choose_patches
 from torchvision_detection.data import CocoSplit, read_image, read_objects
-from torchvision_detection.evaluation import predict
 
 TITLE = "scene and its objects | patches | found by the uniform model | found by the adaptive model"
 GAP = 8  # pixels between pictures
@@ -24,7 +24,7 @@ PALETTE: tuple[Colour, ...] = (
 )  # fmt: skip
 
 
-def draw_sheet(val: CocoSplit, image_ids: Sequence[int], models: Mapping[str, torch.nn.Module]) -> np.ndarray:
+def draw_sheet(val: CocoSplit, image_ids: Sequence[int], models: Mapping[str, TrainedDetector]) -> np.ndarray:
     """Draw images with their objects, their patches, and what each twin finds in them."""
     rows = [_row(val, image_id, models) for image_id in image_ids]
     width = rows[0].shape[1]
@@ -32,16 +32,16 @@ def draw_sheet(val: CocoSplit, image_ids: Sequence[int], models: Mapping[str, to
     return stack([text_bar(width, [(TITLE, None)]), *rows, legend], GAP)
 
 
-def _row(val: CocoSplit, image_id: int, models: Mapping[str, torch.nn.Module]) -> np.ndarray:
+def _row(val: CocoSplit, image_id: int, models: Mapping[str, TrainedDetector]) -> np.ndarray:
     """Put a picture with its objects, its patches and what each model finds side by side."""
     pixels = read_image(val, image_id)
     masks, labels = read_objects(val, image_id)
     truth = draw_objects(pixels, np.array(masks, bool), labels)
     found = []
     for model in models.values():
-        objects = predict(model, pixels, SURE)
-        found.append(draw_objects(pixels, objects["masks"].numpy(), objects["labels"].tolist()))
-    return side_by_side([truth, draw_detector_patches(models["adaptive"], pixels), *found], GAP)
+        objects = model.predict(pixels, SURE)
+        found.append(draw_objects(pixels, objects.masks, (objects.labels + 1).tolist()))
+    return side_by_side([truth, draw_detector_patches(models["adaptive"].model, pixels), *found], GAP)
 
 
 def draw_objects(pixels: np.ndarray, masks: np.ndarray, labels: Sequence[int]) -> np.ndarray:

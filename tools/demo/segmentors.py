@@ -1,9 +1,5 @@
 """Build, load and run MMSegmentation's models, one image at a time."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +11,8 @@ from torch import nn
 
 from apt_dense.weights.files import read_checkpoint, write_whole
 
+from shared.logs import quiet
 from shared.token_counts import Patches, choose_patches
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence MMEngine and its heads, which log and warn while they are built."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def build(config: Config) -> nn.Module:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT, load_backbone
+
 from evidence.comparison import SMALLER, Case, check_size
 from evidence.forms import Form, set_thresholds, with_thresholds
 from evidence.token_shares import resized, scores_of, smaller_grid, thresholds_for
-
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import is_photo, read_photo
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from apt_dense.hosts.mmseg.checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.training_config import load_config
+
 from evidence.comparison import SMALLER, Case, check_size
 from evidence.forms import Form, set_thresholds, with_thresholds
 from evidence.token_shares import mean_share, resized, scores_of, smaller_grid, thresholds_for
-
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import is_photo, read_photo
 

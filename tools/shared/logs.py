@@ -1,8 +1,13 @@
-"""Show what apt_dense logs, such as counts of a data set, before a host has set up its own log."""
+"""What of the log reaches the terminal: what apt_dense says, such as counts of a data set, and not what hosts say while
+they are imported and built."""
 
+import contextlib
+import io
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 
 
 class _Terminal(logging.Handler):
@@ -19,3 +24,11 @@ def show_log() -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what is printed and warned meanwhile: MMSegmentation says which of its parts are not installed."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

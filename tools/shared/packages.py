@@ -17,6 +17,7 @@ INSTALL = {
     "iopath": _DETECTRON2,
     "shapely": "pip install shapely",
     "pycocotools": "pip install pycocotools",
+    "supervision": "pip install supervision",
     "skimage": "pip install scikit-image",
     "cv2": "pip install opencv-python",
     "PIL": "pip install pillow",

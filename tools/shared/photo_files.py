@@ -1,5 +1,7 @@
-"""Find and decode the user's photographs."""
+"""Find and decode the user's photographs, and name what is made of them."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -40,3 +42,52 @@ def read_photo(path: Path) -> np.ndarray:
     if pixels is None:
         raise ValueError(f"{path} is not a readable photograph; remove it or save it again")
     return pixels
+
+
+def find_photos(inputs: Sequence[Path]) -> list[Path]:
+    """List the photos of all inputs, those of a folder by name, each once. Raises ValueError."""
+    photos: dict[Path, None] = {}
+    for path in inputs:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; give a photo or a folder of photos")
+        found = sorted(filter(is_photo, path.iterdir())) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
+        photos |= dict.fromkeys(found)
+    return list(photos)
+
+
+def name_outputs(photos: Sequence[Path]) -> list[Path]:
+    """Name what becomes of photos, without a suffix: "a" of "x/a.jpg"; "a.jpg" and "a.png" where only these differ;
+    "x/a" and "y/a" where the folders do.
+
+    Raises:
+        ValueError: if two photos have the same name in folders of the same name.
+    """
+    ways = [
+        [Path(photo.stem) for photo in photos],
+        [Path(photo.name) for photo in photos],
+        [Path(photo.resolve().parent.name, photo.stem) for photo in photos],
+        [Path(photo.resolve().parent.name, photo.name) for photo in photos],
+    ]
+    counts = [Counter(way) for way in ways]
+    names = []
+    for number in range(len(photos)):
+        name = next((way[number] for way, count in zip(ways, counts, strict=True) if count[way[number]] == 1), None)
+        if name is None:
+            twins = " and ".join(str(photos[i]) for i, other in enumerate(ways[-1]) if other == ways[-1][number])
+            raise ValueError(f"{twins} would both become {ways[-1][number]}; rename one of them or its folder")
+        names.append(name)
+    return names
+
+
+def check_outputs(photos: Sequence[Path], outputs: Sequence[Path], overwrite: bool = True) -> None:
+    """Raise ValueError if an output is one of the photos or, unless ``overwrite``, exists."""
+    inputs = {photo.resolve() for photo in photos}
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise ValueError(f"--out would overwrite the photo {path}; give another name or folder")
+    there = [path for path in outputs if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
+        raise ValueError(f"{there[0]}{more} exist; give another --out, or add --overwrite to replace them")

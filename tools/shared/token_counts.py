@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from apt_dense import PatchSelector
+from apt_dense import APTViT, PatchSelector
 from apt_dense.patches.partition import count_tokens
 
 
@@ -38,3 +38,29 @@ def choose_patches(selector: PatchSelector, images: Tensor) -> Patches:
 def count_patches(scale_map: Tensor, num_scales: int) -> Patches:
     """Count the patches of a scale map (B, h, w)."""
     return Patches(scale_map, count_tokens(scale_map, num_scales))
+
+
+class TokenCounter:
+    """Counts the tokens and the base grid's cells, padding included, of all forward passes of an :class:`APTViT`."""
+
+    def __init__(self, backbone: APTViT) -> None:
+        self._tokens = self._cells = 0
+        # The first block is called once per forward pass, with the layout as its argument.
+        backbone.blocks[0].register_forward_hook(self._count)
+
+    def _count(self, block: nn.Module, arguments: tuple, output: Tensor) -> None:
+        layout = arguments[1]
+        self._tokens += len(layout.image_N)
+        self._cells += layout.row_Bhw.numel()
+
+    def take_counts(self) -> tuple[int, int]:
+        """Return tokens and cells since the last call."""
+        counts = self._tokens, self._cells
+        self._tokens = self._cells = 0
+        return counts
+
+    def take(self) -> float:
+        """Return the tokens as a share of the cells since the last call, 1 without thresholds; NaN if there was no
+        forward pass."""
+        tokens, cells = self.take_counts()
+        return tokens / cells if cells else float("nan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,12 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchvision_detection.data import CocoSplit, read_image, read_objects
+from apt_dense.hosts.torchvision.load_trained_detector import to_tensor
 
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Convert (H, W, 3) uint8 to (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+from torchvision_detection.data import CocoSplit, read_boxes, read_image, read_objects
 
 
 def make_target(masks: Sequence[np.ndarray], labels: Sequence[int], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -35,6 +33,42 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return x1, y1, x2, y2 along the outer edges of a mask's pixels: pixel (0, 0) alone gives 0, 0, 1, 1."""
     left, top, width, height = cv2.boundingRect(mask)
     return left, top, left + width, top + height
+
+
+class Crop(NamedTuple):
+    """A resized picture's part that is trained on: width and height in pixels before cropping, the part's place and
+    size, and whether it is mirrored afterwards."""
+
+    resized: tuple[int, int]
+    left: int
+    top: int
+    width: int
+    height: int
+    mirror: bool
+
+    def of_pixels(self, pixels: np.ndarray, interpolation: int) -> np.ndarray:
+        """Resize and crop a picture or mask (H, W, ...)."""
+        resized = cv2.resize(pixels, self.resized, interpolation=interpolation)
+        part = resized[self.top : self.top + self.height, self.left : self.left + self.width]
+        return part[:, ::-1] if self.mirror else part
+
+    def of_boxes(self, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Resize boxes (n, 4) of a picture of that height and width, and clip them to this part of it."""
+        factors = np.divide(self.resized, size[::-1])
+        corners = boxes.reshape(-1, 2, 2) * factors - (self.left, self.top)
+        corners = np.clip(corners, 0, (self.width, self.height))
+        if self.mirror:
+            corners[..., 0] = self.width - corners[:, ::-1, 0]
+        return corners.reshape(-1, 4).astype(np.float32)
+
+
+def make_box_target(boxes: np.ndarray, labels: Sequence[int]) -> dict[str, Tensor]:
+    """Make torchvision's target of boxes (n, 4). Those of less than a pixel's width or height are dropped."""
+    visible = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 1
+    return {
+        "boxes": torch.from_numpy(boxes[visible]),
+        "labels": torch.tensor(labels, dtype=torch.int64)[torch.from_numpy(visible)],
+    }
 
 
 class TrainingImages(Dataset):
@@ -56,23 +90,23 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         number, draw = key
         image_id, rng = self.split.image_ids[number], np.random.default_rng((self.seed, 1, draw))
-        pixels, (masks, labels) = read_image(self.split, image_id), read_objects(self.split, image_id)
-        factor = rng.uniform(*self.scales) * self.size / max(pixels.shape[:2])
-        left, top, mirror = rng.random(), rng.random(), self.flip and rng.random() < 0.5
-        pixels = self._crop(_resize(pixels, factor, cv2.INTER_LINEAR), left, top, mirror)
-        masks = [self._crop(_resize(mask, factor, cv2.INTER_NEAREST_EXACT), left, top, mirror) for mask in masks]
-        return to_tensor(pixels), make_target(masks, labels, pixels.shape[:2])
+        pixels = read_image(self.split, image_id)
+        crop = self._draw_crop(pixels.shape[:2], rng)
+        image = to_tensor(crop.of_pixels(pixels, cv2.INTER_LINEAR))
+        if not self.split.masks:
+            boxes, labels = read_boxes(self.split, image_id)
+            return image, make_box_target(crop.of_boxes(boxes, pixels.shape[:2]), labels)
+        masks, labels = read_objects(self.split, image_id)
+        masks = [crop.of_pixels(mask, cv2.INTER_NEAREST_EXACT) for mask in masks]
+        return image, make_target(masks, labels, (crop.height, crop.width))
 
-    def _crop(self, pixels: np.ndarray, left: float, top: float, mirror: bool) -> np.ndarray:
-        """Crop to at most size x size pixels, at a place given as fractions of the room there is."""
-        y, x = (int(part * (max(0, n - self.size) + 1)) for part, n in zip((top, left), pixels.shape, strict=False))
-        part = pixels[y : y + self.size, x : x + self.size]
-        return part[:, ::-1] if mirror else part
-
-
-def _resize(pixels: np.ndarray, factor: float, interpolation: int) -> np.ndarray:
-    height, width = (max(1, round(n * factor)) for n in pixels.shape[:2])
-    return cv2.resize(pixels, (width, height), interpolation=interpolation)
+    def _draw_crop(self, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+        """Draw a scale, a part of at most ``self.size`` pixels a side, and whether to mirror it."""
+        factor = rng.uniform(*self.scales) * self.size / max(size)
+        height, width = (max(1, round(side * factor)) for side in size)
+        left, top = (int(rng.random() * (max(0, side - self.size) + 1)) for side in (width, height))
+        mirror = self.flip and rng.random() < 0.5
+        return Crop((width, height), left, top, min(width, self.size), min(height, self.size), mirror)
 
 
 class TrainingOrder:

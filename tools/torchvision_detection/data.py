@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ class CocoSplit(NamedTuple):
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]  # ascending; label i + 1 of the model is category_ids[i], label 0 the background
     names: tuple[str, ...]  # of these categories
+    masks: bool = True  # whether objects have masks that are learned and scored
 
     @property
     def num_classes(self) -> int:
@@ -34,16 +36,17 @@ class CocoSplit(NamedTuple):
         return list(zip(self.category_ids, self.names, strict=True))
 
 
-def load_split(root: str | Path, split: str, every_class: bool = True) -> CocoSplit:
+def load_split(root: str | Path, split: str, every_class: bool = True, masks: bool | None = True) -> CocoSplit:
     """Read the annotations of "train" or "val". Raises as ``apt_dense.hosts.coco.load_split``.
 
     Args:
         every_class: whether each class needs an object.
+        masks: whether each object needs a mask; False uses boxes alone, and None masks if any object has one.
     """
-    data = coco.load_split(root, split, every_class=every_class)
+    data = coco.load_split(root, split, masks, every_class=every_class)
     ids = tuple(image["id"] for image in data.content["images"])
     category_ids, names = zip(*data.categories, strict=True)
-    return CocoSplit(index(data.content), data.folder, ids, category_ids, names)
+    return CocoSplit(index(data.content), data.folder, ids, category_ids, names, data.has_masks)
 
 
 def index(content: dict) -> COCO:
@@ -75,6 +78,21 @@ def read_image(split: CocoSplit, image_id: int) -> np.ndarray:
 
 def read_objects(split: CocoSplit, image_id: int) -> tuple[list[np.ndarray], list[int]]:
     """Read masks, (H, W) uint8 of 0 and 1 each, and labels from 1, of all objects except crowds."""
-    found = [annotation for annotation in split.coco.imgToAnns.get(image_id, ()) if not annotation["iscrowd"]]
-    labels = [split.category_ids.index(annotation["category_id"]) + 1 for annotation in found]
-    return [split.coco.annToMask(annotation) for annotation in found], labels
+    found = _objects(split, image_id)
+    return [split.coco.annToMask(annotation) for annotation in found], _labels(split, found)
+
+
+def read_boxes(split: CocoSplit, image_id: int) -> tuple[np.ndarray, list[int]]:
+    """Read boxes, (n, 4) float32 as x1, y1, x2, y2 in pixels, and labels from 1, of all objects except crowds."""
+    found = _objects(split, image_id)
+    boxes = np.array([annotation["bbox"] for annotation in found], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # COCO's are x, y, width, height
+    return boxes, _labels(split, found)
+
+
+def _objects(split: CocoSplit, image_id: int) -> list[dict[str, Any]]:
+    return [annotation for annotation in split.coco.imgToAnns.get(image_id, ()) if not annotation["iscrowd"]]
+
+
+def _labels(split: CocoSplit, annotations: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [split.category_ids.index(annotation["category_id"]) + 1 for annotation in annotations]

@@ -1,4 +1,4 @@
-"""Score a torchvision detector with COCO's twelve numbers, for boxes and for masks; detect objects in one picture."""
+"""Score a torchvision detector with COCO's twelve numbers, for boxes and, where data have them, for masks."""
 
 from __future__ import annotations
 
@@ -14,34 +14,14 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apt_dense import APTViT
+from apt_dense.hosts.torchvision.load_trained_detector import MASK_THRESHOLD
+from apt_dense.hosts.torchvision.run_settings import TASKS
 
-from torchvision_detection.batches import EvaluationImages, make_loader, to_tensor
+from torchvision_detection.batches import EvaluationImages, make_loader
 from torchvision_detection.data import CocoSplit, index
 
 #: In COCOeval's order: precision (all, IoU .5, IoU .75, small, medium, large), recall (1, 10, 100 detections; sizes).
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-MASK_THRESHOLD = 0.5  # torchvision returns soft masks
-
-
-class TokenCounter:
-    """Tokens of an :class:`APTViT` as a share of the base grid's cells, padding included: 1 without thresholds."""
-
-    def __init__(self, backbone: APTViT) -> None:
-        self._tokens = self._cells = 0
-        # The first block is called once per forward pass, with the layout as its argument.
-        backbone.blocks[0].register_forward_hook(self._count)
-
-    def _count(self, block: nn.Module, arguments: tuple, output: Tensor) -> None:
-        layout = arguments[1]
-        self._tokens += len(layout.image_N)
-        self._cells += layout.row_Bhw.numel()
-
-    def take(self) -> float:
-        """Return the share since the last call; NaN if there was no forward pass."""
-        share = self._tokens / self._cells if self._cells else float("nan")
-        self._tokens = self._cells = 0
-        return share
 
 
 @torch.inference_mode()
@@ -52,8 +32,17 @@ def evaluate(
 
     Returns:
         {"bbox": {"AP": ..., ...}, "segm": {...}} with the numbers of ``METRICS`` in [0, 1], or -1 where there is no
-        annotation to find (no small objects, say), as COCOeval has it.
+        annotation to find (no small objects, say), as COCOeval has it. "segm" is there if the split has masks.
     """
+    detections = detect(model, split, amp=amp, workers=workers, progress=progress)
+    return {kind: coco_scores(split.coco, detections, kind) for kind in TASKS["masks" if split.masks else "boxes"]}
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool = True
+) -> list[dict]:
+    """Run a detector over a split; return COCO's result entries of all its images."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     detections: list[dict] = []
@@ -64,29 +53,31 @@ def evaluate(
         # Masks of a whole split would fill the memory; their run lengths do not.
         detections += detections_of(prediction, image_id, split.category_ids)
     model.train(training)
-    return {kind: coco_scores(split.coco, detections, kind) for kind in ("bbox", "segm")}
+    return detections
 
 
 def detections_of(prediction: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
-    """Convert torchvision's prediction for an image to COCO's result entries, with box and mask.
+    """Convert torchvision's prediction for an image to COCO's result entries, with box and, if there is one, mask.
 
     Args:
-        prediction: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,), masks (n, 1, H, W) in
-            [0, 1].
+        prediction: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,) and, from Mask R-CNN,
+            masks (n, 1, H, W) in [0, 1].
         category_ids: of the labels 1, 2, ...
     """
     corners = prediction["boxes"].float().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)  # COCO wants x, y, width, height
-    entries = []
-    for i, mask in enumerate(prediction["masks"][:, 0]):
-        pixels = np.asfortranarray((mask > MASK_THRESHOLD).cpu().numpy().astype(np.uint8))
-        entries.append({
+    entries = [
+        {
             "image_id": image_id,
-            "category_id": category_ids[int(prediction["labels"][i]) - 1],
-            "bbox": boxes[i].tolist(),
-            "segmentation": rle.encode(pixels),
-            "score": float(prediction["scores"][i]),
-        })  # fmt: skip
+            "category_id": category_ids[int(label) - 1],
+            "bbox": box.tolist(),
+            "score": float(score),
+        }
+        for box, label, score in zip(boxes, prediction["labels"], prediction["scores"], strict=True)
+    ]
+    for entry, mask in zip(entries, prediction.get("masks", ())):  # noqa: B905 (there may be none)
+        pixels = np.asfortranarray((mask[0] > MASK_THRESHOLD).cpu().numpy().astype(np.uint8))
+        entry["segmentation"] = rle.encode(pixels)
     return entries
 
 
@@ -107,24 +98,3 @@ def _results(truth: COCO, detections: Sequence[Mapping], kind: str) -> COCO:
     # With both a box and a mask, loadRes would sort masks into sizes by the area of their boxes.
     unused = "segmentation" if kind == "bbox" else "bbox"
     return truth.loadRes([{key: value for key, value in entry.items() if key != unused} for entry in detections])
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, pixels: np.ndarray, score_threshold: float = 0.5) -> dict[str, Tensor]:
-    """Detect objects in one picture; returned on the CPU, best first.
-
-    Args:
-        model: torchvision's Mask R-CNN.
-        pixels: (H, W, 3) uint8 RGB.
-        score_threshold: lowest score in [0, 1].
-
-    Returns:
-        boxes (n, 4) float as x1, y1, x2, y2 in pixels, labels (n,) from 1, scores (n,), masks (n, H, W) bool: ready
-        for ``torchvision.utils.draw_bounding_boxes`` and ``draw_segmentation_masks``.
-    """
-    training = model.training
-    (prediction,) = model.eval()([to_tensor(pixels).to(next(model.parameters()).device)])
-    model.train(training)
-    sure = prediction["scores"] >= score_threshold
-    found = {key: value[sure].cpu() for key, value in prediction.items()}
-    return found | {"masks": found["masks"][:, 0] > MASK_THRESHOLD}

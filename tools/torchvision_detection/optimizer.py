@@ -3,15 +3,14 @@
 from typing import Any
 
 import torch
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 
+from apt_dense.hosts.torchvision.run_checkpoint import BACKBONE
+from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.weights.parameters import decays, lr_scale
 
-from torchvision_detection.model import BACKBONE
-from torchvision_detection.settings import Settings
 
-
-def make_optimizer(model: MaskRCNN, settings: Settings) -> torch.optim.AdamW:
+def make_optimizer(model: FasterRCNN, settings: Settings) -> torch.optim.AdamW:
     """Build AdamW with layer-wise decay: heads have the full rate, each layer before them ``lr_decay`` of the next."""
     decay = settings.lr_decay or (0.7 if settings.pretrained else 1.0)
     depth = len(model.backbone.net.blocks)

@@ -25,18 +25,18 @@ from tqdm import tqdm
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
-from apt_dense.weights.files import naming_file, read_checkpoint, write_text_whole, write_whole
+from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT, load_weights, settings_of
+from apt_dense.hosts.torchvision.run_model import build_model
+from apt_dense.hosts.torchvision.run_settings import Settings
+from apt_dense.weights.files import naming_file, write_text_whole, write_whole
 
+from shared.token_counts import TokenCounter
 from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
 from torchvision_detection.data import CocoSplit
-from torchvision_detection.evaluation import TokenCounter, evaluate
-from torchvision_detection.model import build_model, load_weights
+from torchvision_detection.evaluation import evaluate
 from torchvision_detection.optimizer import make_optimizer, rate_at
-from torchvision_detection.settings import Settings
 
-CHECKPOINT = "last.pth"
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation
-_PARTS = ("model", "optimizer", "scheduler", "iteration", "settings", "categories")
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Trainer:
 
     def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Continue from a checkpoint's content (``read_run``). Raises ValueError if it belongs to another run."""
-        differences = Settings(**checkpoint["settings"]).differences(self.settings)
+        differences = settings_of(checkpoint, path).differences(self.settings)
         if differences:
             raise ValueError(
                 f"{path} belongs to another run ({'; '.join(differences)}); resume with its settings, or choose "
@@ -123,21 +123,6 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.iteration = checkpoint["iteration"]
-
-
-def read_run(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint that ``Trainer.save`` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none, or it is damaged or of another kind.
-    """
-    content = read_checkpoint(path)
-    missing = [part for part in _PARTS if part not in content] if isinstance(content, Mapping) else list(_PARTS)
-    if missing:
-        raise ValueError(
-            f"{path} is not a checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained"
-        )
-    return content
 
 
 def train(

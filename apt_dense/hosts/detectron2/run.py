@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointError, unwrapped
+from apt_dense.hosts.detectron2.class_names import write_classes
 from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.interrupts import Stopped, stop_requests
@@ -59,6 +60,8 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     cfg.optimizer.params.model = unwrapped(model)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, instantiate(cfg.optimizer))
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
+    if main:
+        write_classes(cfg, output_dir)
     resume = resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint"))
     checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None

@@ -1,9 +1,11 @@
-"""Settings of a detection run."""
+"""Settings of a detection run of tools/train_det_torchvision.py."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+#: What is learned and scored, and the kinds of COCO's scores.
+TASKS = {"boxes": ("bbox",), "masks": ("bbox", "segm")}
 _LEAST = {
     "size": 32, "channels": 4, "box_features": 1, "proposals": 1, "box_samples": 1, "batch_size": 1, "iterations": 1,
     "weight_decay": 0, "warmup": 0, "clip": 0, "seed": 0,
@@ -14,6 +16,7 @@ _LEAST = {
 class Settings:
     """Everything that the course of a training run depends on, apart from the data."""
 
+    task: str = "masks"  # one of TASKS: Mask R-CNN, or Faster R-CNN for data without masks
     model: str = "vit_base"  # one of PRESETS or a timm ViT's name
     pretrained: str | None = None  # a checkpoint file of a ViT, or "timm" for timm's weights
     thresholds: tuple[float, ...] = (5.5, 4.0)  # () for the uniform ViT
@@ -36,6 +39,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task={self.task!r} must be one of {', '.join(TASKS)}")
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")

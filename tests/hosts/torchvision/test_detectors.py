@@ -1,7 +1,8 @@
-"""hosts/torchvision.py: levels and anchors, pixels, padding that costs nothing, gradients, names of weights, errors."""
+"""torchvision's detectors: levels, anchors, pixels, padding that costs nothing, gradients, names of weights, errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from apt_dense import APTViT
-from apt_dense.hosts.torchvision import PyramidBackbone, mask_rcnn
+from apt_dense.hosts.torchvision import PyramidBackbone, faster_rcnn, mask_rcnn, retinanet
 from apt_dense.patches.scores import denormalise
 
 from support.coco_folder import one_thread  # noqa: F401 (an automatic fixture)
@@ -62,6 +63,13 @@ def test_levels_fit_their_anchors(patch_size: int, strides: tuple[int, ...]) -> 
 
 def test_level_names() -> None:
     assert PyramidBackbone(vit(), 8).levels == ("p2", "p3", "p4", "p5", "p6")
+    assert PyramidBackbone(vit(patch_size=8), 8).levels == ("p1", "p2", "p3", "p4", "p5")
+    model = retinanet(vit(), 3, 128, 128, channels=8)
+    levels = model.backbone(torch.rand(1, 3, 128, 128))
+    assert {name: tuple(level.shape[2:]) for name, level in levels.items()} == {
+        "p3": (16, 16), "p4": (8, 8), "p5": (4, 4), "p6": (2, 2), "p7": (1, 1),
+    }  # fmt: skip
+    assert [sizes[0] for sizes in model.anchor_generator.sizes] == [32, 64, 128, 256, 512]
 
 
 @pytest.mark.parametrize("size", [(33, 50), (96, 128)])
@@ -236,6 +244,36 @@ def test_a_timm_model_as_backbone() -> None:
     assert all(value.isfinite() for value in losses.values())
 
 
+# ---- boxes without masks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boxes", [[(10, 10, 60, 60), (30, 70, 60, 110)], []], ids=["objects", "no objects"])
+@pytest.mark.parametrize("build", [faster_rcnn, retinanet])
+def test_detectors_of_boxes_train_without_masks(build: Callable, boxes: list) -> None:
+    model = build(vit(**ADAPTIVE), 3, 128, 128, channels=16).train()
+    targets = [target(found, (128, 128)) for found in (boxes, [])]
+    for entry in targets:
+        del entry["masks"]
+    losses = model([torch.rand(3, 128, 128)] * 2, targets)
+    sum(losses.values()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    with torch.no_grad():
+        found = model.eval()([torch.rand(3, 50, 80)])[0]
+    assert set(found) == {"boxes", "labels", "scores"}
+
+
+def test_faster_rcnn_finds_the_boxes_of_a_mask_rcnn_with_its_weights() -> None:
+    with_masks = randomise(detector(box_score_thresh=0.0)).eval()
+    without = faster_rcnn(vit(**ADAPTIVE), 3, 128, 128, channels=16, box_features=32, box_score_thresh=0.0).eval()
+    state = {name: value for name, value in with_masks.state_dict().items() if ".mask_" not in name}
+    without.load_state_dict(state, strict=True)
+    image = noise(3, 100, 128).sigmoid()
+    with torch.no_grad():
+        (expected,), (found,) = with_masks([image]), without([image])
+    assert len(found["boxes"]) and all(torch.equal(found[name], expected[name]) for name in found)
+
+
 # ---- names of weights -----------------------------------------------------------------------------------------------
 
 
@@ -329,9 +367,12 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.parametrize("build", [mask_rcnn, faster_rcnn, retinanet])
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
-def test_bad_arguments_are_refused_by_name(name: str) -> None:
+def test_bad_arguments_are_refused_by_name(name: str, build: Callable) -> None:
+    if build is retinanet and name == "box_features":
+        return  # it has no box head
     for value in BAD_ARGUMENTS[name]:
         backbone = APTViT(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2)
         with pytest.raises((TypeError, ValueError), match=name):
-            mask_rcnn(**{"backbone": backbone, "num_classes": 3, name: value})
+            build(**{"backbone": backbone, "num_classes": 3, name: value})

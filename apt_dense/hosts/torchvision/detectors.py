@@ -1,28 +1,25 @@
-"""torchvision host: Mask R-CNN on an adaptive ViT, which needs nothing but packages from the index.
-
-    model = mask_rcnn(APTViT.from_timm("vit_base_patch16_224.mae", ..., drop_padding=True), num_classes=1 + 80)
+"""torchvision's detectors on an adaptive ViT: Mask R-CNN, Faster R-CNN and RetinaNet.
 
 The parts are those of ViTDet (arXiv 2203.16527): simple feature pyramid, two convolutions in the RPN, LayerNorm in all
 heads.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.layers import LayerNorm2d
-from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, runs_as_written
+from apt_dense.hosts.torchvision.pixel_transform import make_transform
+from apt_dense.hosts.torchvision.pyramid import OneStagePyramid, PyramidBackbone
 from apt_dense.option_checks import whole
 from apt_dense.vit import APTViT
 
@@ -30,54 +27,6 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_STRIDES = 8  # an anchor's side in strides of its level: 32 pixels at stride 4 to 512 at stride 64
 BOX_RESOLUTION = 7  # cells of a side that a box is pooled to
 MASK_RESOLUTION = 14
-
-
-class PyramidBackbone(SimpleFeaturePyramid):
-    """An :class:`APTViT` and its simple feature pyramid, as a backbone of torchvision's detectors.
-
-    Parameters are named ``net.*`` and ``simfp_2.*`` to ``simfp_5.*``, as in Detectron2's SimpleFeaturePyramid, so that
-    ``backbone.*`` weights of detectors can be moved between the two.
-
-    Args:
-        net: the ViT; its last output is used. ``patch_size`` must be a power of 2.
-        out_channels: channels of every level.
-    """
-
-    def __init__(self, net: APTViT, out_channels: int = 256) -> None:
-        super().__init__(net.embed_dim, out_channels, net.patch_size)
-        self.net = net
-        self.strides = tuple(self.strides)
-        self.levels = tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)  # p2 has stride 2**2
-
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Compute the levels of normalised images.
-
-        Args:
-            images: (B, 3, H, W), H and W multiples of twice the patch size.
-
-        Returns:
-            {"p2": (B, C, H/4, W/4), ..., "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the size of the last level
-            rounded up.
-        """
-        if runs_as_written(self.net):
-            outputs, layout = self.net.forward_tokens(images)
-            levels = self.from_tokens(outputs[-1], layout)
-        else:
-            levels = super().forward(self.net(images)[-1])
-        return OrderedDict(zip(self.levels, levels, strict=True))
-
-
-class OnlyPaddingIsZero(GeneralizedRCNNTransform):
-    """torchvision's normalise, resize and pad, where only padding is exactly 0.
-
-    Images here are floats, so pixels may have exactly the mean's colour and become 0. They are replaced by the smallest
-    step above 0, which is far less than a grey level, so that ``drop_padding`` finds the padding exactly.
-    """
-
-    def batch_images(self, images: Sequence[Tensor], size_divisible: int = 32) -> Tensor:
-        """Pad normalised images (3, H, W) of any sizes with 0 at the right and bottom: (B, 3, H, W)."""
-        marked = [torch.where(image == 0, torch.finfo(image.dtype).eps, image) for image in images]
-        return super().batch_images(marked, size_divisible)
 
 
 def mask_rcnn(
@@ -112,17 +61,71 @@ def mask_rcnn(
         TypeError, ValueError: for a backbone that does not fit, or an argument out of range.
     """
     _check(backbone, num_classes, options)
-    for name, width in (("channels", channels), ("box_features", box_features)):
-        whole(1)(name, width)
-    body = PyramidBackbone(backbone, channels)
-    transform = _transform(backbone, min_size, max_size, resize_in_training, options)
+    body = PyramidBackbone(backbone, whole(1)("channels", channels))
     parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes) | _mask_parts(body, num_classes)
-    for head, predictor in (("box_head", "box_predictor"), ("mask_head", "mask_predictor")):
-        if head in options and predictor not in options:
-            raise ValueError(f"{head} was given without {predictor}, which takes its output; give both")
+    _check_pairs(options)
+    transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
     model = MaskRCNN(body, **(parts | options))
     model.transform = transform
     return model
+
+
+def faster_rcnn(
+    backbone: APTViT,
+    num_classes: int,
+    min_size: int | Sequence[int] = 1024,
+    max_size: int = 1024,
+    *,
+    channels: int = 256,
+    box_features: int = 1024,
+    resize_in_training: bool = True,
+    **options: Any,
+) -> FasterRCNN:
+    """Build torchvision's Faster R-CNN, for boxes without masks: :func:`mask_rcnn` without its mask head.
+
+    Targets need "boxes" and "labels" only. All arguments and errors are those of :func:`mask_rcnn`, and the weights
+    that both have carry the same names; ``**options`` are those of ``torchvision.models.detection.FasterRCNN``.
+    """
+    _check(backbone, num_classes, options)
+    body = PyramidBackbone(backbone, whole(1)("channels", channels))
+    parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes)
+    _check_pairs(options)
+    transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
+    model = FasterRCNN(body, **(parts | options))
+    model.transform = transform
+    return model
+
+
+def retinanet(
+    backbone: APTViT,
+    num_classes: int,
+    min_size: int | Sequence[int] = 1024,
+    max_size: int = 1024,
+    *,
+    channels: int = 256,
+    resize_in_training: bool = True,
+    **options: Any,
+) -> RetinaNet:
+    """Build torchvision's RetinaNet, for boxes without masks in one stage, with LayerNorm in its heads.
+
+    Targets need "boxes" and "labels" only. Arguments and errors are those of :func:`mask_rcnn`; ``**options`` are those
+    of ``torchvision.models.detection.RetinaNet``. The levels are "p3" to "p7" (:class:`OneStagePyramid`).
+    """
+    _check(backbone, num_classes, options)
+    body = OneStagePyramid(backbone, whole(1)("channels", channels))
+    sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in body.strides)
+    anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
+    head = RetinaNetHead(body.out_channels, anchors.num_anchors_per_location()[0], num_classes, LayerNorm2d)
+    transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
+    model = RetinaNet(body, num_classes, **({"anchor_generator": anchors, "head": head} | options))
+    model.transform = transform
+    return model
+
+
+def _check_pairs(options: dict[str, Any]) -> None:
+    for head, predictor in (("box_head", "box_predictor"), ("mask_head", "mask_predictor")):
+        if head in options and predictor not in options:
+            raise ValueError(f"{head} was given without {predictor}, which takes its output; give both")
 
 
 def _check(backbone: APTViT, num_classes: int, options: dict[str, Any]) -> None:
@@ -149,23 +152,6 @@ def _check(backbone: APTViT, num_classes: int, options: dict[str, Any]) -> None:
         )
 
 
-def _transform(
-    backbone: APTViT, min_size: int | Sequence[int], max_size: int, resize_in_training: bool, options: dict[str, Any]
-) -> OnlyPaddingIsZero:
-    """Build the transform with the backbone's pixel format, and take its arguments out of ``options``."""
-    # torchvision's pixels are in [0, 1], the backbone's pixel format is in grey levels.
-    pixels = backbone.pixel_format
-    mean, std = ([level / 255 for level in levels] for levels in (pixels.mean, pixels.std))
-    divisor = options.pop("size_divisible", 2 * backbone.patch_size)
-    fixed_size = options.pop("fixed_size", None)
-    sizes = (min_size,) if isinstance(min_size, str) or not isinstance(min_size, Sequence) else tuple(min_size)
-    sizes = tuple(whole(1)("min_size", size) for size in sizes)
-    max_size = whole(1)("max_size", max_size)
-    if not sizes:
-        raise ValueError(f"min_size={min_size} and max_size={max_size} must be pixels, one size at least")
-    return OnlyPaddingIsZero(sizes, max_size, mean, std, divisor, fixed_size, _skip_resize=not resize_in_training)
-
-
 def _rpn_parts(body: PyramidBackbone) -> dict[str, nn.Module]:
     sizes = tuple((ANCHOR_STRIDES * stride,) for stride in body.strides)
     anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
@@ -174,7 +160,7 @@ def _rpn_parts(body: PyramidBackbone) -> dict[str, nn.Module]:
 
 
 def _box_parts(body: PyramidBackbone, features: int, num_classes: int) -> dict[str, nn.Module]:
-    channels = body.out_channels
+    channels, features = body.out_channels, whole(1)("box_features", features)
     shape = (channels, BOX_RESOLUTION, BOX_RESOLUTION)
     head = FastRCNNConvFCHead(shape, [channels] * 4, [features], norm_layer=LayerNorm2d)
     predictor = FastRCNNPredictor(features, num_classes)

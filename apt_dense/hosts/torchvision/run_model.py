@@ -1,4 +1,4 @@
-"""The detector that a run's settings describe, and its weights."""
+"""The detector that a run's settings describe."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 
 from apt_dense import APTViT
-from apt_dense.hosts.torchvision import mask_rcnn
+from apt_dense.hosts.torchvision.detectors import faster_rcnn, mask_rcnn
+from apt_dense.hosts.torchvision.run_settings import Settings
+from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.parameters import is_new
-from apt_dense.weights.tensor_checks import check_kinds
 from apt_dense.weights.timm_arguments import create_timm_model
-
-from shared.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
-from torchvision_detection.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BACKBONE = "backbone.net."  # prefix of the ViT's weights in the detector's state dict
 DROP_PATH = {"base": 0.1, "large": 0.4, "huge": 0.5}  # ViTDet's
 
 #: ViTDet's models, with smaller ones. Positions are shaped as in an ImageNet ViT's file.
@@ -32,8 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -> MaskRCNN:
-    """Build the detector on the CPU.
+def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -> FasterRCNN:
+    """Build the detector on the CPU: Mask R-CNN, or Faster R-CNN for the task "boxes".
 
     Args:
         num_classes: including the background.
@@ -42,7 +36,8 @@ def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -
     Raises:
         FileNotFoundError, ValueError: for an unknown model, and weights that are missing, damaged or do not fit.
     """
-    return mask_rcnn(
+    build = mask_rcnn if settings.task == "masks" else faster_rcnn
+    return build(
         _backbone(settings, settings.pretrained if pretrained else None),
         num_classes, settings.size, settings.size,
         channels=settings.channels,
@@ -97,23 +92,3 @@ def _load_pretrained(backbone: APTViT, path: Path) -> None:
     if missing or report.unexpected:
         raise ValueError(f"{path} does not fit the backbone: {report.summary()}. Choose --model as in the checkpoint")
     log.info("backbone weights from %s: %s", path, report.summary())
-
-
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load a whole detector. One trained with thresholds can be used without, and the other way round.
-
-    Raises:
-        ValueError: for weights that are missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    try:
-        check_kinds(state, own)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    shared = sorted(own.keys() & state.keys())
-    problems = [f"{name} is of another shape" for name in shared if own[name].shape != state[name].shape]
-    for word, names in (("missing", own.keys() - state.keys()), ("unknown", state.keys() - own.keys())):
-        problems += [f"{name} is {word}" for name in sorted(names) if not is_new(name.removeprefix(BACKBONE))]
-    if problems:
-        raise ValueError(f"{path} does not fit the model: {len(problems)} problems, such as {'; '.join(problems[:3])}")
-    model.load_state_dict(state, strict=False)

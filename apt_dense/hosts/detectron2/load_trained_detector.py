@@ -1,0 +1,148 @@
+"""Load what tools/train_det.py, or Detectron2's DefaultTrainer, wrote, ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from omegaconf import OmegaConf
+from torch import nn
+
+from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
+from apt_dense.hosts.detectron2.class_names import read_classes
+from apt_dense.hosts.detectron2.lazy_config import load_config
+from apt_dense.hosts.detectron2.run_config import build, find_all, read_run_config, resolved
+from apt_dense.hosts.detectron2.yacs import add_apt_config
+from apt_dense.hosts.trained_models import Detections, TrainedDetector
+from apt_dense.vit import APTViT
+
+CONFIG = "config.yaml"  # Detectron2's name of a run's config
+MARKER = "last_checkpoint"  # and of the note of its last checkpoint
+
+
+class Detectron2Detector(TrainedDetector):
+    """A detector of Detectron2, which sees photos resized as in its tests.
+
+    Args:
+        resize: for photos; None leaves them as they are.
+        input_format: "RGB" or "BGR".
+        **options: as for :class:`TrainedDetector`.
+    """
+
+    def __init__(self, resize: ResizeShortestEdge | None, input_format: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.resize, self.input_format = resize, input_format
+
+    def _detect(self, photo: np.ndarray) -> Detections:
+        pixels = photo if self.input_format == "RGB" else photo[..., ::-1]
+        if self.resize is not None:
+            pixels = self.resize.get_transform(pixels).apply_image(pixels)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+        height, width = photo.shape[:2]
+        found = self.model([{"image": image.to(self.device), "height": height, "width": width}])[0]["instances"]
+        boxes, scores, labels = (
+            part.cpu().numpy() for part in (found.pred_boxes.tensor.float(), found.scores.float(), found.pred_classes)
+        )
+        masks = found.pred_masks.cpu().numpy().astype(bool) if found.has("pred_masks") else None
+        return Detections(boxes, scores, labels, masks)
+
+
+def load_trained_detector(path: Path, config: str | None = None) -> Detectron2Detector:
+    """Load a checkpoint, or the last one of a run's folder, on the CPU.
+
+    The model is built from the config.yaml next to the checkpoint, of which nothing is run (``run_config``), or else
+    from ``config``, a lazy config that is run as Detectron2 runs it.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is damaged, does not fit its config, or its config asks
+            for other classes than those of Detectron2's models.
+    """
+    path = last_checkpoint(path) if path.is_dir() else path
+    if config is not None:
+        parts = _of_lazy_config(config)
+    else:
+        content = read_run_config(path.parent / CONFIG)
+        read = _of_run if "model" in content else _of_yacs
+        parts = read(content, path.parent / CONFIG)
+    model, names = parts.pop("model"), parts.pop("names")
+    APTCheckpointer(model, complete=True).load(str(path))
+    ids, class_names = zip(*read_classes(path.parent, names, _num_classes(model)), strict=True)
+    return Detectron2Detector(
+        **parts, model=model, backbone=_backbone(model, path), class_names=class_names, category_ids=ids
+    )
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Find the last checkpoint of a run in its folder, which may have been moved. Raises FileNotFoundError."""
+    marker = folder / MARKER
+    named = [folder / Path(marker.read_text(encoding="utf-8").strip()).name] if marker.is_file() else []
+    found = next((path for path in [*named, folder / "model_final.pth"] if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no {MARKER} and no model_final.pth; name the checkpoint")
+    return found
+
+
+def _of_run(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return model, input and data sets of a lazy config as a run dumped it."""
+    config = resolved(content, path)
+    return {"model": build(config["model"], path), **_input(config.get("dataloader"), config["model"])}
+
+
+def _of_lazy_config(config: str) -> dict[str, Any]:
+    cfg = load_config(config)
+    data = OmegaConf.to_container(cfg.get("dataloader") or OmegaConf.create({}), resolve=True)
+    return {"model": instantiate(cfg.model), **_input(data, cfg.model)}
+
+
+def _input(data: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how photos are resized and ordered, and the names of the data sets."""
+    test = (data or {}).get("test") or {}
+    edges = find_all((test.get("mapper") or {}).get("augmentations"), "ResizeShortestEdge")
+    sizes = [{key: edge[key] for key in ("short_edge_length", "max_size") if key in edge} for edge in edges]
+    data_sets = [part["names"] for part in find_all(data, "get_detection_dataset_dicts") if "names" in part]
+    return {
+        "resize": ResizeShortestEdge(**sizes[0]) if sizes else None,
+        "input_format": model.get("input_format") or "BGR",
+        "names": data_sets,
+    }
+
+
+def _of_yacs(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return model, input and data sets of a yacs config."""
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(dict(content)))
+        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
+        model = build_model(cfg)
+    except Exception as error:  # of yacs, and of whatever the config asks for
+        raise ValueError(f"{path}: its model cannot be built: {' '.join(str(error).split())}") from error
+    edges = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+    resize = ResizeShortestEdge(edges, cfg.INPUT.MAX_SIZE_TEST) if edges[0] else None
+    return {
+        "model": model,
+        "resize": resize,
+        "input_format": cfg.INPUT.FORMAT,
+        "names": [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN],
+    }
+
+
+def _backbone(model: nn.Module, path: Path) -> APTViT:
+    found = next((module for module in model.modules() if isinstance(module, APTViT)), None)
+    if found is None:
+        raise ValueError(f"{path}: the model has no APTViT inside")
+    return found
+
+
+def _num_classes(model: nn.Module) -> int:
+    """Return the number of classes of a detector of one or two stages."""
+    for part in (getattr(model, "roi_heads", None), model, getattr(model, "head", None)):
+        if isinstance(getattr(part, "num_classes", None), int):
+            return part.num_classes
+    raise ValueError(f"the number of classes of a {type(model).__name__} is not known")

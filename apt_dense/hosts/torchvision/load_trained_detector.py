@@ -1,0 +1,43 @@
+"""Load what tools/train_det_torchvision.py wrote, ready to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apt_dense.hosts.torchvision.run_checkpoint import load_weights, read_run, settings_of
+from apt_dense.hosts.torchvision.run_model import build_model
+from apt_dense.hosts.trained_models import Detections, TrainedDetector
+
+MASK_THRESHOLD = 0.5  # torchvision returns soft masks
+
+
+class TorchvisionDetector(TrainedDetector):
+    """torchvision's Mask R-CNN or Faster R-CNN."""
+
+    def _detect(self, photo: np.ndarray) -> Detections:
+        (found,) = self.model([to_tensor(photo).to(self.device)])
+        boxes, scores, labels = (found[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
+        masks = (found["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy() if "masks" in found else None
+        return Detections(boxes, scores, labels.astype(np.int64) - 1, masks)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Convert (H, W, 3) uint8 to (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+
+
+def load_trained_detector(path: Path) -> TorchvisionDetector:
+    """Load a checkpoint of the tool on the CPU. Nothing but the checkpoint is read, and pickled code is never run.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it is damaged, of another kind, or does not fit itself.
+    """
+    checkpoint = read_run(path)
+    category_ids, names = zip(*checkpoint["categories"], strict=True)
+    model = build_model(settings_of(checkpoint, path), len(names) + 1, pretrained=False)
+    load_weights(model, checkpoint["model"], path)
+    return TorchvisionDetector(model, model.backbone.net, names, category_ids)

@@ -1,0 +1,96 @@
+"""Runs of Detectron2, lazy and yacs, loaded again: the same detections as in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed (it is built from source, see its INSTALL page)")
+
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from torch import nn
+
+from apt_dense.hosts.detectron2 import add_apt_config
+from apt_dense.hosts.detectron2.load_trained_detector import load_trained_detector
+from apt_dense.hosts.trained_models import Detections
+
+from support.references import randomise
+from support.tiny_coco import ADAPTIVE, ROOT, TINY_YACS, one_thread, tiny_config  # noqa: F401 (an automatic fixture)
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+PHOTO[:, :30] = 90
+
+
+def write_lazy_run(folder: Path, *overrides: str) -> nn.Module:
+    """Write the folder of a run of random weights; return its model."""
+    cfg = tiny_config(ADAPTIVE, "model.roi_heads.num_classes=3", *overrides)
+    model = randomise(instantiate(cfg.model)).eval()
+    folder.mkdir()
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    torch.save({"model": model.state_dict(), "iteration": 7}, folder / "model_0000007.pth")
+    (folder / "last_checkpoint").write_text("model_0000007.pth")
+    return model
+
+
+def expect(found: Detections, instances: object) -> None:
+    assert len(found.boxes) == len(instances) > 0
+    order = torch.argsort(instances.scores, descending=True, stable=True)
+    assert np.array_equal(found.boxes, instances.pred_boxes.tensor[order])
+    assert np.array_equal(found.labels, instances.pred_classes[order])
+    assert np.array_equal(found.masks, instances.pred_masks[order])
+
+
+def test_a_photo_gets_the_detections_of_a_test(tmp_path: Path) -> None:
+    model = write_lazy_run(tmp_path / "run", "model.roi_heads.box_predictor.test_score_thresh=0.0")
+    resize = ResizeShortestEdge(128, 128).get_transform(PHOTO)
+    image = torch.from_numpy(resize.apply_image(PHOTO).transpose(2, 0, 1).copy()).float()
+    with torch.no_grad():
+        expected = model([{"image": image, "height": 60, "width": 80}])[0]["instances"]
+    for path in (tmp_path / "run", tmp_path / "run" / "model_0000007.pth"):
+        trained = load_trained_detector(path)
+        expect(trained.predict(PHOTO, 0), expected)
+        assert trained.class_names == ("class 0", "class 1", "class 2") and trained.category_ids == (1, 2, 3)
+        assert trained.backbone is trained.model.backbone.net and not trained.model.training
+
+
+def test_a_lazy_config_that_is_named_is_used(tmp_path: Path) -> None:
+    write_lazy_run(tmp_path / "run")
+    expected = load_trained_detector(tmp_path / "run").predict(PHOTO, 0)
+    (tmp_path / "run" / "config.yaml").rename(tmp_path / "own.yaml")
+    with pytest.raises(FileNotFoundError, match="config.yaml does not exist"):
+        load_trained_detector(tmp_path / "run")
+    found = load_trained_detector(tmp_path / "run", str(tmp_path / "own.yaml")).predict(PHOTO, 0)
+    assert np.array_equal(found.boxes, expected.boxes)
+
+
+def test_runs_of_default_trainer(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "detectron2" / "mask_rcnn_apt_vitdet_b.yaml"))
+    cfg.merge_from_list([*TINY_YACS, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "INPUT.MIN_SIZE_TEST", 100])
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    torch.save({"model": randomise(build_model(cfg)).state_dict()}, cfg.MODEL.WEIGHTS)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    expected = DefaultPredictor(cfg)(PHOTO[..., ::-1].copy())["instances"]
+    trained = load_trained_detector(tmp_path)
+    expect(trained.predict(PHOTO, 0), expected)
+    (tmp_path / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: os.mkdir}\n")
+    with pytest.raises(ValueError, match="its model cannot be built.*os.mkdir"):
+        load_trained_detector(tmp_path)
+
+
+def test_what_does_not_fit(tmp_path: Path) -> None:
+    write_lazy_run(tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("depth: 2", "depth: 3"))
+    with pytest.raises(ValueError, match="does not fit"):
+        load_trained_detector(tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").write_text("../other/model.pth")
+    with pytest.raises(FileNotFoundError, match="no model_final.pth"):
+        load_trained_detector(tmp_path / "run")

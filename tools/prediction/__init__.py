@@ -1,0 +1,1 @@
+"""What becomes of the predictions of a trained model: the library of predict."""
