@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +25,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unformatted_configs() -> Iterator[None]:
+    """MMEngine formats the whole config as Python code for every checkpoint, which takes longer than tiny trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("yapf") and importlib.util.find_spec("mmengine"):
+            patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
+        yield
 
 
 @pytest.fixture(autouse=True)
