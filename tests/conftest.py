@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,6 +40,15 @@ def _no_tuned_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """What a developer measured on their machine (tools/tune_kernels.py) decides nothing in the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unformatted_configs() -> Iterator[None]:
+    """MMEngine formats the whole config as Python code for every checkpoint, which takes longer than tiny trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("yapf") and importlib.util.find_spec("mmengine"):
+            patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
         yield
 
 

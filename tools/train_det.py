@@ -24,10 +24,11 @@ with needed_packages("train_det"):
     from detectron2.engine import default_argument_parser, default_setup, launch
     from detectron2.utils import comm
     from omegaconf import DictConfig
+    from torch.multiprocessing import ProcessExitedException
 
     from apt_dense.hosts.detectron2 import run
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
-    from apt_dense.hosts.interrupts import Stopped
+    from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
 
 
@@ -72,12 +73,21 @@ def main_worker(args: argparse.Namespace) -> None:
     except (run.CheckpointError, OSError) as error:
         sys.exit(f"train_det: {' '.join(str(error).split())}")
     except Stopped as stopped:
+        run.logger.info("stopped after iteration %d", stopped.args[0])  # torch drops what a started process raises
         raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    launch(main_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    several = args.num_gpus * args.num_machines > 1
+    with passing_signals_on() if several else contextlib.nullcontext(lambda: False) as stopped:
+        try:
+            launch(main_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+        except ProcessExitedException:
+            if not stopped():
+                raise
+    if stopped():
+        raise KeyboardInterrupt("stopped; add --resume to continue")
 
 
 if __name__ == "__main__":

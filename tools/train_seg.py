@@ -74,16 +74,14 @@ def prepare(args: argparse.Namespace) -> Config:
 
 
 def train(cfg: Config) -> None:
-    """Train. A first SIGINT or SIGTERM ends a run of one process after its current iteration, with a checkpoint.
+    """Train. A first SIGINT or SIGTERM to any of its processes ends a run after its current iteration, with a
+    checkpoint.
 
     Raises:
         Stopped: on such a signal.
         CheckpointError: for weights that cannot be read, or do not fit the model.
         OSError: if a file cannot be read or written.
     """
-    if cfg.launcher != "none":  # all processes would have to stop at the same iteration
-        Runner.from_cfg(cfg).train()
-        return
     with stop_requests() as asked:
         runner = Runner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
@@ -95,6 +93,11 @@ def is_main_process() -> bool:
     return not any(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
 
 
+def end_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     show_log()
@@ -103,16 +106,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_seg: {error}")
-    alone = lock_folder(cfg.work_dir) if args.launcher == "none" or is_main_process() else contextlib.nullcontext()
+    alone_or_first = args.launcher == "none" or is_main_process()
     try:
-        with alone:
+        with lock_folder(cfg.work_dir) if alone_or_first else contextlib.nullcontext():
             train(cfg)
     except (CheckpointError, OSError) as error:
         sys.exit(f"train_seg: {' '.join(str(error).split())}")
     except Stopped as stopped:
+        end_processes()
+        if not alone_or_first:
+            sys.exit(shared.interrupts.CODE)  # one of them says it
         raise KeyboardInterrupt(f"stopped after iteration {stopped.args[0]}; add --resume to continue") from None
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,20 @@
-"""Runs that end on a signal after their current iteration instead of in the middle of it."""
+"""Runs that end on a signal after their current iteration instead of in the middle of it, in all their processes."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = signal.SIGINT, signal.SIGTERM
+#: Seconds in which a signal that comes again is the same one: launchers pass on what a terminal has sent to all.
+ECHO = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -16,25 +25,72 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM came; a second one acts at once.
+    """Yield a function that says whether SIGINT or SIGTERM came; a second one, after a second, acts at once.
 
     Data workers forked meanwhile leave Ctrl-C, which reaches all processes of a terminal, to the main process.
     """
-    asked, before, main = threading.Event(), {}, os.getpid()
+    asked_at, before, main = [], {}, os.getpid()
 
     def note(number: int, frame: object) -> None:
         if os.getpid() != main:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        asked.set()
-        signal.signal(number, before[number])
-        log.warning("stopping after this iteration; repeat to stop at once")
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            if _rank() == 0:
+                log.warning("stopping after this iteration; repeat to stop at once")
+        elif time.monotonic() > asked_at[0] + ECHO:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     try:
         if threading.current_thread() is threading.main_thread():  # other threads cannot handle signals
-            before.update({number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)})
-        yield asked.is_set
+            before.update({number: signal.signal(number, note) for number in SIGNALS})
+        yield lambda: bool(asked_at)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def agreement(asked: Callable[[], bool]) -> Callable[[], bool]:
+    """Make the processes of a run agree: a signal may reach one of them, or several during different iterations.
+
+    All processes must call this, and then the function that it returns equally often; each call waits for the others.
+    It returns the same in all of them: whether ``asked`` returned True in any. In a run of one process, that is
+    ``asked`` itself.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return asked
+    group = dist.new_group(backend="gloo")  # on the CPU: a flag on the GPU would wait for its computations
+
+    def asked_anywhere() -> bool:
+        flag = torch.tensor(int(asked()))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)
+        return bool(flag)
+
+    return asked_anywhere
+
+
+@contextmanager
+def passing_signals_on() -> Iterator[Callable[[], bool]]:
+    """Pass SIGINT and SIGTERM on to the processes that this one has started and waits for, instead of ending before
+    they do. Yields a function that says whether there was one."""
+    before, passed = {}, []
+
+    def pass_on(number: int, frame: object) -> None:
+        passed.append(number)
+        for process in multiprocessing.active_children():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, number)
+
+    try:
+        before.update({number: signal.signal(number, pass_on) for number in SIGNALS})
+        yield lambda: bool(passed)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apt_dense.weights.files import remove_partial_files
+
 NAME = "run.lock"
 
 
@@ -13,7 +15,8 @@ NAME = "run.lock"
 def lock_folder(folder: str | Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if needed, by a file that says which process is in it.
 
-    The lock of a process that has ended, however it ended, is taken over.
+    The lock of a process that has ended, however it ended, is taken over, and files that it had half written are
+    removed.
 
     Raises:
         FileExistsError: if another run uses the folder.
@@ -55,6 +58,7 @@ def _remove_stale(path: Path) -> None:
         path.rename(stale)
     except FileNotFoundError:
         return
+    remove_partial_files(path.parent, int(pid))
     stale.unlink()
 
 

@@ -87,13 +87,23 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist; remove the link first")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}{_partial_suffix(os.getpid())}")
     try:
         with naming_file(path):
             yield partial
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_suffix(pid: int) -> str:
+    return f".{pid}.partial"
+
+
+def remove_partial_files(folder: str | Path, pid: int) -> None:
+    """Remove what a process that was killed inside :func:`write_whole` left in a folder."""
+    for path in Path(folder).glob(f"*{_partial_suffix(pid)}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -50,6 +50,18 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
         assert f" {os.getpid()}" in (tmp_path / NAME).read_text()
 
 
+def test_what_a_killed_run_has_half_written_goes_with_its_lock(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    names = {f"iter_2.pth.{process.pid}.partial", f"last_checkpoint.{process.pid}.partial"}
+    others = {f"iter_2.pth.{os.getpid()}.partial", f"iter_2.pth.1{process.pid}.partial", "iter_1.pth", "x.partial"}
+    for name in names | others:
+        (tmp_path / name).touch()
+    process.kill()
+    process.wait()
+    with lock_folder(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {NAME, *others}
+
+
 @pytest.mark.parametrize("content", ["", "damaged", "{host} 999999999 5", "{host} {pid} 5", "{host} x y"])
 def test_stale_and_damaged_locks_are_taken_over(content: str, tmp_path: Path) -> None:
     """Also where another process has the number now."""

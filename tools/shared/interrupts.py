@@ -5,6 +5,7 @@ Tools import this module before all others. Until :func:`run`, nothing has been 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -23,11 +24,12 @@ def _script() -> Path | None:
 
 def _end(number: int, frame: object) -> None:
     """End at once: libraries that are half imported may swallow an exception, or print one of their own."""
-    os.write(2, f"{_script().stem}: stopped\n".encode())
+    if _script() is not None:
+        os.write(2, f"{_script().stem}: stopped\n".encode())
     os._exit(CODE)
 
 
-if _script() is not None:
+if _script() is not None or multiprocessing.parent_process() is not None:  # a process that a tool has spawned
     signal.signal(signal.SIGINT, _end)
 
 

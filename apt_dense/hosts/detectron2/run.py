@@ -1,7 +1,6 @@
 """Train and evaluate Detectron2's lazy configs as its own tool does, also on machines without a GPU, and resume
 interrupted runs so that their loss curves do not change."""
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer, CheckpointEr
 from apt_dense.hosts.detectron2.class_names import write_classes
 from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
 from apt_dense.hosts.detectron2.resumable_loader import resumable
-from apt_dense.hosts.interrupts import Stopped, stop_requests
+from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.resumable_randomness import seed_all
 
 #: Everything that a tool needs for a run.
@@ -45,14 +44,14 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
     depth all follow from ``train.seed`` and the iteration. Lines of metrics.json after that checkpoint are written
     again.
 
-    A first SIGINT or SIGTERM ends a run of one process after its current iteration, with a checkpoint.
+    A first SIGINT or SIGTERM to any of its processes ends a run after its current iteration, with a checkpoint.
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
         Stopped: on such a signal.
     """
-    with stop_requests() if comm.get_world_size() == 1 else contextlib.nullcontext(lambda: False) as asked:
-        _train(cfg, resume, asked)
+    with stop_requests() as asked:
+        _train(cfg, resume, agreement(asked))
 
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
@@ -123,17 +122,21 @@ class SeedIterations(HookBase):
 
 
 class StopHook(HookBase):
-    """End a run after its current iteration, with a checkpoint, once ``asked`` returns True."""
+    """End a run after its current iteration, with a checkpoint, once ``asked``, whose processes agree, returns True."""
 
     def __init__(self, checkpointer: APTCheckpointer, asked: Callable[[], bool]) -> None:
         self.checkpointer, self.asked = checkpointer, asked
 
     def after_step(self) -> None:
-        """Save, and raise Stopped."""
-        if self.asked():
-            iteration = self.trainer.iter
-            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise Stopped(iteration + 1)
+        """Save, unless this iteration's checkpoint was due anyway, and raise Stopped."""
+        if not self.asked():
+            return
+        iteration = self.trainer.iter
+        name = f"model_{iteration:07d}"
+        if Path(self.checkpointer.get_checkpoint_file()).name != f"{name}.pth":
+            self.checkpointer.save(name, iteration=iteration)
+        self.asked()  # waits until the main process has written it
+        raise Stopped(iteration + 1)
 
 
 def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:

@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from apt_dense.hosts.interrupts import Stopped
+from apt_dense.hosts.interrupts import Stopped, agreement
 from apt_dense.hosts.mmseg.checkpoints import check_any_fits, check_weights
 from apt_dense.weights.files import write_text_whole
 
@@ -96,7 +96,7 @@ class APTCheckpointHook(CheckpointHook):
 
 
 class StopHook(Hook):
-    """End a run after its current iteration, with a checkpoint, once ``asked`` returns True.
+    """End a run after its current iteration, with a checkpoint, once ``asked`` returns True in any process.
 
     Raises:
         Stopped: from ``after_train_iter``.
@@ -107,6 +107,10 @@ class StopHook(Hook):
     def __init__(self, asked: Callable[[], bool]) -> None:
         self.asked = asked
 
+    def before_train(self, runner: Runner) -> None:
+        """Get the processes of a run to agree; the Runner has started them by now."""
+        self.asked = agreement(self.asked)
+
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save where the checkpoint hook has not, and stop."""
         if not self.asked():
@@ -116,6 +120,7 @@ class StopHook(Hook):
                 kept = list(getattr(hook, "keep_ckpt_ids", ()))
                 if not kept or kept[-1] != runner.iter + 1:
                     hook._save_checkpoint(runner)
+        self.asked()  # waits until the main process has written it: launchers kill what outlives another process
         raise Stopped(runner.iter + 1)
 
 
