@@ -11,14 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from shared.logs import show_log
 from shared.packages import needed_packages
 
 with needed_packages("eval_seg"):
     import torch.distributed as dist
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.runner import Runner
 
     from apt_dense.hosts.mmseg.checkpoints import check_weights, load_from_safe, local_address
@@ -28,35 +27,23 @@ with needed_packages("eval_seg"):
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
     from apt_dense.weights.files import CheckpointError
 
+    from shared.mmseg_options import add_options, use_work_dir
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
+    add_options(parser, "logs and metrics")
     parser.add_argument("checkpoint", help="checkpoint of the whole model: a file, or an address")
-    parser.add_argument("--work-dir", help="folder of logs and metrics")
-    parser.add_argument("--data-root", help="folder of the data set")
     parser.add_argument("--out", help="folder for the predicted masks, PNG files named as the images")
     parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
-    parser.add_argument(
-        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
-    )
     parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help='override the config: a.b=1, lists as a="[1,2]"',
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> Config:
     """Make the final config, and check the test data before a model is built."""
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root)
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    use_work_dir(cfg, args)
     cfg.load_from, cfg.resume = local_address(args.checkpoint), False
     complete_test(cfg)
     fill_in_config(cfg, cfg.load_from)

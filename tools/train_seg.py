@@ -13,14 +13,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from shared.logs import show_log
 from shared.packages import needed_packages
 
 with needed_packages("train_seg"):
     import torch.distributed as dist
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.runner import Runner
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
@@ -33,34 +32,22 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError
 
+    from shared.mmseg_options import add_options, use_work_dir
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder of checkpoints and logs")
-    parser.add_argument("--data-root", help="folder of the data set, for all splits")
+    add_options(parser, "checkpoints and logs")
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
-    parser.add_argument(
-        "--allow-empty-classes", action="store_true", help="accept data of which some classes have no pixel"
-    )
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help='override the config: a.b=1, lists as a="[1,2]"',
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> Config:
     """Make the final config, and check it and its files before a model is built."""
     cfg = load_config(args.config, args.cfg_options, data_root=args.data_root, max_iters=args.max_iters)
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    use_work_dir(cfg, args)
     cfg.resume = args.resume or cfg.get("resume", False)
     complete_training(cfg)
     fill_in_config(cfg)
