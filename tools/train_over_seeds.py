@@ -25,13 +25,13 @@ from shared.packages import needed_packages
 
 with needed_packages("train_over_seeds"):
     import torch
-    from evidence.kept_rows import KeptRows, markdown, write_csv
-    from evidence.training_queue import Run, TrainingFailed, parse_setting, result_of, summary
     from tqdm import tqdm
 
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.weights.files import write_text_whole
 
+    from evidence.kept_rows import KeptRows, markdown, write_csv
+    from evidence.training_queue import Run, TrainingFailed, parse_setting, result_of, summary
     from shared.environment import environment
 
 COLUMNS = {

@@ -15,12 +15,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from evidence import comparison, curves, features, token_shares
-from evidence.forms import Form, check_names, parse_form
-from evidence.kept_rows import KeptRows, markdown, write_csv
 
 from apt_dense import APTViT, PatchSelector
 
+from evidence import comparison, curves, features, token_shares
+from evidence.forms import Form, check_names, parse_form
+from evidence.kept_rows import KeptRows, markdown, write_csv
 from support.references import noise, normalise, randomise
 from support.threads import one_thread  # noqa: F401
 

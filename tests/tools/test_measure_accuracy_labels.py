@@ -18,11 +18,12 @@ pytest.importorskip("mmseg", reason="segmentors need the packages of the extra '
 
 import eval_seg
 import measure_accuracy as tool
-from evidence import segmentation
-from evidence.forms import Form
 from mmengine.registry import MODELS, init_default_scope
 
 from apt_dense.hosts.mmseg.training_config import load_config
+
+from evidence import segmentation
+from evidence.forms import Form
 
 CONFIG = ROOT / "configs" / "mmseg" / "linear_uniform_dinov2-s14_2k_camvid-364x476.py"
 HEIGHT, WIDTH = 56, 84

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import prepare_camvid as tool
 import pytest
-from evidence import camvid
 from PIL import Image
 
+from evidence import camvid
 from support.tiny_camvid import write_camvid
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import train_over_seeds as tool
+
 from evidence import training_queue
 from evidence.training_queue import Setting, parse_setting, read_results, summary
-
 from support.tiny_ade import CONFIGS, ROOT, shrink_options, write_ade
 
 #: A training that takes no time: it notes its arguments, and logs a score that follows from the seed and the options.

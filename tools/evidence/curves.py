@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from apt_dense.weights.files import write_whole
+
 from evidence.comparison import SMALLER, UNIFORM
 
 

@@ -9,7 +9,6 @@ from support.tiny_camvid import write_camvid
 
 pytest.importorskip("mmseg", reason="the MMSeg configs need the packages of the extra 'mmseg'")
 
-from evidence.camvid import CLASSES, prepare_camvid
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -17,6 +16,8 @@ from mmseg.registry import DATASETS
 
 from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.weights.parameters import decays
+
+from evidence.camvid import CLASSES, prepare_camvid
 
 CONFIGS = sorted((ROOT / "configs" / "mmseg").glob("*_camvid-*.py"))
 TINY = {
