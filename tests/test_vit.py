@@ -572,3 +572,30 @@ def test_images_of_any_content_share_the_shapes_of_products(monkeypatch: pytest.
     assert len(tokens) > 40 and wholes < 25
     # Three of linear layers and four of attention; linear layers of coarse patches besides.
     assert len(shapes) <= 7 * wholes + 40
+
+
+# ---- forms that differ from the paper's
+
+FORM = {"proportional_attention": 0.5, "embed_parts": 0.25}
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": True}, WINDOWED, {"token_budget": 0.8}], ids=str)
+def test_forms_change_nothing_where_nothing_is_merged(options: dict[str, Any]) -> None:
+    """Not for thresholds=(), and not for images without a flat patch; where there are some they do."""
+    budget = "token_budget" in options
+    for image, is_merged in ((noisy(30, 37), budget), (half_flat(30, 37), True)):
+        plain, other = (small(**options, **form)(image)[0] for form in ({}, FORM))
+        assert torch.allclose(plain, other, atol=1e-5) != is_merged
+    uniform = {**options, "thresholds": (), "token_budget": None}
+    assert torch.equal(small(**uniform)(half_flat())[0], small(**uniform, **FORM)(half_flat())[0])
+
+
+@pytest.mark.parametrize("options", [{}, WINDOWED, {"token_budget": 0.8}], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "mask", "rows"])
+def test_forms_train_and_leave_batch_mates_alone(options: dict[str, Any], backend: str) -> None:
+    model = small(**options, **FORM, attention_backend=backend)
+    together = model(mixed_batch())[0]
+    alone = torch.cat([model(image[None])[0] for image in mixed_batch()])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    together.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -40,6 +40,7 @@ with needed_packages("calibrate"):
     from visualize import selector_of
 
     from apt_dense import PatchSelector
+    from apt_dense.hosts.vit_sizes import SIZES
     from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
@@ -49,7 +50,6 @@ with needed_packages("calibrate"):
     from calibration.latency import find_share
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from shared.photo_files import PHOTO_SUFFIXES, is_photo
-    from shared.vit_sizes import SIZES
 
 NAMED = 10  # unreadable photos that are named
 

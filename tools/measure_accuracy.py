@@ -72,6 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument(
             "--times", action="store_true", help="show milliseconds of a forward pass; for quiet machines"
         )
+        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         each.add_argument("--limit", type=int, metavar="N", help="images at most, evenly spread")
         each.add_argument("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
@@ -117,7 +118,7 @@ def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     @cache
     def model(index: int) -> torch.nn.Module:
         form = args.forms[index]
-        return load_model(args.model, args.weights, args.block, form, ratios_of(form, args))
+        return load_model(args.model, args.weights, args.block, form, ratios_of(form, args)).to(args.device)
 
     @cache
     def reference(size: tuple[int, int]) -> Any:
@@ -154,7 +155,7 @@ def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     @cache
     def model(index: int) -> torch.nn.Module:
         form = args.forms[index]
-        return load_segmentor(args.config, args.checkpoint, form, ratios_of(form, args))
+        return load_segmentor(args.config, args.checkpoint, form, ratios_of(form, args)).to(args.device)
 
     def make(case: Case) -> dict[str, Any]:
         index = args.forms.index(case.form) if case.form else 0
@@ -183,7 +184,9 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) 
     forms = "; ".join(form.text for form in args.forms)
     columns = {name: text for name, text in COLUMNS.items() if name != "ms" or args.times}
     text = f"    {command}\n\n{markdown(found, columns)}\n\nForms: {forms}. Scaled thresholds: {args.thresholds}. "
-    text += f"{date.today().isoformat()}, {environment(torch.device('cpu'))}. Nothing in it is drawn at random.\n\n"
+    text += (
+        f"{date.today().isoformat()}, {environment(torch.device(args.device))}. Nothing in it is drawn at random.\n\n"
+    )
     text += "".join(f"- {line}.\n" for line in crossings(found, measure))
     write_text_whole(args.out / "table.md", text)
     return text

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT, PatchSelector
+from apt_dense.hosts.vit_sizes import SIZES
 from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
 
 from calibration.curves import Sizes
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
-from shared.vit_sizes import SIZES
 
 SAMPLE = 8  # photos that are timed
 _ROUNDS = 3

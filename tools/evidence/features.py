@@ -3,7 +3,6 @@
 The measure is the mean cosine over cells and photos. Nothing is trained and there is hardly any noise.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ from apt_dense import APTViT, load_backbone
 
 from evidence.comparison import SMALLER, Case, check_size
 from evidence.forms import Form, set_thresholds, with_thresholds
-from evidence.token_shares import resized, scores_of, smaller_grid, thresholds_for
-from shared.normalise import normalise, to_grey_levels
+from evidence.token_shares import model_input, resized, scores_of, smaller_grid, thresholds_for, timed
+from shared.normalise import to_grey_levels
 from shared.photo_files import is_photo, read_photo
 
 
@@ -81,7 +80,7 @@ class Reference(NamedTuple):
 def reference_at(model: APTViT, photos: Sequence[Tensor], size: tuple[int, int]) -> Reference:
     """Features of the uniform model; photos are grey levels at that size."""
     set_thresholds(model, ())
-    return Reference(size, list(photos), [model(normalise(p, model.pixel_format))[0] for p in photos])
+    return Reference(size, list(photos), [model(model_input(photo, model))[0].cpu() for photo in photos])
 
 
 @torch.inference_mode()
@@ -102,12 +101,11 @@ def measure(model: APTViT, case: Case, ratios: Sequence[float], reference: Refer
         pictures = [resized(p, (small[0] * model.patch_size, small[1] * model.patch_size)) for p in pictures]
     set_thresholds(model, used)
     cosines, seconds = [], []
-    model(normalise(pictures[0], model.pixel_format))  # the first pass allocates
+    model(model_input(pictures[0], model))  # the first pass allocates
     for picture, expected in zip(pictures, reference.features, strict=True):
-        images = normalise(picture, model.pixel_format)
-        start = time.perf_counter()
-        (found,) = model(images)
-        seconds.append(time.perf_counter() - start)
+        images = model_input(picture, model)
+        found, took = timed(lambda images=images: model(images)[0])
+        seconds.append(took)
         cosines.append(cosine(found, expected))
     results = {"tokens": share, "cosine": sum(cosines) / len(cosines)}
     return {
@@ -124,7 +122,7 @@ def choose_thresholds(
 ) -> tuple[tuple[float, ...], float]:
     """Thresholds in those ratios that leave a share of the tokens, and the share that photos (grey levels) keep."""
     selector = with_thresholds(model.patches, ratios)
-    images = [normalise(photo, model.pixel_format) for photo in photos]
+    images = [model_input(photo, model) for photo in photos]
     thresholds = thresholds_for([scores_of(selector, image) for image in images], ratios, share)
     kept = [with_thresholds(selector, thresholds).tokens_kept(image).item() for image in images]
     return thresholds, sum(kept) / len(kept)

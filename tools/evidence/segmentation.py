@@ -1,6 +1,5 @@
 """mIoU of one trained MMSegmentation model with the same weights: uniform, adaptive, on smaller images."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,8 @@ from apt_dense.hosts.mmseg.training_config import load_config
 
 from evidence.comparison import SMALLER, Case, check_size
 from evidence.forms import Form, set_thresholds, with_thresholds
-from evidence.token_shares import mean_share, resized, scores_of, smaller_grid, thresholds_for
-from shared.normalise import normalise, to_grey_levels
+from evidence.token_shares import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
+from shared.normalise import to_grey_levels
 from shared.photo_files import is_photo, read_photo
 
 IGNORED = 255
@@ -108,7 +107,7 @@ def switch_for(model: nn.Module, case: Case, ratios: Sequence[float], photos: Se
     grid = check_size(case.size, net.patch_size)
     if case.form is not None:
         selector = with_thresholds(net.patches, ratios)
-        images = (normalise(resized(to_grey_levels(read_photo(path)), case.size), net.pixel_format) for path in photos)
+        images = (model_input(resized(to_grey_levels(read_photo(path)), case.size), net) for path in photos)
         scores = [scores_of(selector, image) for image in tqdm(images, "scores", total=len(photos), leave=False)]
         thresholds = thresholds_for(scores, ratios, case.share)
         return Switch(thresholds, case.size, mean_share(scores, thresholds))
@@ -133,10 +132,9 @@ def evaluate(model: nn.Module, switch: Switch, pairs: Sequence[Labelled], void: 
     for pair in tqdm(pairs, "images", leave=False):
         picture = resized(to_grey_levels(read_photo(pair.photo)), switch.size)
         labels = read_labels(pair.mask, void)
-        start = time.perf_counter()
-        found = predict(model, picture, labels.shape)
-        seconds.append(time.perf_counter() - start)
-        confusion += count(found, labels, classes)
+        found, took = timed(lambda picture=picture, size=labels.shape: predict(model, picture, size))
+        seconds.append(took)
+        confusion += count(found.numpy(), labels, classes)
     return {
         "tokens": switch.share,
         **{name: 100 * value for name, value in scores_from(confusion).items()},
@@ -146,13 +144,13 @@ def evaluate(model: nn.Module, switch: Switch, pairs: Sequence[Labelled], void: 
     }
 
 
-def predict(model: nn.Module, picture: Tensor, size: tuple[int, int]) -> np.ndarray:
+def predict(model: nn.Module, picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Classes (H, W) at the size of the mask, of grey levels (1, 3, h, w)."""
     shape = tuple(picture.shape[-2:])
     meta = {"img_shape": shape, "pad_shape": shape, "ori_shape": shape}
-    logits = model.encode_decode(normalise(picture, model.backbone.pixel_format), [meta])
+    logits = model.encode_decode(model_input(picture, model.backbone), [meta])
     align = model.decode_head.align_corners
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align).argmax(1)[0].numpy()
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align).argmax(1)[0]
 
 
 def count(found: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

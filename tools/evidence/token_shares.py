@@ -1,7 +1,8 @@
 """Equal numbers of tokens: by thresholds for adaptive patches, by size for smaller images."""
 
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from apt_dense import PatchSelector
 from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
+
+from shared.normalise import normalise
 
 _STEPS = 40  # of the bisection
 
@@ -67,6 +70,20 @@ def smaller_grid(grid: tuple[int, int], share: float) -> tuple[int, int]:
     rows, columns = ({max(1, math.floor(n * side)), max(1, math.ceil(n * side))} for n in grid)
     wanted = share * grid[0] * grid[1]
     return min(((r, c) for r in sorted(rows) for c in sorted(columns)), key=lambda g: abs(g[0] * g[1] - wanted))
+
+
+def model_input(grey_levels: Tensor, model: torch.nn.Module) -> Tensor:
+    """Normalised images for an ``APTViT``, on its device."""
+    return normalise(grey_levels, model.pixel_format).to(next(model.parameters()).device)
+
+
+def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """The result, on the CPU, and the seconds until it is known."""
+    start = time.perf_counter()
+    result = function()
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return result.cpu(), time.perf_counter() - start
 
 
 def resized(grey_levels: Tensor, size: tuple[int, int]) -> Tensor:
