@@ -35,6 +35,9 @@ CASES = [
     *(("visualize", package) for package in ("cv2", "tqdm")),
     ("benchmark", "tqdm"),
     ("check_identity", "cv2"),
+    ("measure_accuracy", "cv2"),
+    ("prepare_camvid", "tqdm"),
+    ("train_over_seeds", "tqdm"),
 ]
 
 
