@@ -22,7 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, runs_as_written
+from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid, check_patch_size, runs_as_written
 from apt_dense.option_checks import whole
 from apt_dense.vit import APTViT
 
@@ -39,11 +39,13 @@ class PyramidBackbone(SimpleFeaturePyramid):
     ``backbone.*`` weights of detectors can be moved between the two.
 
     Args:
-        net: the ViT; its last output is used. ``patch_size`` must be a power of 2.
+        net: the ViT; its last output is used. ``patch_size`` must be a power of 2; ``APTViT.from_timm(NAME,
+            patch_size=16)`` resamples DINOv2's patches of 14 pixels.
         out_channels: channels of every level.
     """
 
     def __init__(self, net: APTViT, out_channels: int = 256) -> None:
+        check_patch_size(net.patch_size)
         super().__init__(net.embed_dim, out_channels, net.patch_size)
         self.net = net
         self.strides = tuple(self.strides)

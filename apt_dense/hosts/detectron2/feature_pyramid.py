@@ -7,10 +7,9 @@ from detectron2.modeling import SimpleFeaturePyramid as PlainFeaturePyramid
 from torch import Tensor
 
 from apt_dense.hosts.detectron2.backbone import APTViT
-from apt_dense.hosts.detectron2.pretrained import check_pyramid_stride
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.nn.feature_pyramid import late_scatter, runs_as_written
+from apt_dense.nn.feature_pyramid import check_patch_size, late_scatter, runs_as_written
 
 
 class SimpleFeaturePyramid(PlainFeaturePyramid):
@@ -28,7 +27,7 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
 
     def __init__(self, net: Backbone, *args: Any, **options: Any) -> None:
         if isinstance(net, APTViT):
-            check_pyramid_stride(net.patch_size)
+            check_patch_size(net.patch_size)
         super().__init__(net, *args, **options)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.nn.feature_pyramid import check_patch_size, fits_pyramid
 from apt_dense.option_checks import flag, text
 from apt_dense.weights.file_arguments import architecture_of
 from apt_dense.weights.files import CheckpointError, read_checkpoint
@@ -76,19 +77,10 @@ def completed(content: Mapping, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_patches(patch_size: int, asked: bool) -> None:
-    if not asked and patch_size & (patch_size - 1):
+    if not asked and not fits_pyramid(patch_size):
         raise ValueError(
             f"the weights have patches of {patch_size} pixels, and the strides of feature pyramids are powers of 2. "
             f"Add patch_size=16, which resamples them, or patch_size={patch_size} to keep them"
-        )
-
-
-def check_pyramid_stride(patch_size: int) -> None:
-    """Raise ValueError if a simple feature pyramid cannot be built on patches of that size."""
-    if patch_size & (patch_size - 1):
-        raise ValueError(
-            f"a feature pyramid cannot be built on patches of {patch_size} pixels: its strides are powers of 2. Build "
-            f"the ViT with patch_size=16 (APTViT(pretrained=FILE, patch_size=16) resamples the patches)"
         )
 
 
@@ -116,7 +108,7 @@ def fill_in_config(cfg: DictConfig, keep_weights: bool) -> None:
     if not keep_weights and "pretrained" in net:
         net.pretrained = None
     if _name_of(cfg.model.backbone).endswith("SimpleFeaturePyramid"):
-        check_pyramid_stride(net.get("patch_size", 16))
+        check_patch_size(net.get("patch_size", 16))
 
 
 def _name_of(node: DictConfig) -> str:
