@@ -28,6 +28,7 @@ with needed_packages("train_det"):
 
     from apt_dense.hosts.detectron2 import run
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
+    from apt_dense.hosts.detectron2.pretrained import fill_in_config
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
 
@@ -51,6 +52,8 @@ def prepare(args: argparse.Namespace) -> DictConfig:
         use_data_root(cfg, args.data_root, splits, every_class)
     run.apply_overrides(cfg, args.opts)
     run.complete_config(cfg)
+    # A run that goes on, and an evaluation, take all weights from its checkpoint.
+    fill_in_config(cfg, keep_weights=not (args.eval_only or (args.resume and run.has_checkpoint(cfg))))
     check_data(cfg, splits, every_class)
     return cfg
 

@@ -78,6 +78,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--task", choices=list(TASKS), default=argparse.SUPPRESS, help=f"what to learn ({found})")
     add("model", _MODEL_HELP)
     add("pretrained", "weights of a ViT: a file, or timm for those of a timm model")
+    add(
+        "patch_size",
+        "pixels, to resample patches: 16 for DINOv2's of 14; None for the model's own",
+        type=int,
+    )
     add("thresholds", "one number per scale from 1 up, or none for uniform patches", nargs="+", metavar="T")
     add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
     add("size", "pixels of the longer side", type=int)

@@ -83,6 +83,20 @@ class SimpleFeaturePyramid(nn.Module):
         return levels
 
 
+def fits_pyramid(patch_size: int) -> bool:
+    """Check whether a pyramid can be built on a ViT with patches of that size: its strides are powers of 2."""
+    return patch_size & (patch_size - 1) == 0
+
+
+def check_patch_size(patch_size: int) -> None:
+    """Raise ValueError if a pyramid cannot be built on a ViT with patches of that size, as DINOv2's of 14 pixels."""
+    if not fits_pyramid(patch_size):
+        raise ValueError(
+            f"a feature pyramid cannot be built on patches of {patch_size} pixels: its strides are powers of 2. Build "
+            f"the ViT with patch_size=16, which resamples the patches of its weights (from_timm, from_weights)"
+        )
+
+
 def _check_scales(factors: object, stride: int, channels: int) -> tuple[float, ...]:
     """The scale factors, which the stride and the channels allow. Raises TypeError or ValueError."""
     if isinstance(factors, str) or not isinstance(factors, Sequence):
@@ -90,7 +104,7 @@ def _check_scales(factors: object, stride: int, channels: int) -> tuple[float, .
     factors = tuple(factors)
     if not factors or not set(factors) <= set(SCALE_FACTORS) or list(factors) != sorted(set(factors), reverse=True):
         raise ValueError(f"scale_factors={factors} must be numbers from {SCALE_FACTORS}, descending, at least one")
-    if stride & (stride - 1) or stride < factors[0]:
+    if not fits_pyramid(stride) or stride < factors[0]:
         raise ValueError(f"stride={stride} must be a power of 2, at least the largest of scale_factors={factors}")
     if channels < factors[0]:
         raise ValueError(f"in_channels={channels} must be at least the largest of scale_factors={factors}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.families import HEADS, WIDTH, timm_model
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade, write_mask  # noqa: F401
 
 pytest.importorskip("mmseg", reason="the segmentation tools need the packages of the extra 'mmseg'")
@@ -241,7 +242,7 @@ def test_the_least_config_trains_and_is_tested(amp: tuple[str, ...], tmp_path: P
     config = binary_config(root, tmp_path / "own.py", tta_pipeline=[dict(type="LoadImageFromFile"), augment])
     train_seg.main([config, "--work-dir", str(tmp_path / "work"), *amp])
     (saved,) = (tmp_path / "work").glob("*.pth")
-    for tta in ((), ("--tta",)):
+    for tta in ((), ("--tta",), ("--tta", "--cfg-options", "tta_pipeline=None")):
         metrics = eval_seg.main([
             config, str(saved), "--work-dir", str(tmp_path / "test"), "--out", str(tmp_path / "masks"),
             "--show-dir", str(tmp_path / "drawn"), *tta,
@@ -250,6 +251,32 @@ def test_the_least_config_trains_and_is_tested(amp: tuple[str, ...], tmp_path: P
     written = sorted(str(path.relative_to(tmp_path / "masks")) for path in (tmp_path / "masks").rglob("*.png"))
     assert written == ["a/0.png", "b/0.png"]
     assert len(list((tmp_path / "drawn").rglob("*.png"))) >= 2
+
+
+def test_a_weights_file_describes_the_backbone(tmp_path: Path) -> None:
+    """In training, and in tests also once that file is gone."""
+    root, weights = write_binary(tmp_path / "data", "0.png"), tmp_path / "dinov2.pth"
+    torch.save(dict(timm_model("dinov2").state_dict()), weights)
+    head = dict(
+        type="FCNHead", in_channels=WIDTH, channels=WIDTH, num_convs=0, concat_input=False, num_classes=2,
+        loss_decode=dict(type="CrossEntropyLoss"),
+    )  # fmt: skip
+    model = dict(
+        type="EncoderDecoder", test_cfg=dict(mode="whole"), decode_head=head,
+        data_preprocessor=dict(type="SegDataPreProcessor", size=(64, 64)),
+        backbone=dict(type="APTViT", pretrained=str(weights), img_size=64, patch_size=16, thresholds=(5.0,)),
+    )  # fmt: skip
+    config = binary_config(root, tmp_path / "own.py", model=model, test_cfg=dict(type="TestLoop"))
+    work = tmp_path / "work"
+    assert "do not tell num_heads. Add num_heads" in failure(train_seg.main, [config, "--work-dir", str(work)])
+    answer = ["--cfg-options", f"model.backbone.num_heads={HEADS}"]
+    train_seg.main([config, "--work-dir", str(work), *answer])
+    (saved,) = work.glob("*.pth")
+    scores = [eval_seg.main([config, str(saved), "--work-dir", str(tmp_path / "test"), *answer])]
+    weights.unlink()
+    for argv in ([config, str(saved), *answer], [str(work / "own.py"), str(saved)]):
+        scores.append(eval_seg.main([argv[0], argv[1], "--work-dir", str(tmp_path / "test"), *argv[2:]]))
+    assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize(("value", "message"), [(255, "255 is ignored"), (0, "single label"), (7, "label 7")])
@@ -273,7 +300,6 @@ def test_nothing_to_learn_is_refused(value: int, message: str, tmp_path: Path, m
         (dict(test_dataloader=None), (), "no test_dataloader"),
         (dict(test_evaluator=None), (), "no test_evaluator"),
         (dict(model=None), (), "no model"),
-        (dict(), ("--tta",), "--tta needs tta_pipeline"),
         (dict(test_evaluator=[dict(type="DepthMetric")]), ("--out", "masks"), "--out needs an evaluator"),
     ],
 )

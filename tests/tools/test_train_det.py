@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.families import HEADS, timm_model
 from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
     ADAPTIVE,
     CATEGORIES,
@@ -90,6 +91,48 @@ def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     train_det.main(arguments(coco, out, "train.max_iter=20", "train.checkpointer.period=8"))
     return out
+
+
+def described_by(path: Path, folder: Path, **options: object) -> list[str]:
+    """A config whose backbone is what a weights file says, made small: the tool's arguments."""
+    config = folder / "described.py"
+    config.write_text(
+        f"""from detectron2.config import LazyCall, LazyConfig
+from apt_dense.hosts.detectron2 import APTViT
+cfg = LazyConfig.load({str(ADAPTIVE)!r})
+model, dataloader, train, optimizer = cfg.model, cfg.dataloader, cfg.train, cfg.optimizer
+lr_multiplier = cfg.lr_multiplier
+model.backbone.net = LazyCall(APTViT)(
+    pretrained={str(path)!r}, thresholds=(5.5,), out_feature="last_feat", **{options!r}
+)
+"""
+    )
+    small = [option for option in SHRINK_MASK_RCNN if "backbone.net" not in option]
+    return ["--config-file", str(config), *small, f"train.output_dir={folder / 'out'}", "train.max_iter=1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_size": 14}])
+def test_patches_that_no_pyramid_takes_are_refused_first(options: dict, coco: Path, tmp_path: Path) -> None:
+    torch.save(dict(timm_model("dinov2").state_dict()), tmp_path / "dinov2.pth")
+    argv = described_by(tmp_path / "dinov2.pth", tmp_path, num_heads=HEADS, img_size=128, **options)
+    assert "patch_size=16" in failure([*argv[:2], "--data-root", str(coco), *argv[2:]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weights_file_describes_the_backbone(coco: Path, tmp_path: Path) -> None:
+    """Trained, evaluated without that file from the run's own config, and from the first config."""
+    path = tmp_path / "dinov2.pth"
+    torch.save(dict(timm_model("dinov2").state_dict()), path)
+    argv = described_by(path, tmp_path, num_heads=HEADS, patch_size=16, img_size=128)
+    data = ["--data-root", str(coco)]
+    train_det.main([*argv[:2], *data, *argv[2:]])
+    weights = f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"
+    train_det.main([*argv[:2], *data, "--eval-only", *argv[2:], weights])
+    path.unlink()
+    found = (tmp_path / "out" / RESULTS).read_text()
+    (tmp_path / "out" / RESULTS).unlink()
+    train_det.main(["--config-file", str(tmp_path / "out" / "config.yaml"), *data, "--eval-only", weights])
+    assert (tmp_path / "out" / RESULTS).read_text() == found
 
 
 # ---- training and evaluation -----------------------------------------------------------------------------------------

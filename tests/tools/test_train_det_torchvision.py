@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 
 from support.coco_folder import TINY, TINY_PRESET, TOOLS, one_thread, write_coco  # noqa: F401 (a fixture, applied by itself)
+from support.families import timm_model
 
 pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read with pycocotools")
 
@@ -348,6 +351,41 @@ def test_a_vit_file_as_pretrained_weights(tmp_path: Path) -> None:
 def test_a_timm_model() -> None:
     net = build_model(Settings(model="vit_tiny_patch16_224", size=64, thresholds=(5.0,)), 3).backbone.net
     assert net.window_size == 14 and net.thresholds == (5.0,) and net.cls_token is None and net.drop_padding
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """timm's names stand for small models; returns for each whether its weights were asked for."""
+    create, asked = timm.create_model, []
+
+    def create_small(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+        asked.append(pretrained)
+        return create(name, **{"embed_dim": 48, "depth": 2, "num_heads": 3, **options})
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+    return asked
+
+
+DINOV2 = "vit_small_patch14_dinov2"
+
+
+@pytest.mark.parametrize("pretrained", ["timm", "none.pth"])
+def test_patches_that_no_pyramid_takes_are_refused_before_weights_are_loaded(
+    pretrained: str, small_dinov2: list[bool]
+) -> None:
+    with pytest.raises(ValueError, match="patches of 14 pixels: .* with patch_size=16"):
+        build_model(Settings(model=DINOV2, size=64, pretrained=pretrained), 3)
+    assert small_dinov2 == [False]
+
+
+def test_dinov2_with_its_patches_resampled(tmp_path: Path, small_dinov2: list[bool]) -> None:
+    source = timm_model("dinov2")
+    torch.save(dict(source.state_dict()), tmp_path / "dinov2.pth")
+    settings = Settings(model=DINOV2, size=64, pretrained=str(tmp_path / "dinov2.pth"), patch_size=16)
+    detector = build_model(settings, 3)
+    assert torch.equal(detector.backbone.net.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+    assert detector.backbone.strides == (4, 8, 16, 32, 64)
+    assert not any(small_dinov2)
 
 
 def test_windowed_blocks() -> None:

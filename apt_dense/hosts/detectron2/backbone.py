@@ -1,7 +1,6 @@
 """The adaptive ViT as a backbone of Detectron2."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from detectron2.modeling import Backbone
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.detectron2.checkpoints import errors_of
+from apt_dense.hosts.detectron2.pretrained import described_by_file, norm_arguments
 from apt_dense.option_checks import flag, text
 from apt_dense.weights.load import LoadReport
 
@@ -36,15 +36,21 @@ class APTViT(vit.APTViT, Backbone):
         out_feature: name of the feature map in the output.
         strict_loading: inside a detector, raise if a checkpoint lacks weights of the backbone or has unknown ones.
             Relative positions and parameters that only APT has may be missing. Detectron2 itself only warns.
+        pretrained: a file of a ViT in any format that ``load_backbone`` reads. Where neither ``embed_dim`` nor
+            ``depth`` is given, it tells the arguments, as :meth:`apt_dense.APTViT.from_weights` does, and those that it
+            cannot tell are asked for by name. A ``patch_size`` that is given then resamples its patches.
+        resize_patches: where ``embed_dim`` or ``depth`` is given, resample its patches all the same.
         **options: any other argument of :class:`apt_dense.APTViT`, such as thresholds, scorer and drop_padding.
             ``pixel_mean``, ``pixel_std`` and ``channel_order`` must be the model's pixel_mean, pixel_std and
             input_format; the configs of this project interpolate them. Defaults that follow Detectron2 instead of
             the core are ``partial_patches="crop"`` and ``pos_antialias=False``.
 
     Raises:
+        FileNotFoundError, CheckpointError: for weights that cannot be read, do not fit or do not tell an argument.
         ValueError, TypeError: for arguments that are out of range or unknown.
     """
 
+    @described_by_file
     def __init__(
         self,
         img_size: int = 1024,
@@ -70,13 +76,15 @@ class APTViT(vit.APTViT, Backbone):
         out_feature: str = "last_feat",
         *,
         strict_loading: bool = True,
+        pretrained: str | None = None,
+        resize_patches: bool = False,
         **options: Any,
     ) -> None:
         if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
             raise ValueError(f"act_layer={act_layer} is not supported; the blocks are built with nn.GELU")
         if not text("out_feature", out_feature):
             raise ValueError("out_feature='' must be a name, by which heads ask for the feature map")
-        settings = {"partial_patches": "crop", "pos_antialias": False, **_norm_arguments(norm_layer), **options}
+        settings = {"partial_patches": "crop", "pos_antialias": False, **norm_arguments(norm_layer), **options}
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -135,20 +143,6 @@ class APTViT(vit.APTViT, Backbone):
     def _log_tokens_kept(self, share: float, cells: int) -> None:
         if self.training and has_event_storage():
             get_event_storage().put_scalar("tokens_kept", share)
-
-
-def _norm_arguments(norm_layer: Callable[[int], nn.Module] | str) -> dict[str, Any]:
-    """Translate Detectron2's ``norm_layer`` into the core's arguments."""
-    if isinstance(norm_layer, str):
-        return {"norm_layer": norm_layer}
-    norm, settings = norm_layer, {}
-    if isinstance(norm_layer, partial) and not norm_layer.args:
-        norm, settings = norm_layer.func, norm_layer.keywords
-    if norm is not nn.LayerNorm or not settings.keys() <= {"eps"}:
-        raise ValueError(
-            f"norm_layer={norm_layer} is not supported; expected nn.LayerNorm or partial(nn.LayerNorm, eps=...)"
-        )
-    return {"norm_eps": settings.get("eps", 1e-5)}
 
 
 def _check_padding_shows(model: vit.APTViT) -> None:

@@ -1,12 +1,15 @@
 """Detectron2's simple feature pyramid, on the tokens of an adaptive ViT."""
 
+from typing import Any
+
+from detectron2.modeling import Backbone
 from detectron2.modeling import SimpleFeaturePyramid as PlainFeaturePyramid
 from torch import Tensor
 
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
-from apt_dense.nn.feature_pyramid import late_scatter, runs_as_written
+from apt_dense.nn.feature_pyramid import check_patch_size, late_scatter, runs_as_written
 
 
 class SimpleFeaturePyramid(PlainFeaturePyramid):
@@ -21,6 +24,11 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
     With ``square_pad``, the detector pads to that square, and cuts larger images off. The pyramid cannot prevent it;
     use :class:`apt_dense.hosts.detectron2.APTGeneralizedRCNN`, as this project's configs do.
     """
+
+    def __init__(self, net: Backbone, *args: Any, **options: Any) -> None:
+        if isinstance(net, APTViT):
+            check_patch_size(net.patch_size)
+        super().__init__(net, *args, **options)
 
     @property
     def size_divisibility(self) -> int:

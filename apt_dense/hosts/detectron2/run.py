@@ -30,6 +30,7 @@ __all__ = [
     "complete_config",
     "evaluate",
     "evaluate_checkpoint",
+    "has_checkpoint",
     "load_config",
     "logger",
     "train",
@@ -61,7 +62,7 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
     if main:
         write_classes(cfg, output_dir)
-    resume = resume and os.path.isfile(os.path.join(output_dir, "last_checkpoint"))
+    resume = resume and has_checkpoint(cfg)
     checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
     if saving is not None and resume:  # those that the run before left count among those to keep
@@ -79,6 +80,11 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     start = trainer.iter + 1 if resume else 0
     trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, start))
     trainer.train(start, cfg.train.max_iter)
+
+
+def has_checkpoint(cfg: DictConfig) -> bool:
+    """Check whether there is a run in ``train.output_dir`` to resume."""
+    return os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:

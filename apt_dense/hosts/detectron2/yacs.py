@@ -1,5 +1,7 @@
 """The adaptive ViT in Detectron2's yacs configs."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -8,6 +10,12 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions
+
+#: Arguments that a file of weights tells, whatever the config says.
+_OF_FILE = (
+    "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_eps", "use_abs_pos",
+    "pretrain_img_size", "pretrain_use_cls_token",
+)  # fmt: skip
 
 
 def add_apt_config(cfg: CfgNode) -> None:
@@ -18,7 +26,9 @@ def add_apt_config(cfg: CfgNode) -> None:
         cfg.merge_from_file("configs/detectron2/mask_rcnn_apt_vitdet_b.yaml")
         DefaultTrainer(cfg)
 
-    The defaults are those of ViTDet-B; options that only APT has are off.
+    The defaults are those of ViTDet-B; options that only APT has are off. With PRETRAINED.FILE, the file of a ViT tells
+    the architecture in place of EMBED_DIM, DEPTH and the others of ``_OF_FILE``, and PRETRAINED holds what it cannot
+    tell: NUM_HEADS, ACT_LAYER, NORM_EPS, NO_ROTARY (True for CLIP). PRETRAINED.PATCH_SIZE: 16 resamples its patches.
     """
     cfg.MODEL.APT = CfgNode({
         "IMG_SIZE": 1024,
@@ -46,6 +56,9 @@ def add_apt_config(cfg: CfgNode) -> None:
         "EMBED_PARTS": ModelOptions.embed_parts,
         "SCORER": PatchOptions.scorer,
         "DROP_PADDING": PatchOptions.drop_padding,
+        "PRETRAINED": {
+            "FILE": "", "PATCH_SIZE": None, "NUM_HEADS": None, "ACT_LAYER": None, "NORM_EPS": None, "NO_ROTARY": False,
+        },
         "PYRAMID": {"SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5), "SQUARE_PAD": 1024},
     })  # fmt: skip
 
@@ -64,7 +77,9 @@ def build_apt_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFe
     if "APT" not in cfg.MODEL:
         raise ValueError("the config has no node MODEL.APT; call add_apt_config(cfg) before merging files into it")
     options = {name.lower(): value for name, value in cfg.MODEL.APT.items()}
-    pyramid = options.pop("pyramid")
+    pyramid, pretrained = options.pop("pyramid"), options.pop("pretrained")
+    if pretrained.FILE:
+        options = {name: value for name, value in options.items() if name not in _OF_FILE} | _answers(pretrained)
     net = APTViT(
         in_chans=input_shape.channels,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
@@ -81,3 +96,10 @@ def build_apt_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFe
         cfg.MODEL.FPN.NORM,
         pyramid.SQUARE_PAD,
     )
+
+
+def _answers(pretrained: CfgNode) -> dict[str, Any]:
+    """Arguments of the node PRETRAINED that are given."""
+    options = {name.lower(): value for name, value in pretrained.items() if value is not None}
+    answers = {} if not options.pop("no_rotary") else {"rotary": None}
+    return {"pretrained": options.pop("file"), **options, **answers}

@@ -10,6 +10,7 @@ from mmengine.registry import METRICS
 from mmseg.evaluation import IoUMetric
 
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
+from apt_dense.hosts.mmseg.tta_pipeline import augmented
 
 
 @METRICS.register_module()
@@ -100,20 +101,17 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Average over the augmentations of ``tta_pipeline``, with ``tta_model`` or, without one, MMSeg's or ours.
+    """Average over augmentations, with ``tta_model`` or, without one, MMSeg's or ours: those of ``tta_pipeline`` or,
+    without one, six scales and mirror images of what the test pipeline gives (``tta_pipeline.augmented``).
 
     Raises:
-        ValueError: if the config has no ``tta_pipeline``, or the data set is not a single one.
+        ValueError: if the config has no data set, or its pipeline is such that ``tta_pipeline`` must say it.
     """
-    if not cfg.get("tta_pipeline"):
-        raise ValueError(
-            "--tta needs tta_pipeline in the config: loading, then TestTimeAug; see configs/mmseg/_base_/ade20k_512.py"
-        )
     datasets = list(dataset_configs(cfg.test_dataloader))
     if not datasets:
         raise ValueError("--tta sets the pipeline of test_dataloader.dataset, but the config has none")
     for dataset in datasets:
-        dataset["pipeline"] = cfg.tta_pipeline
+        dataset["pipeline"] = cfg.get("tta_pipeline") or augmented(dataset.get("pipeline") or [])
     packed = str(cfg.model.get("type")).rpartition(".")[2] == "APTEncoderDecoder"
     default = {"type": "APTSegTTAModel" if packed else "SegTTAModel"}
     cfg.model = {**(cfg.get("tta_model") or default), "module": cfg.model}

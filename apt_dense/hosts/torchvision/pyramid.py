@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.nn.feature_pyramid import SCALE_FACTORS, SimpleFeaturePyramid, runs_as_written
+from apt_dense.nn.feature_pyramid import SCALE_FACTORS, SimpleFeaturePyramid, check_patch_size, runs_as_written
 from apt_dense.vit import APTViT
 
 
@@ -25,13 +25,15 @@ class PyramidBackbone(SimpleFeaturePyramid):
     ``backbone.*`` weights of detectors can be moved between the two.
 
     Args:
-        net: the ViT; its last output is used. ``patch_size`` must be a power of 2.
+        net: the ViT; its last output is used. ``patch_size`` must be a power of 2; ``APTViT.from_timm(NAME,
+            patch_size=16)`` resamples DINOv2's patches of 14 pixels.
         out_channels: channels of every level.
         scale_factors: size of each level relative to the ViT's feature map, from 4, 2, 1 and 0.5; the last level
             subsampled by 2 follows them.
     """
 
     def __init__(self, net: APTViT, out_channels: int = 256, scale_factors: Sequence[float] = SCALE_FACTORS) -> None:
+        check_patch_size(net.patch_size)
         super().__init__(net.embed_dim, out_channels, net.patch_size, scale_factors)
         self.net = net
         self.strides = tuple(self.strides)

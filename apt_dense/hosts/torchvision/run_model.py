@@ -12,9 +12,10 @@ from apt_dense import APTViT
 from apt_dense.hosts.torchvision.detectors import faster_rcnn, mask_rcnn
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
+from apt_dense.nn.feature_pyramid import check_patch_size
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.timm_arguments import create_timm_model
+from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model, timm_model_without_weights
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +56,24 @@ def _backbone(settings: Settings, weights: str | None) -> APTViT:
     if settings.model in PRESETS:
         if weights == "timm":
             raise ValueError(f"--pretrained timm goes with a timm model; {settings.model} is one of {list(PRESETS)}")
+        common |= {} if settings.patch_size is None else {"patch_size": settings.patch_size}
         backbone = _preset(settings, common)
     else:
-        vit = create_timm_model(settings.model, weights == "timm", None)
-        windowed = windowed_blocks(len(vit.blocks))
-        common |= {"class_token": False, "window_size": WINDOW_SIZE, "window_block_indexes": windowed}
-        backbone = APTViT.from_timm(vit, **common)
+        backbone = _of_timm(settings, weights == "timm", common)
     if weights not in (None, "timm"):
-        _load_pretrained(backbone, Path(weights).expanduser())
+        _load_pretrained(backbone, Path(weights).expanduser(), settings.patch_size is not None)
     return backbone
+
+
+def _of_timm(settings: Settings, pretrained: bool, common: dict[str, Any]) -> APTViT:
+    """Build a ViT of timm with ViTDet's windows. Patches are looked at before any weights are loaded."""
+    patch_size = settings.patch_size
+    plain = timm_model_without_weights(settings.model, patch_size=patch_size)
+    check_patch_size(apt_arguments(plain)["patch_size"])
+    vit = create_timm_model(settings.model, pretrained, None, patch_size)
+    windowed = windowed_blocks(len(vit.blocks))
+    common |= {"class_token": False, "window_size": WINDOW_SIZE, "window_block_indexes": windowed}
+    return APTViT.from_timm(vit, **common)
 
 
 def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
@@ -82,13 +92,13 @@ def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
     )
 
 
-def _load_pretrained(backbone: APTViT, path: Path) -> None:
+def _load_pretrained(backbone: APTViT, path: Path, resize_patches: bool = False) -> None:
     """Load a ViT's file. Relative positions, which ImageNet ViTs do not have, may be missing: they start at zero."""
     try:
-        report = load_backbone(backbone, read_checkpoint(path), strict=False)
+        report = load_backbone(backbone, read_checkpoint(path), strict=False, resize_patches=resize_patches)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     missing = [name for name in report.missing if "rel_pos" not in name]
     if missing or report.unexpected:
-        raise ValueError(f"{path} does not fit the backbone: {report.summary()}. Choose --model as in the checkpoint")
+        raise ValueError(f"{path} does not fit the backbone: {report}. Choose --model as in the checkpoint")
     log.info("backbone weights from %s: %s", path, report.summary())

@@ -19,6 +19,7 @@ class Settings:
     task: str = "masks"  # one of TASKS: Mask R-CNN, or Faster R-CNN for data without masks
     model: str = "vit_base"  # one of PRESETS or a timm ViT's name
     pretrained: str | None = None  # a checkpoint file of a ViT, or "timm" for timm's weights
+    patch_size: int | None = None  # pixels that patches are resampled to; None for the model's own
     thresholds: tuple[float, ...] = (5.5, 4.0)  # () for the uniform ViT
     drop_padding: bool = True
     size: int = 1024  # pixels of the longer side

@@ -106,11 +106,15 @@ def test_augmentation_reaches_data_sets_in_wrappers() -> None:
 
 
 @pytest.mark.parametrize("value", [None, ..., []])
-def test_augmentation_without_a_pipeline_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="--tta needs tta_pipeline in the config"):
+def test_augmentation_without_a_pipeline_is_that_of_the_test(value: object) -> None:
+    data = dataset() | dict(pipeline=[dict(type="LoadImageFromFile"), dict(type="PackSegInputs")])
+    cfg = config(tta_pipeline=value, test_dataloader=dict(dataset=data))
+    use_tta(cfg)
+    assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == ["LoadImageFromFile", "TestTimeAug"]
+    with pytest.raises(ValueError, match="--tta cannot be derived from the test pipeline .*; add tta_pipeline"):
         use_tta(config(tta_pipeline=value))
     with pytest.raises(ValueError, match="--tta sets the pipeline of test_dataloader.dataset"):
-        use_tta(config(tta_pipeline=[dict(type="TestTimeAug")], test_dataloader=dict(batch_size=1)))
+        use_tta(config(tta_pipeline=value, test_dataloader=dict(batch_size=1)))
 
 
 # ---- masks of equal names

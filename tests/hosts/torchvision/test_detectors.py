@@ -339,7 +339,7 @@ def test_detectron2_weights_fit_and_give_the_same_levels() -> None:
         (vit(), {"size_divisible": 16}, "size_divisible=16 must be a multiple of 32"),
         (vit(), {"max_size": 0}, "max_size=0 must be 1 or more"),
         (vit(), {"box_head": torch.nn.Identity()}, "box_head was given without box_predictor"),
-        (vit(img_size=112, patch_size=14), {}, "stride=14 must be a power of 2"),
+        (vit(img_size=112, patch_size=14), {}, "patches of 14 pixels: .* with patch_size=16"),
     ],
 )
 def test_errors(backbone: APTViT, options: dict, message: str) -> None:
