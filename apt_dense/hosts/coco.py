@@ -85,7 +85,11 @@ def load_split(root: str | Path, split: str, masks: bool | None = True, **needs:
 def read_split(path: Path, folder: Path | None, split: str, needs: Needs) -> CocoData:
     """Read and check a split as :func:`load_split`, from its annotation file and the folder of its images (None: one
     of the usual folders)."""
-    written = read_json(path)
+    return check_split(read_json(path), path, folder, split, needs)
+
+
+def check_split(written: dict[str, Any], path: Path, folder: Path | None, split: str, needs: Needs) -> CocoData:
+    """Check the content of an annotation file, which need not be written yet, as :func:`read_split`."""
     content = checked_lists(written, path)
     masks = has_outlines(content) if needs.masks is None else needs.masks
     names = [image["file_name"] for image in content["images"]]

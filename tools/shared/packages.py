@@ -21,6 +21,7 @@ INSTALL = {
     "skimage": "pip install scikit-image",
     "cv2": "pip install opencv-python",
     "PIL": "pip install pillow",
+    "yaml": "pip install pyyaml",
     "numpy": "pip install numpy",
     "matplotlib": "pip install matplotlib",
     "tqdm": "pip install tqdm",

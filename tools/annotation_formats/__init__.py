@@ -1,0 +1,1 @@
+"""Read annotations in the formats of Pascal VOC and YOLO, and write COCO's."""
