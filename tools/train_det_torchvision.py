@@ -31,6 +31,7 @@ with needed_packages("train_det_torchvision"):
     import torch
 
     from apt_dense.hosts.coco import check_same_categories
+    from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT, load_weights, read_run, settings_of
     from apt_dense.hosts.torchvision.run_model import PRESETS, build_model
     from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
@@ -207,7 +208,8 @@ def run(args: argparse.Namespace) -> dict | None:
     if not train(trainer, args.out, val=val, **options):
         logging.info("stopped after iteration %d; add --resume to continue", trainer.iteration)
         return None
-    return score(trainer.model, val, trainer.settings, args)
+    with lock_folder(args.out):
+        return score(trainer.model, val, trainer.settings, args)
 
 
 def main(argv: Sequence[str] | None = None) -> dict | None:

@@ -24,7 +24,7 @@ with needed_packages("train_seg"):
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
-    from apt_dense.hosts.mmseg.checkpoint_hooks import StopHook, use_hooks
+    from apt_dense.hosts.mmseg.checkpoint_hooks import FinalEvaluationHook, StopHook, use_hooks
     from apt_dense.hosts.mmseg.checkpoints import check_resume
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.pretrained import fill_in_config
@@ -72,6 +72,7 @@ def train(cfg: Config) -> None:
     with stop_requests() as asked:
         runner = Runner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
+        runner.register_hook(FinalEvaluationHook())
         runner.train()
 
 

@@ -7,6 +7,7 @@ Hundreds of short trainings, which take about half an hour on two cores; run by 
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import time
@@ -35,13 +36,20 @@ class Whole(NamedTuple):
     seconds: float
     losses: dict[int, float]
     weights: dict[str, torch.Tensor]
+    files: set[str]
+
+
+def files_of(out: Path) -> set[str]:
+    """What a run leaves in its folder, without the times in names of logs."""
+    names = (str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    return {re.sub(r"\d{8}_\d{6}", "TIME", name) for name in names if "tfevents" not in name}
 
 
 def run_whole(job: Job, out: Path) -> Whole:
     start = time.monotonic()
     assert run(job, out, False, record_writes(out, out.with_suffix(".writes"))) == (0, "")
     seconds = time.monotonic() - start
-    return Whole(read_writes(out.with_suffix(".writes")), seconds, job.losses(out), job.weights(out))
+    return Whole(read_writes(out.with_suffix(".writes")), seconds, job.losses(out), job.weights(out), files_of(out))
 
 
 def deaths_at_writes(writes: list[Write]) -> Iterator[tuple[int, str]]:
@@ -77,9 +85,9 @@ def complaints(job: Job, out: Path, whole: Whole, saved: int, logs_late: bool) -
         yield f"losses {losses}, not {whole.losses}"
     if weights.keys() != whole.weights.keys() or not all(map(torch.equal, weights.values(), whole.weights.values())):
         yield "other weights at the end"
-    strays = [path.name for path in out.rglob("*") if path.name.endswith(".partial") or "run.lock" in path.name]
-    if strays:
-        yield f"{strays} stay behind"
+    files = files_of(out)
+    if files != whole.files:
+        yield f"files {sorted(whole.files - files)} are missing, {sorted(files - whole.files)} are too many"
 
 
 @pytest.fixture

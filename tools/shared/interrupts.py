@@ -5,7 +5,6 @@ Tools import this module before all others. Until :func:`run`, nothing has been 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,10 +15,13 @@ CODE = 128 + signal.SIGINT  # as shells report it
 
 
 def _script() -> Path | None:
-    """The tool that this process was started with; None inside tests and data workers."""
+    """The tool that this process was started with; None inside tests and processes that a tool has started."""
     path = getattr(sys.modules["__main__"], "__file__", None)
-    inside = path is not None and Path(path).resolve().parent == Path(__file__).resolve().parents[1]
-    return Path(path) if inside else None
+    return Path(path) if path is not None and _is_tool(path) else None
+
+
+def _is_tool(path: str) -> bool:
+    return Path(path).resolve().parent == Path(__file__).resolve().parents[1]
 
 
 def _end(number: int, frame: object) -> None:
@@ -29,7 +31,7 @@ def _end(number: int, frame: object) -> None:
     os._exit(CODE)
 
 
-if _script() is not None or multiprocessing.parent_process() is not None:  # a process that a tool has spawned
+if _is_tool(sys.argv[0]):  # also in a process that a tool has spawned, which has its arguments
     signal.signal(signal.SIGINT, _end)
 
 

@@ -65,8 +65,6 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     resume = resume and has_checkpoint(cfg)
     checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
-    if saving is not None and resume:  # those that the run before left count among those to keep
-        saving.recent_checkpoints = sorted(map(str, Path(output_dir).glob("model_[0-9]*.pth")))
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
         hooks.IterationTimer(),
@@ -78,6 +76,10 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     ])  # fmt: skip
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume else 0
+    if saving is not None and resume:
+        saving.recent_checkpoints = _kept_checkpoints(output_dir, trainer.iter, saving.max_to_keep)
+    if resume and start >= cfg.train.max_iter:
+        _finish(checkpointer, trainer.iter)
     trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, start))
     trainer.train(start, cfg.train.max_iter)
 
@@ -85,6 +87,23 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
 def has_checkpoint(cfg: DictConfig) -> bool:
     """Check whether there is a run in ``train.output_dir`` to resume."""
     return os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
+
+
+def _kept_checkpoints(output_dir: str, iteration: int, max_to_keep: int | None) -> list[str]:
+    """Find the checkpoints up to an iteration that the run before left, oldest first: they count among those to keep.
+    One too many, of a run killed before it removed it, is removed. Later ones will be written again."""
+    numbers = {path: path.stem.removeprefix("model_") for path in Path(output_dir).glob("model_*.pth")}
+    found = sorted(path for path, number in numbers.items() if number.isdecimal() and int(number) <= iteration)
+    surplus = found[:-max_to_keep] if max_to_keep else []
+    for path in surplus:
+        path.unlink()
+    return [str(path) for path in found[len(surplus) :]]
+
+
+def _finish(checkpointer: APTCheckpointer, iteration: int) -> None:
+    """Write what a run killed after the checkpoint of its last iteration has not come to."""
+    if not Path(checkpointer.save_dir, "model_final.pth").is_file():
+        checkpointer.save("model_final", iteration=iteration)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:

@@ -54,6 +54,8 @@ class APTCheckpointHook(CheckpointHook):
             write_text_whole(Path(runner.work_dir, "last_checkpoint"), self.last_ckpt)
             for old in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
 
     def _make_room(self, runner: Runner, step: int) -> list[int]:
         """Note a step among those kept, and return the one that it replaces."""
@@ -62,7 +64,8 @@ class APTCheckpointHook(CheckpointHook):
             return []
         outdated = [kept.popleft()] if len(kept) == self.max_keep_ckpts else []
         kept.append(step)
-        runner.message_hub.update_info("keep_ckpt_ids", list(kept))
+        # With those still there: MMEngine removes what is too much when a run is resumed that was killed before it did.
+        runner.message_hub.update_info("keep_ckpt_ids", [*outdated, *kept])
         return [old for old in outdated if old != step]
 
     def _save_best_checkpoint(self, runner: Runner, metrics: Mapping) -> None:
@@ -122,6 +125,16 @@ class StopHook(Hook):
                     hook._save_checkpoint(runner)
         self.asked()  # waits until the main process has written it: launchers kill what outlives another process
         raise Stopped(runner.iter + 1)
+
+
+class FinalEvaluationHook(Hook):
+    """Evaluate when a run is resumed that was killed between its last checkpoint and the end of its evaluation;
+    MMEngine evaluates after iterations, of which none is left."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Evaluate if all iterations are done. Hooks have prepared in ``before_train``."""
+        if runner.iter >= runner.max_iters and runner.val_loop is not None:
+            runner.val_loop.run()
 
 
 def use_hooks(cfg: Config) -> None:

@@ -203,10 +203,21 @@ def _as_list(schedulers: Mapping | Sequence | None) -> Sequence[Mapping]:
     return [schedulers] if isinstance(schedulers, Mapping) else schedulers or []
 
 
+_NEVER = 10**9  # MMEngine's default of a scheduler's end
+
+
+def _last_iteration(scheduler: Mapping) -> int | None:
+    """The last iteration of a scheduler's config or state; OneCycleLR may have a number of steps and end never."""
+    end, steps = scheduler.get("end", _NEVER), scheduler.get("total_steps")
+    if end < _NEVER:
+        return end
+    return scheduler.get("begin", 0) + steps if steps else None
+
+
 def _check_same_length(path: str, states: Sequence[Mapping], schedulers: Sequence[Mapping]) -> None:
     """Compare the last iteration of the checkpoint's schedule with the config's, where both count iterations."""
     was, wanted = (
-        max((s["end"] for s in group if not s.get("by_epoch", True) and "end" in s), default=None)
+        max((end for s in group if not s.get("by_epoch", True) and (end := _last_iteration(s))), default=None)
         for group in (states, schedulers)
     )
     if was is not None and wanted is not None and was != wanted:

@@ -16,6 +16,8 @@ from apt_dense.hosts.mmseg.checkpoints import check_start
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
 from apt_dense.hosts.mmseg.own_data_config import complete_own_data
 
+#: Options of MMEngine's schedulers that count iterations.
+_ITERATIONS = {"begin", "end", "total_steps", "T_max", "milestones", "step_size", "periods"}
 LOG_LINES = 10  # at least, in a run shorter than the config's
 
 
@@ -103,10 +105,16 @@ def _scaled(schedulers: dict | list[dict] | None, factor: float) -> list[dict] |
         return None
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
     for scheduler in schedulers:
-        for key in {"begin", "end"} & scheduler.keys() if not scheduler.get("by_epoch", True) else ():
-            scheduler[key] = round(scheduler[key] * factor)
+        for key in _ITERATIONS & scheduler.keys() if not scheduler.get("by_epoch", True) else ():
+            scheduler[key] = _scaled_iterations(scheduler[key], factor, least=0 if key in ("begin", "end") else 1)
     # A very short run rounds its warm-up to nothing, which MMEngine would refuse.
     return [one for one in schedulers if one.get("begin", 0) < one.get("end", math.inf)]
+
+
+def _scaled_iterations(value: int | list[int] | None, factor: float, least: int) -> int | list[int] | None:
+    if isinstance(value, list | tuple):
+        return [_scaled_iterations(each, factor, least) for each in value]
+    return None if value is None else max(least, round(value * factor))
 
 
 def complete_training(cfg: Config) -> None:

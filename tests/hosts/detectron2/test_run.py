@@ -42,6 +42,17 @@ def test_tensorboard_is_written_if_it_is_installed(
     assert others == (["tensorboard"] if tensorboard else [])
 
 
+def test_checkpoints_of_the_run_before_count_among_those_to_keep(tmp_path: Path) -> None:
+    for name in ("model_0000003", "model_0000007", "model_0000011", "model_0000015", "model_final", "model_x"):
+        (tmp_path / f"{name}.pth").touch()
+    assert len(run._kept_checkpoints(str(tmp_path), 11, None)) == 3
+    assert len(run._kept_checkpoints(str(tmp_path), 11, 3)) == 3
+    kept = run._kept_checkpoints(str(tmp_path), 11, 1)
+    assert kept == [str(tmp_path / "model_0000011.pth")]
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"model_0000011", "model_0000015", "model_final", "model_x"}
+
+
 def test_configs_without_an_evaluator_are_not_evaluated() -> None:
     cfg = tiny_config(UNIFORM)
     cfg.dataloader.pop("evaluator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,13 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from apt_dense.hosts.interrupts import Stopped
-from apt_dense.hosts.mmseg.checkpoint_hooks import APTCheckpointHook, CheckLoadedWeights, StopHook, use_hooks
+from apt_dense.hosts.mmseg.checkpoint_hooks import (
+    APTCheckpointHook,
+    CheckLoadedWeights,
+    FinalEvaluationHook,
+    StopHook,
+    use_hooks,
+)
 from apt_dense.weights.files import CheckpointError
 
 
@@ -80,6 +87,30 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         saving._save_checkpoint(runner)
     assert [p.name for p in tmp_path.glob("*.pth")] == ["iter_1.pth"]
     assert (tmp_path / "last_checkpoint").read_text().endswith("iter_1.pth")
+
+
+def test_what_a_killed_run_did_not_remove_goes_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = FakeRunner(tmp_path)
+    saving = hook(runner, max_keep_ckpts=1)
+    saving._save_checkpoint(runner)
+    runner.iter = 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(APTCheckpointHook, "_remove", lambda *_: signal.raise_signal(signal.SIGINT))
+        saving._save_checkpoint(runner)
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["iter_1.pth", "iter_2.pth"]
+    resumed = hook(runner, max_keep_ckpts=1)
+    assert [p.name for p in tmp_path.glob("*.pth")] == ["iter_2.pth"] and list(resumed.keep_ckpt_ids) == [2]
+
+
+@pytest.mark.parametrize(("done", "scores"), [(3, []), (4, [4])])
+def test_a_run_killed_in_its_last_evaluation_evaluates_when_resumed(done: int, scores: list[int]) -> None:
+    found: list[int] = []
+    loop = SimpleNamespace(run=lambda: found.append(done))
+    FinalEvaluationHook().before_train_epoch(SimpleNamespace(iter=done, max_iters=4, val_loop=loop))
+    FinalEvaluationHook().before_train_epoch(SimpleNamespace(iter=done, max_iters=4, val_loop=None))
+    assert found == scores
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -49,6 +49,25 @@ def test_max_iters_scales_the_schedule(key: str | None) -> None:
     assert cfg.default_hooks.logger.interval == 50
 
 
+def test_max_iters_scales_all_that_counts_iterations(tmp_path: Path) -> None:
+    config = """
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000)
+param_scheduler = [
+    dict(type="OneCycleLR", eta_max=0.1, total_steps=1000, by_epoch=False),
+    dict(type="CosineAnnealingLR", T_max=500, by_epoch=False, begin=500, end=1000),
+    dict(type="MultiStepLR", milestones=[400, 800], by_epoch=False),
+    dict(type="StepLR", step_size=1, by_epoch=False),
+    dict(type="CosineRestartLR", periods=[300, 700], restart_weights=[1, 1], by_epoch=False),
+    dict(type="StepLR", step_size=30),
+]
+"""
+    (tmp_path / "schedules.py").write_text(config)
+    scaled = load_config(str(tmp_path / "schedules.py"), max_iters=100).param_scheduler
+    assert [scaled[0].total_steps, scaled[1].T_max, scaled[1].begin, scaled[1].end] == [100, 50, 50, 100]
+    assert [scaled[2].milestones, scaled[3].step_size, scaled[4].periods] == [[40, 80], 1, [30, 70]]
+    assert scaled[4].restart_weights == [1, 1] and scaled[5].step_size == 30  # which counts epochs
+
+
 def test_the_config_s_own_length_changes_nothing() -> None:
     assert load_config(UPERNET, max_iters=160000).to_dict() == Config.fromfile(UPERNET).to_dict()
 
