@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from support.references import noise, randomise
+from support.references import randomise
 
 pytest.importorskip("mmseg")
 
@@ -25,14 +25,14 @@ with warnings.catch_warnings():
     from mmengine.structures import PixelData
     from mmseg.models.segmentors import EncoderDecoder
     from mmseg.structures import SegDataSample
-    from mmseg.utils import register_all_modules
 
 from apt_dense.hosts.mmseg.packed_inference import APTSegTTAModel, axis_windows, crop_windows
 
+from support.tiny_segmentors import CLASSES, FCN, SMALL, half_flat, mmseg_scope  # noqa: F401 (a fixture)
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
 
-CLASSES = 3
-APT = {"type": "APTViT", "img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+APT = {"type": "APTViT", **SMALL}
 BACKBONES = {
     "adaptive": {**APT, "thresholds": (4.0,)},
     "uniform": {**APT, "thresholds": ()},
@@ -40,31 +40,14 @@ BACKBONES = {
         "type": "VisionTransformer", "img_size": 32, "patch_size": 8, "embed_dims": 16, "num_layers": 2, "num_heads": 2,
     },
 }  # fmt: skip
-HEAD = {
-    "type": "FCNHead",
-    "in_channels": 16,
-    "channels": 8,
-    "num_convs": 1,
-    "concat_input": False,
-    "num_classes": CLASSES,
-    "norm_cfg": {"type": "BN"},
-    "loss_decode": {"type": "CrossEntropyLoss"},
-}
-BINARY_HEAD = {**HEAD, "num_classes": 2, "out_channels": 1, "threshold": 0.4,
+BINARY_HEAD = {**FCN, "num_classes": 2, "out_channels": 1, "threshold": 0.4,
                "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True}}  # fmt: skip
 PREPROCESSOR = {"type": "SegDataPreProcessor", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 SLIDE = {"mode": "slide", "crop_size": (32, 24), "stride": (21, 17)}
 SIZES = [(32, 24), (50, 70), (75, 33), (20, 45), (45, 20), (20, 17)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _mmseg_scope() -> None:
-    register_all_modules(init_default_scope=True)
-
-
-def segmentor(
-    kind: str = "EncoderDecoder", backbone: str = "adaptive", head: dict = HEAD, **test_cfg: Any
-) -> nn.Module:
+def segmentor(kind: str = "EncoderDecoder", backbone: str = "adaptive", head: dict = FCN, **test_cfg: Any) -> nn.Module:
     config = {"backbone": BACKBONES[backbone], "decode_head": head, "data_preprocessor": PREPROCESSOR}
     return randomised(MODELS.build(ConfigDict(type=kind, test_cfg={**SLIDE, **test_cfg}, **copy.deepcopy(config))))
 
@@ -75,12 +58,6 @@ def randomised(model: nn.Module) -> nn.Module:
     logits = randomise(model, 0.3)(half_flat(64, 64), mode="tensor")
     model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
     return model
-
-
-def half_flat(*size: int, images: int = 2) -> Tensor:
-    batch = noise(images, 3, *size)
-    batch[..., : size[1] // 2] = 0.5
-    return batch
 
 
 def metas(images: Tensor) -> list[dict]:
