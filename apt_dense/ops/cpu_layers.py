@@ -4,7 +4,7 @@ Modules are called as such, so that hooks, pruning, adapters and quantisation wo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class _SafeConvolutions(TorchFunctionMode):
     ) -> Any:
         if kwargs or func not in (F.conv2d, F.conv_transpose2d) or not _is_in_16_bits(args[0]):
             return func(*args, **(kwargs or {}))
-        return (_conv2d if func is F.conv2d else _conv_transpose2d)(*args)
+        return _conv2d(_Convolution(*args)) if func is F.conv2d else _conv_transpose2d(*args)
 
 
 class _Products(_SafeConvolutions):
@@ -53,8 +53,8 @@ class _Products(_SafeConvolutions):
     ) -> Any:
         if func is F.linear:
             return linear(*args, **(kwargs or {}))
-        if func is F.conv2d and not kwargs and _takes_blocks(*args) and _lies_in_blocks(*args[:2]):
-            return _conv_of_blocks(*args[:3])
+        if func is F.conv2d and not kwargs and _takes_blocks(_Convolution(*args)) and _lies_in_blocks(*args[:2]):
+            return _conv_of_blocks(*_Convolution(*args)[:3])
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -62,57 +62,62 @@ def _is_in_16_bits(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
 
 
-def _conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int] | str,
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+class _Convolution(NamedTuple):
+    """The arguments of ``F.conv2d``, with its defaults."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: Sequence[int] | int = 1
+    padding: Sequence[int] | str | int = 0
+    dilation: Sequence[int] | int = 1
+    groups: int = 1
+
+
+def _conv2d(conv: _Convolution) -> Tensor:
     """``F.conv2d``, for narrow outputs as a product or with a row and a column more."""
-    sides = None if isinstance(padding, str) else _sides_after(x, weight, stride, padding, dilation)
+    sides = None if isinstance(conv.padding, str) else _sides_after(conv)
     if sides is None or 1 not in sides or min(sides) < 1:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if _takes_blocks(x, weight, bias, stride, padding, dilation, groups):
-        return _conv_of_blocks(x, weight, bias)
+        return F.conv2d(*conv)
+    if _takes_blocks(conv):
+        return _conv_of_blocks(conv.x, conv.weight, conv.bias)
     # Zeros like those of the padding: what was there stays as it was.
-    below, right = (step if side == 1 else 0 for side, step in zip(sides, stride, strict=True))
-    wide = F.conv2d(F.pad(x, (0, right, 0, below)), weight, bias, stride, padding, dilation, groups)
+    below, right = (step if side == 1 else 0 for side, step in zip(sides, _pair(conv.stride), strict=True))
+    wide = F.conv2d(F.pad(conv.x, (0, right, 0, below)), *conv[1:])
     return wide[..., : sides[0], : sides[1]]
 
 
-def _sides_after(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
+def _pair(value: Sequence[int] | int) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _sides_after(conv: _Convolution) -> list[int]:
     """Rows and columns of a convolution's output."""
-    settings = zip(x.shape[-2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in settings]
+    settings = (_pair(value) for value in (conv.stride, conv.padding, conv.dilation))
+    sides = zip(conv.x.shape[-2:], conv.weight.shape[2:], *settings, strict=True)
+    return [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sides]
 
 
-def _conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], *settings: Any) -> Tensor:
+def _conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] | int = 1, *settings: Any
+) -> Tensor:
     """``F.conv_transpose2d``, for narrow inputs with a row and a column of zeros more, which add nothing."""
     below, right = (int(side == 1) for side in x.shape[-2:])
     if not below and not right:
         return F.conv_transpose2d(x, weight, bias, stride, *settings)
+    rows, columns = _pair(stride)
     wide = F.conv_transpose2d(F.pad(x, (0, right, 0, below)), weight, bias, stride, *settings)
-    return wide[..., : wide.shape[-2] - below * stride[0], : wide.shape[-1] - right * stride[1]]
+    return wide[..., : wide.shape[-2] - below * rows, : wide.shape[-1] - right * columns]
 
 
-def _takes_blocks(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int] | str,
-    dilation: Sequence[int],
-    groups: int,
-) -> bool:
+def _takes_blocks(conv: _Convolution) -> bool:
     """Check whether a convolution takes each pixel of a batch of maps once."""
-    kernel = tuple(weight.shape[2:])
-    is_plain = tuple(stride) == kernel and padding == (0, 0) and tuple(dilation) == (1, 1) and groups == 1
-    return is_plain and x.ndim == 4 and all(side % k == 0 for side, k in zip(x.shape[2:], kernel, strict=True))
+    if isinstance(conv.padding, str):
+        return False
+    x, kernel = conv.x, tuple(conv.weight.shape[2:])
+    is_plain = _pair(conv.padding) == (0, 0) and _pair(conv.dilation) == (1, 1) and conv.groups == 1
+    covers = _pair(conv.stride) == kernel and x.ndim == 4
+    return is_plain and covers and all(side % k == 0 for side, k in zip(x.shape[2:], kernel, strict=True))
 
 
 def _lies_in_blocks(x: Tensor, weight: Tensor) -> bool:

@@ -62,6 +62,28 @@ def test_other_convolutions_are_left_alone() -> None:
         assert torch.equal(call_layer(conv, x), conv(x))
 
 
+@pytest.mark.parametrize("settings", [(), (None, 2), (None, 2, 0, 1, 1), (None, 2, "valid")], ids=str)
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_convolutions_may_be_called_with_defaults_and_single_numbers(name: str, settings: tuple) -> None:
+    """As functions take them; nn.Conv2d hands on pairs."""
+    if name == "conv_transpose2d":
+        settings = settings[:2]
+
+    class Convolution(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(noise(4, 4, 2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(nn.functional, name)(x, self.weight, *settings)
+
+    layer = Convolution()
+    for x in (noise(2, 4, 4, 4), noise(2, 4, 2, 2)):
+        torch.testing.assert_close(call_layer(layer, x), layer(x), atol=1e-5, rtol=1e-5)
+        half, narrow = layer.bfloat16(), x.bfloat16()
+        torch.testing.assert_close(call_on_map(half, narrow).float(), layer.float()(x), atol=0.1, rtol=0.1)
+
+
 def test_no_images_to_convolve() -> None:
     conv = torch.nn.Conv2d(IN, OUT, 2, stride=2)
     assert call_layer(conv, torch.zeros(0, IN, 2, 2)).shape == (0, OUT, 1, 1)
