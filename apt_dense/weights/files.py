@@ -127,9 +127,9 @@ def write_text_whole(path: str | Path, text: str) -> None:
 
 
 def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
-    if path.suffix == ".safetensors":
+    if path.name.endswith(".safetensors"):
         return safetensors.torch.load_file(path)
-    if path.suffix == ".pkl":
+    if path.name.endswith(".pkl"):  # also one of no other name, which has no suffix
         return _read_pickle(path)
     numpy_types = [(function, name) for name, function in NUMPY_GLOBALS.items()]
     with _safe_types([argparse.Namespace, Counter, *numpy_types, *safe_types]):
