@@ -4,17 +4,20 @@ is pickled runs, and each tool ends with one line and a status other than 0."""
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +31,8 @@ import measure_accuracy
 import train_det
 import train_det_torchvision
 import train_seg
+from detectron2.checkpoint import DetectionCheckpointer
+from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from apt_dense import APTViT
@@ -55,7 +60,8 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_head
 
 
 def _zipped(content: Any, path: Path) -> None:
-    torch.save(content, path)
+    with path.open("wb") as file:  # torch itself writes to no name that begins with a dot
+        torch.save(content, file)
 
 
 def _legacy(content: Any, path: Path) -> None:
@@ -78,12 +84,38 @@ def _in_bytes(content: Any, path: Path) -> None:
     path.write_bytes(pickle.dumps({"model": {"a": Storage()}}))
 
 
+def _in_tar(content: Any, path: Path) -> None:
+    """torch's first format."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            data = pickle.dumps(content)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def _in_npz(content: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, model=np.array([content], object))
+
+
+def _in_npy(content: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([content], object), allow_pickle=True)
+
+
+def _gzipped(content: Any, path: Path) -> None:
+    path.write_bytes(gzip.compress(pickle.dumps(content)))
+
+
 #: How a file is written, and the suffixes that it may have.
 FORMATS = {
     "zip.pth": _zipped, "zip.bin": _zipped, "zip.pkl": _zipped, "zip.safetensors": _zipped, "zip.pyth": _zipped,
     "legacy.pth": _legacy, "legacy.pt": _legacy, "legacy.pkl": _legacy,
     "pickle.pkl": _pickled, "pickle.pth": _pickled, "pickle.bin": _pickled, "pickle.safetensors": _pickled,
     "storage.pkl": _in_bytes, "storage.pth": _in_bytes,
+    ".pkl": _pickled, ".pyth": _pickled, ".pth": _zipped,  # no name before the suffix
+    "tar.pt": _in_tar, "arrays.npz": _in_npz, "array.npy": _in_npy, "packed.pkl": _gzipped,
 }  # fmt: skip
 #: One of each kind of reader, for doors that take a second each.
 FEW = "zip.pth", "legacy.pth", "pickle.pkl", "pickle.safetensors"
@@ -122,6 +154,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "MMEngine's CheckpointLoader": CheckpointLoader.load_checkpoint,
     "MMEngine's load_checkpoint": lambda path: load_checkpoint(torch.nn.Linear(1, 1), path),
     "load_trained": load_trained,
+    "MMEngine's init_cfg": lambda path: PretrainedInit(path)(torch.nn.Linear(1, 1)),
+    "MMEngine's init_cfg with a prefix": lambda path: PretrainedInit(path, prefix="a")(torch.nn.Linear(1, 1)),
+    "Detectron2's checkpointer": lambda path: DetectionCheckpointer(torch.nn.Linear(1, 1)).load(path),
     "APTCheckpointer": lambda path: APTCheckpointer(torch.nn.Linear(1, 1)).load(path),
     "the quickstart's load_model": lambda path: segmentors.load_model(None, Path(path)),
     "the torchvision tool's backbone": lambda path: torchvision_model._load_pretrained(APTViT(**SMALL), Path(path)),
@@ -185,6 +220,12 @@ SEG_DOORS = {
 }  # fmt: skip
 
 
+def test_weights_of_classes_in_a_pickle(seg: list[str], tmp_path: Path) -> None:
+    """MMSegmentation reads those of a loss by ``mmengine.load``."""
+    extra = option("model.decode_head.loss_decode.class_weight")(hostile(tmp_path, "pickle.pkl"))
+    ends_in_a_line(train_seg.main, seg_argv(seg, tmp_path / "work", extra), tmp_path)
+
+
 def seg_argv(seg: list[str], work: Path, extra: list[str]) -> list:
     return [*seg, "--work-dir", work, "--max-iters", 1, *extra]
 
@@ -225,6 +266,13 @@ def test_train_det(door: str, name: str, coco: Path, tmp_path: Path) -> None:
         (out / "last_checkpoint").write_text(str(path))
         argv = det_argv(coco, out, flags=("--resume",))
     ends_in_a_line(train_det.main, argv, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_proposals_in_a_pickle(split: str, coco: Path, tmp_path: Path) -> None:
+    key = f"dataloader.{split}.dataset.proposal_files"
+    argv = det_argv(coco, tmp_path / "out", f"{key}=['{hostile(tmp_path, 'pickle.pkl')}']")
+    ends_in_a_line(train_det.main, argv, tmp_path, f"{key}=")
 
 
 @pytest.mark.parametrize("name", FEW)

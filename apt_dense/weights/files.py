@@ -2,14 +2,13 @@
 
 import argparse
 import errno
-import io
 import os
 import pickle
 import re
 import shutil
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from apt_dense.weights.pickled_arrays import NUMPY_GLOBALS, read_pickle
 
 SUFFIXES = ".pth", ".safetensors"  # of files that are written
 
@@ -136,35 +137,57 @@ def write_text_whole(path: str | Path, text: str) -> None:
 
 
 def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
-    if path.suffix == ".safetensors":
+    if path.name.endswith(".safetensors"):
         return safetensors.torch.load_file(path)
-    if path.suffix == ".pkl":
+    if path.name.endswith(".pkl"):  # also one of no other name, which has no suffix
         return _read_pickle(path)
+    numpy_types = [(function, name) for name, function in NUMPY_GLOBALS.items()]
+    with _safe_types([argparse.Namespace, Counter, *numpy_types, *safe_types]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _safe_types(wanted: Sequence[Any]) -> Iterator[None]:
+    """Let torch read these types, instead of those of the same name that the process may have allowed already."""
     with _SAFE_TYPES_LOCK:
-        # Types that are allowed already must stay so, but torch withdraws all that it is given here.
-        allowed = torch.serialization.get_safe_globals()
-        wanted = (argparse.Namespace, Counter, *_numpy_types(), *safe_types)
-        with torch.serialization.safe_globals([kind for kind in wanted if kind not in allowed]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        allowed, names = torch.serialization.get_safe_globals(), set(map(_name_of_global, wanted))
+        replaced = [kind for kind in allowed if _name_of_global(kind) in names]
+        if replaced:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals([kind for kind in allowed if kind not in replaced])
+        try:
+            with torch.serialization.safe_globals(wanted):
+                yield
+        finally:
+            torch.serialization.add_safe_globals(replaced)  # torch withdraws all that it was given
 
 
-def _numpy_types() -> tuple[Any, ...]:
-    """Globals that pickled NumPy scalars and arrays refer to, under the names of NumPy 1 and 2."""
-    functions = _numpy_functions().items()
-    kinds = "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "S", "U"
-    return np.ndarray, np.dtype, *((f, name) for name, f in functions), *(type(np.dtype(kind)) for kind in kinds)
+def _name_of_global(kind: Any) -> str:
+    return kind[1] if isinstance(kind, tuple) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_sizes(content: Any, file_size: int) -> None:
     """Refuse tensors and arrays of more bytes than the file has: 1 kB can claim 10^12 elements, by stride 0 or beyond
     the stored numbers. torch and NumPy reserve such memory without touching it; the first copy would."""
-    if isinstance(content, Mapping | list | tuple):
-        for value in content.values() if isinstance(content, Mapping) else content:
-            _check_sizes(value, file_size)
-        return
-    sized = isinstance(content, np.ndarray) or (isinstance(content, Tensor) and content.layout is torch.strided)
-    if sized and content.nbytes > file_size:
-        raise ValueError(f"a tensor of shape {tuple(content.shape)} in a file of {file_size} bytes")
+    seen: set[int] = set()  # a list may hold another ten times, that one a third ten times, and so on
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping | list | tuple | set | frozenset):
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.extend(part.values() if isinstance(part, Mapping) else part)
+        elif _size_of(part) > file_size:
+            raise ValueError(f"a tensor of shape {tuple(part.shape)} in a file of {file_size} bytes")
+
+
+def _size_of(part: Any) -> int:
+    """The bytes that a tensor or array takes, also those of its storage that it leaves out."""
+    if isinstance(part, np.ndarray):
+        return part.nbytes
+    if not isinstance(part, Tensor) or part.layout is not torch.strided:
+        return 0
+    return part.nbytes if part.is_meta else max(part.nbytes, part.untyped_storage().nbytes())
 
 
 def _culprit(error: Exception) -> str:
@@ -173,74 +196,23 @@ def _culprit(error: Exception) -> str:
     return f" (it asks for {found[1]})" if found else ""
 
 
-# ---- pickles of arrays
-
-
 def _read_pickle(path: Path) -> Mapping:
     with path.open("rb") as file:
-        # Files of Python 2, as the older ones of the zoo are, need latin1.
-        content = _ArraysOnly(file, encoding="latin1").load()
+        content = read_pickle(file)
     if not isinstance(content, Mapping):
         raise pickle.UnpicklingError(f"a pickle of {type(content).__name__}, not of a dictionary")
-    return _as_tensors(content)
+    return _as_tensors(content, {})
 
 
-def _as_tensors(content: Any) -> Any:
+def _as_tensors(content: Any, done: dict[int, Any]) -> Any:
+    """Copy nested dictionaries, each once however often it is referred to, with arrays as tensors."""
+    if id(content) in done:
+        return done[id(content)]
     if isinstance(content, Mapping):
-        return {name: _as_tensors(value) for name, value in content.items()}
+        done[id(content)] = copied = {}
+        copied.update({name: _as_tensors(value, done) for name, value in content.items()})
+        return copied
     if isinstance(content, np.ndarray) and content.dtype.kind in "biuf":
-        return torch.from_numpy(np.array(content))  # a copy: those of a pickle may be read-only
+        # A copy: those of a pickle may be read-only.
+        return torch.from_numpy(np.array(content, content.dtype.newbyteorder("=")))
     return content
-
-
-def _tensor_bytes(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _scalar(dtype: np.dtype, content: bytes) -> Any:
-    if dtype.hasobject:
-        raise pickle.UnpicklingError("a number that is an object")
-    return np.frombuffer(content, dtype)[0]
-
-
-def _empty_array(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """NumPy's ``_reconstruct``, which would reserve memory of any size; what is pickled begins empty."""
-    if tuple(shape) != (0,):
-        raise pickle.UnpicklingError(f"an array of shape {shape} without content")
-    return np.empty(0, "i1")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding}")
-    return text.encode("latin1")
-
-
-def _allowed_globals() -> dict[str, Callable]:
-    """The functions that rebuild pickled arrays and tensors, by their names in all versions of NumPy."""
-    return _numpy_functions() | {
-        "numpy.ndarray": _empty_array,  # only ever handed to that function
-        "numpy.dtype": np.dtype,
-        "_codecs.encode": _encode,
-        "collections.OrderedDict": OrderedDict,
-        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
-        "torch.storage._load_from_bytes": _tensor_bytes,
-    }
-
-
-def _numpy_functions() -> dict[str, Callable]:
-    frombuffer = np.zeros(1).__reduce_ex__(5)[0]
-    parts = {"multiarray._reconstruct": _empty_array, "multiarray.scalar": _scalar, "numeric._frombuffer": frombuffer}
-    return {f"numpy.{core}.{name}": part for core in ("core", "_core") for name, part in parts.items()}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of arrays, tensors and plain containers that looks up nothing else."""
-
-    _ALLOWED = _allowed_globals()
-
-    def find_class(self, module: str, name: str) -> Callable:
-        if f"{module}.{name}" not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed")
-        return self._ALLOWED[f"{module}.{name}"]

@@ -1,4 +1,7 @@
-"""Detectron2's checkpoints: read without running code, and refused where weights of the model would stay random."""
+"""Detectron2's checkpoints: read without running code, and refused where weights of the model would stay random.
+
+This import makes all of Detectron2's checkpointers read files in this way.
+"""
 
 import logging
 import os
@@ -95,17 +98,12 @@ class APTCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         try:
-            # Detectron2 itself would run the code in a pickle, and reads pycls' files past _torch_load.
-            reader = {".pkl": _read_zoo_file, ".pyth": _read_pycls_file}.get(Path(filename).suffix)
-            return super()._load_file(filename) if reader is None else reader(filename)
+            return super()._load_file(filename)
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"checkpoint {filename} ({os.path.getsize(filename)} bytes) cannot be read: it is cut off or damaged, "
                 f"no checkpoint, or holds pickled code. Use an older one{self._marker()}, or copy it again"
             ) from error
-
-    def _torch_load(self, f: str) -> Mapping:
-        return read_checkpoint(f)
 
     def _load_model(self, checkpoint: Mapping) -> Any:
         try:
@@ -148,6 +146,24 @@ def _read_pycls_file(filename: str) -> dict:
     state = read_checkpoint(filename)["model_state"]
     weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+_READERS = {".pkl": _read_zoo_file, ".pyth": _read_pycls_file}
+_upstream_load_file = DetectionCheckpointer._load_file
+
+
+def _load_file_safely(self: DetectionCheckpointer, filename: str) -> dict:
+    """``DetectionCheckpointer._load_file``. Its own unpickles .pkl, and reads pycls' files past ``_torch_load``."""
+    reader = next((read for suffix, read in _READERS.items() if filename.endswith(suffix)), None)
+    return _upstream_load_file(self, filename) if reader is None else reader(filename)
+
+
+def _torch_load_safely(self: DetectionCheckpointer, filename: str) -> Mapping:
+    return read_checkpoint(filename)
+
+
+# Detectron2's trainers, as yacs configs use them, make a checkpointer of their own, which cannot be replaced.
+DetectionCheckpointer._load_file, DetectionCheckpointer._torch_load = _load_file_safely, _torch_load_safely
 
 
 def _leave_out_new(names: list[str], kind: str) -> None:

@@ -159,12 +159,22 @@ def check_data(cfg: DictConfig, splits: Sequence[str], every_class: bool = True)
     if "train" in splits:
         _check_shapely(cfg)
     for split in splits:
+        _refuse_proposals(cfg, split)
         names = OmegaConf.select(cfg, _names_key(split))
         for name in [names] if isinstance(names, str) else names or []:
             if name not in DatasetCatalog.list():
                 raise ValueError(f"data set {name!r} is not registered; name a folder with --data-root DIR: {LAYOUT}")
             _check_registered(name, OmegaConf.select(cfg, "model.roi_heads.num_classes"))
             _check_content(name, split, _needs(cfg, every_class))
+
+
+def _refuse_proposals(cfg: DictConfig, split: str) -> None:
+    key = _names_key(split).replace("names", "proposal_files")
+    if OmegaConf.select(cfg, key):
+        raise ValueError(
+            f"{key}={OmegaConf.select(cfg, key)}: Detectron2 would run the code that such files of proposals may hold; "
+            f"leave it out, as detectors with an RPN make proposals themselves"
+        )
 
 
 def _check_shapely(cfg: DictConfig) -> None:

@@ -10,7 +10,12 @@ sets in folders of one's own are registered as well.
 
 import importlib.util
 
-from apt_dense.hosts.mmseg import checkpoint_hooks, checkpoints, resumable_data  # noqa: F401 (register what runs use)
+from apt_dense.hosts.mmseg import (  # noqa: F401 (register what runs use)
+    checkpoint_hooks,
+    checkpoints,
+    pickle_files,
+    resumable_data,
+)
 from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
 
