@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import apt_dense
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apt_dense"
@@ -164,3 +167,10 @@ def test_files_are_short() -> None:
     lines = {str(path): len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert lines["vit.py"] <= 230
     assert not {path: count for path, count in lines.items() if count > 350}
+
+
+def test_public_names_are_listed_in_the_readme() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    listed = re.search(r"Public names of `apt_dense`: (.*?)\. ", text)[1]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(apt_dense.__all__)
+    assert all(hasattr(apt_dense, name) for name in apt_dense.__all__)

@@ -14,7 +14,7 @@ from torch import nn
 pytest.importorskip("detectron2", reason="Detectron2 is built from source (see its INSTALL page)")
 
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import ViT, build_model
 from omegaconf import DictConfig, OmegaConf
 
 from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid, add_apt_config
@@ -50,6 +50,19 @@ def test_a_file_tells_the_arguments(mae: Path) -> None:
     torch.testing.assert_close(model(images)["map"].flatten(2), expected, atol=1e-4, rtol=0)
     with pytest.raises(CheckpointError, match=r"mae\.pth: .* do not tell num_heads\. Add num_heads"):
         APTViT(pretrained=str(mae))
+
+
+@torch.inference_mode()
+def test_detectron2s_own_weights_give_its_values(tmp_path: Path) -> None:
+    options = {"img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 3, "pretrain_img_size": 64, **WINDOWS}
+    theirs = randomise(ViT(**options, norm_layer=partial(nn.LayerNorm, eps=1e-6)))
+    torch.save({"model": {f"backbone.net.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "x.pth")
+    model = APTViT(pretrained=str(tmp_path / "x.pth")).eval()
+    assert model.window_size == 2 and model.img_size == (128, 128) and model.pos_grid == (4, 4)
+    for size in ((128, 128), (96, 160)):
+        images = noise(1, 3, *size)
+        found, expected = model(images)["last_feat"], theirs(images)["last_feat"]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()

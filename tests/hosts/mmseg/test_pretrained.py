@@ -187,6 +187,18 @@ def test_weights_tell_the_arguments(weights: Path) -> None:
         APTViT(pretrained=str(weights), img_size=48)
 
 
+@torch.inference_mode()
+def test_mmsegs_own_weights_give_its_values(tmp_path: Path) -> None:
+    vit = mmseg_vit(final_norm=True)
+    torch.save(
+        {"state_dict": {f"backbone.{name}": value for name, value in vit.state_dict().items()}}, tmp_path / "x.pth"
+    )
+    model = APTViT(pretrained=str(tmp_path / "x.pth"), num_heads=2, act_layer="gelu", norm_eps=1e-6).eval()
+    model.init_weights()
+    images = half_flat(48, 32)
+    torch.testing.assert_close(model(images)[0], vit(images)[0], atol=1e-4, rtol=0)
+
+
 def test_our_own_weights_tell_the_architecture_and_no_choices(weights: Path) -> None:
     """A config without thresholds is that of the plain ViT, whatever the weights were trained with."""
     torch.save(backbone(1, thresholds=(4.0,), out_indices=(0, 1), norm_eps=0.5).state_dict(), weights)
