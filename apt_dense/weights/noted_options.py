@@ -1,6 +1,7 @@
 """Options that a backbone notes next to its own weights, in the metadata that torch keeps with a state dict.
 
-They tell what names and shapes cannot: heads, activation, epsilon, rotary positions, windows, pixels, thresholds.
+They tell what names and shapes cannot: heads, activation, epsilon, rotary positions, windows, pixels, thresholds. What
+names and shapes do tell is believed before them.
 ``torch.save`` keeps them, safetensors does not.
 """
 
@@ -10,12 +11,8 @@ from typing import Any
 
 from torch import nn
 
-#: Noted options, of those in ``apt_dense.options``. What only training or the machine concerns is left out.
-NOTED = (
-    "img_size", "pretrain_img_size", "num_heads", "act_layer", "norm_eps", "rotary", "window_size",
-    "window_block_indexes", "norm_intermediates", "out_indices", "pos_antialias", "thresholds", "token_budget",
-    "scorer", "drop_padding", "partial_patches", "pixel_mean", "pixel_std", "channel_order",
-)  # fmt: skip
+#: Options that are not noted, since they concern only training or the machine.
+NOT_NOTED = "drop_path_rate", "checkpoint_blocks", "attention_backend"
 #: Choices of a user, which the weights do not depend on.
 CHOICES = (
     "thresholds", "token_budget", "scorer", "drop_padding", "partial_patches", "out_indices", "norm_intermediates",
@@ -35,8 +32,8 @@ def note_options(state: Mapping, prefix: str, model: nn.Module) -> None:
     """Note the options of the ``APTViT`` below ``prefix`` in the metadata of a state dict, as plain values."""
     if not hasattr(state, "_metadata"):
         return
-    given = options_of(model)
-    noted = plain_options({name: given[name] for name in NOTED if not callable(given[name])})
+    given = options_of(model).items()
+    noted = plain_options({name: value for name, value in given if name not in NOT_NOTED and not callable(value)})
     metadata, key = state._metadata.copy(), prefix.removesuffix(".")
     metadata[key] = {**metadata.get(key, {}), "options": noted}
     state._metadata = metadata
@@ -54,7 +51,7 @@ def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
     if not found or not isinstance(found[0], Mapping) or any(other != found[0] for other in found):
         return {}
     left_out = () if has_coarse else _OF_COARSE_PATCHES
-    return {name: value for name, value in found[0].items() if name in NOTED and name not in left_out}
+    return {name: value for name, value in found[0].items() if name not in (*NOT_NOTED, *left_out)}
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from apt_dense import APTViT
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 
@@ -159,3 +160,25 @@ def test_neutral_options_are_arguments() -> None:
     for model in (pairs.APTViT, detectron2.APTViT, mmseg.APTViT):
         known |= set(inspect.signature(model).parameters)
     assert known >= pairs._NEUTRAL
+
+
+# ---- configs whose weights tell the backbone
+
+
+def test_mmsegs_weights_tell_the_backbone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("mmseg")
+    source = APTViT(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, class_token=True, final_norm=True)
+    torch.save(randomise(source).state_dict(), tmp_path / "vit.pth")
+    backbone = {"type": "APTViT", "pretrained": str(tmp_path / "vit.pth"), "thresholds": (5.0,)}
+    assert check(f"model = dict(backbone={backbone!r})", tmp_path, "--host", "mmseg", "--img-size", 40, 56) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_detectron2s_must_give_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("detectron2")
+    text = """
+from detectron2.config import LazyCall as L
+from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid
+model = dict(backbone=L(SimpleFeaturePyramid)(net=L(APTViT)(pretrained="vit.pth")))
+"""
+    assert "leaves its backbone to the file in pretrained" in str(check(text, tmp_path))

@@ -7,12 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("tqdm", reason="the tools show their progress with it")
 
 import visualize
 
-from apt_dense import PatchSelector
+from apt_dense import APTViT, PatchSelector
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def test_pictures_are_written_whole(photo: Path, tmp_path: Path) -> None:
     visualize.main([str(photo), "--out", str(tmp_path / "drawn")])
     picture = cv2.imread(str(tmp_path / "drawn" / "photo_patches.png"))
     assert picture.shape[0] > 64 and not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_patch_size_of_a_config_is_that_of_its_weights(tmp_path: Path) -> None:
+    pytest.importorskip("mmseg", reason="reads a config of MMSegmentation")
+    torch.save(APTViT(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2).state_dict(), tmp_path / "x.pth")
+    backbone = {"type": "APTViT", "pretrained": str(tmp_path / "x.pth"), "thresholds": (5.0,)}
+    (tmp_path / "config.py").write_text(f"model = dict(backbone={backbone!r})")
+    assert visualize.config_options(tmp_path / "config.py")["patch_size"] == 8
 
 
 @pytest.mark.parametrize(

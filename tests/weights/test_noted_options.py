@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apt_dense import APTViT
 from apt_dense.options import Rotary
 from apt_dense.weights.files import read_checkpoint
-from apt_dense.weights.noted_options import NOTED, noted_options, options_of
+from apt_dense.weights.noted_options import NOT_NOTED, noted_options, options_of
 
 SMALL = {"img_size": 36, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -34,7 +34,7 @@ def test_options_survive_the_file(tmp_path: Path) -> None:
     model = small(thresholds=(4.0,), rotary=Rotary(temperature=7.0), qkv_bias=False, token_budget=0.8)
     torch.save(model.state_dict(), tmp_path / "x.pth")
     noted = noted_options(read_checkpoint(tmp_path / "x.pth"), has_coarse=True)
-    assert noted.keys() == set(NOTED) and noted["token_budget"] == 0.8
+    assert noted.keys() == options_of(model).keys() - set(NOT_NOTED) and noted["token_budget"] == 0.8
     assert noted["rotary"] == {**noted["rotary"], "temperature": 7.0, "rope_type": "cat"}
     back = APTViT.from_weights(tmp_path / "x.pth")
     given = options_of(back)
@@ -81,6 +81,12 @@ def test_shapes_are_believed_before_notes() -> None:
 def test_notes_of_nonsense_are_refused(options: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         APTViT.from_weights(with_options(small(), **options))
+
+
+def test_options_of_another_version_are_named() -> None:
+    """An option that changes the values must not be left out silently."""
+    with pytest.raises(TypeError, match="no option 'attend_backwards'"):
+        APTViT.from_weights(with_options(small(), attend_backwards=True))
 
 
 @pytest.mark.parametrize("noted", [None, 3, "num_heads", [("num_heads", 2)]])

@@ -200,11 +200,16 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     from detectron2.config import instantiate
     from detectron2.modeling import ViT
 
+    from apt_dense.hosts.detectron2.pretrained import describes
     from apt_dense.hosts.detectron2.run import load_config
 
     cfg = load_config(str(path))
     if "backbone" not in cfg.get("model", {}) or "net" not in cfg.model.backbone:
         raise ValueError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
+    if describes(cfg.model.backbone.net):
+        raise ValueError(
+            f"{path} leaves its backbone to the file in pretrained; give its numbers, or the name of a timm model"
+        )
     known = set(inspect.signature(ViT).parameters)
     remark = ". EVA-02's detectors are in no package; tests/weights/test_timm_families.py compares blocks with timm's"
     _refuse(cfg.model.backbone.net, known, "crop", "Detectron2's ViT", remark)
