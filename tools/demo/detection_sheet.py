@@ -33,7 +33,10 @@ def draw_sheet(
     rows = [_row(val, image_id, models, thresholds) for image_id in image_ids]
     net, width = models["adaptive"].backbone, rows[0].shape[1]
     titles = ["scene and its objects", "patches"]
-    titles += [f"{twin} model: scores from {threshold:.2f}" for twin, threshold in thresholds.items()]
+    titles += [
+        f"{twin} model: {f'scores from {threshold:.2f}' if threshold < 1 else 'not sure of anything yet'}"
+        for twin, threshold in thresholds.items()
+    ]
     heads = [text_bar(width // len(titles) - GAP, [(title, None)]) for title in titles]
     key = text_bar(width, patch_key(net.patch_size, net.patches.num_scales))
     legend = text_bar(
