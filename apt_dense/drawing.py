@@ -16,7 +16,9 @@ def scale_colour(scale: int) -> tuple[int, int, int]:
     return SCALE_COLOURS[(scale - 1) % len(SCALE_COLOURS)] if scale else (128, 128, 128)
 
 
-def draw_patches(image: np.ndarray, scale_map: np.ndarray, patch_size: int, line: int = 1) -> np.ndarray:
+def draw_patches(
+    image: np.ndarray, scale_map: np.ndarray, patch_size: int, line: int = 1, strength: float = 1.0
+) -> np.ndarray:
     """Draw the outline of every patch, and tint each patch of scale 1 and more by its scale.
 
     Args:
@@ -25,6 +27,7 @@ def draw_patches(image: np.ndarray, scale_map: np.ndarray, patch_size: int, line
             the image; what lies beyond its edges is ignored.
         patch_size: pixels of a cell in this image, which may be enlarged.
         line: width of the outlines in pixels.
+        strength: of the outlines, in [0, 1]. Lower it for pictures of many small patches, which outlines would hide.
 
     Returns:
         A new picture (H, W, 3) uint8.
@@ -33,15 +36,17 @@ def draw_patches(image: np.ndarray, scale_map: np.ndarray, patch_size: int, line
         ValueError: if an argument has another shape or type, or the cells do not cover the image.
     """
     _check(image, scale_map, patch_size, line)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength} must be in [0, 1]")
     scale = _per_pixel(scale_map, patch_size, image.shape[:2]).astype(np.int64)
     edge = _patch_edges(scale, patch_size, line)
     drawn = image.astype(np.float32)
     for number in range(1, scale.max(initial=0) + 1):
         colour = np.array(scale_colour(number), np.float32)
-        share = np.where(edge, EDGE, TINT)[scale == number, None].astype(np.float32)
+        share = np.where(edge, TINT + (EDGE - TINT) * strength, TINT)[scale == number, None].astype(np.float32)
         drawn[scale == number] += (colour - drawn[scale == number]) * share
     fine = edge & (scale == 0)
-    drawn[fine] += (_contrast(image, scale_map.shape, patch_size)[fine] - drawn[fine]) * FINE_EDGE
+    drawn[fine] += (_contrast(image, scale_map.shape, patch_size)[fine] - drawn[fine]) * (FINE_EDGE * strength)
     drawn[scale < 0] *= DROPPED_LIGHT
     return np.rint(drawn).astype(np.uint8)
 

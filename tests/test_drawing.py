@@ -84,3 +84,15 @@ def test_neither_opencv_nor_pillow_is_imported() -> None:
         "assert not {'cv2', 'PIL'} & (set(sys.modules) - before) and 'cv2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_outlines_of_less_strength_change_less() -> None:
+    image, scale_map = np.full((64, 64, 3), 200, np.uint8), np.zeros((4, 4), np.int8)
+    scale_map[:2, :2] = 1
+    full, half, none = (draw_patches(image, scale_map, 16, strength=s).astype(int) for s in (1, 0.5, 0))
+    for y, x in ((0, 5), (40, 48)):  # the outline of a large and of a small patch
+        steps = [np.abs(picture[y, x] - none[y, x]).max() for picture in (half, full)]
+        assert 0 < steps[0] < steps[1]
+    assert (full[20, 20] == none[20, 20]).all() and (none[40, 48] == 200).all(), "tints stay"
+    with pytest.raises(ValueError, match="strength=2"):
+        draw_patches(image, scale_map, 16, strength=2)

@@ -13,20 +13,22 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 import argparse
 import csv
 import io
-import logging
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apt_dense.weights.files import write_text_whole
+from shared.logs import quiet
 
 try:
-    from demo import TWINS
-    from demo import detection as det
-    from demo import segmentation as seg
-    from demo.resumable_stages import Record
+    with quiet():
+        from apt_dense.weights.files import write_text_whole
+
+        from demo import TWINS
+        from demo import detection as det
+        from demo import segmentation as seg
+        from demo.resumable_stages import Record
 except ImportError as error:
     sys.exit(f'quickstart: {error}; install what it needs with  pip install -e ".[mmseg,demo]"')
 
@@ -94,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="do finished stages again")
     parser.add_argument("--only", choices=["segmentation", "detection"], help="one half")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     start = time.perf_counter()
     try:

@@ -3,10 +3,12 @@
     python tools/visualize.py photo.jpg --out patches.png
     python tools/visualize.py my_photos/ --out drawn/ --thresholds 5.5 4.0
     python tools/visualize.py my_photos/ --out drawn/ --config configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py
+    python tools/visualize.py my_photos/ --stats-only --thresholds 5 3.5
 
-Each photo NAME.jpg gives NAME_patches.png: the photo with the outline of every patch, larger patches tinted by their
-size, under a caption with the number of patches of each size and the share of tokens kept. No weights are needed: the
-partition depends on the pixels only.
+Each photo NAME.jpg gives NAME_patches.png: the photo, and next to it the same with the outline of every patch, larger
+patches tinted by their size, under a caption with the number of patches of each size, the share of tokens kept and the
+thresholds. Small photos are shown enlarged, large ones shrunk, with a lighter grid. With --stats-only, a line for each
+photo is printed instead. No weights are needed: the partition depends on the pixels only.
 
 A folder stands for the photos directly in it. A photo that cannot be read is named and left out; the others are still
 drawn, and the exit status is 1. A folder without photos or a missing path stops the run before anything is written.
@@ -27,30 +29,14 @@ with needed_packages("visualize"):
     from tqdm import tqdm
 
     from apt_dense import PatchSelector
-    from apt_dense.drawing import draw_patches
     from apt_dense.patches.scores import SCORERS
 
-    from shared.normalise import normalise, to_grey_levels
+    from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
-    from shared.picture_layout import resize_longer_side, stack, text_bar, token_caption, write_png
-    from shared.token_counts import Patches, choose_patches
+    from shared.picture_layout import resize_longer_side, write_png
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
-
-
-def partition_photo(image: np.ndarray, selector: PatchSelector) -> Patches:
-    """Cut an image (H, W, 3) uint8 RGB into patches."""
-    return choose_patches(selector, normalise(to_grey_levels(image), selector.pixel_format))
-
-
-def draw_photo(image: np.ndarray, selector: PatchSelector) -> tuple[np.ndarray, float]:
-    """Draw an image (H, W, 3) uint8 RGB under its caption; return the picture and the share of tokens kept."""
-    patches = partition_photo(image, selector)
-    line = max(1, round(max(image.shape[:2]) / 1500))
-    bar = text_bar(image.shape[1], token_caption(patches, selector.patch_size), size=max(14, image.shape[1] // 45))
-    drawn = draw_patches(image, patches.scale_map[0].numpy(), selector.patch_size, line)
-    return stack([bar, drawn]), patches.tokens_kept
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
@@ -105,9 +91,10 @@ def selector_of(args: argparse.Namespace) -> PatchSelector:
 
 
 def draw_all(
-    photos: Sequence[Path], pictures: Sequence[Path], selector: PatchSelector, size: int | None
+    photos: Sequence[Path], pictures: Sequence[Path | None], selector: PatchSelector, size: int | None
 ) -> list[float]:
-    """Write all pictures and return the shares of tokens kept; a damaged photo is reported and left out."""
+    """Write all pictures, or a line for each photo without one, and return the shares of tokens kept; a damaged photo
+    is reported and left out."""
     shares = []
     for photo, picture in zip(tqdm(photos, "drawing", unit="photo", disable=len(photos) == 1), pictures, strict=True):
         try:
@@ -115,16 +102,21 @@ def draw_all(
         except (ValueError, OSError) as error:
             tqdm.write(f"visualize: left out: {error}", file=sys.stderr)
             continue
-        drawn, share = draw_photo(image, selector)
-        write_png(picture, drawn)
-        shares.append(share)
+        patches = partition_photo(image, selector)
+        shares.append(patches.tokens_kept)
+        if picture is None:
+            tqdm.write(f"{photo}   {describe_counts(image, selector, patches)}", file=sys.stdout)
+        else:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_png(picture, draw_photo(image, selector, patches))
     return shares
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="photo, or folder of photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder, or for a single photo FILE.png")
+    parser.add_argument("--out", type=Path, help="folder, or for a single photo FILE.png")
+    parser.add_argument("--stats-only", action="store_true", help="print the numbers and draw nothing")
     parser.add_argument(
         "--thresholds",
         type=float,
@@ -138,6 +130,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
     parser.add_argument("--config", type=Path, help="MMSeg config whose backbone's settings replace these defaults")
     args = parser.parse_args(argv)
+    if args.out is None and not args.stats_only:
+        parser.error("give --out for pictures, or --stats-only for numbers alone")
     if args.size is not None and args.size < 1:
         parser.error(f"--size {args.size}: expected at least 1 pixel")
     return args
@@ -148,14 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         selector = selector_of(args)
         photos = find_photos(args.inputs)
-        pictures = name_pictures(photos, args.out)
-        pictures[0].parent.mkdir(parents=True, exist_ok=True)
+        pictures = [None] * len(photos) if args.stats_only else name_pictures(photos, args.out)
         shares = draw_all(photos, pictures, selector, args.size)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"visualize: {error}")
     if shares:
-        kept = f"tokens kept {100 * np.mean(shares):.0f} % on average"
-        print(f"{len(shares)} of {len(photos)} photos drawn in {args.out}, {kept}")
+        kept = f"tokens kept {100 * np.mean(shares):.0f} % on average, {describe_choice(selector)}"
+        print(f"{len(shares)} of {len(photos)} photos {'read' if args.stats_only else f'drawn in {args.out}'}: {kept}")
     if len(shares) < len(photos):
         sys.exit(f"visualize: {len(photos) - len(shares)} of {len(photos)} photos could not be read, see above")
 

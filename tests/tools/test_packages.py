@@ -33,6 +33,7 @@ CASES = [
     *(("train_det_torchvision", package) for package in ("pycocotools", "cv2", "tqdm")),
     *(("make_demo_data", package) for package in ("cv2",)),
     *(("visualize", package) for package in ("cv2", "tqdm")),
+    ("predict", "tqdm"),
     ("benchmark", "tqdm"),
     ("check_identity", "cv2"),
     ("measure_accuracy", "cv2"),

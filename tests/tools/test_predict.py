@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -117,6 +118,16 @@ def test_detections_are_drawn_with_class_and_score(detector: TrainedDetector, tm
     changed = np.abs(drawn.astype(int) - plain).max(axis=2)[-600:] > 8
     assert changed[:300, :200].mean() > 0.9, "inside of the red object"
     assert changed[350:, :150].mean() < 0.01, "far from both"
+
+
+def test_supervision_is_named_where_it_is_missing(
+    detector: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    monkeypatch.delitem(sys.modules, "shared.detection_drawing", raising=False)
+    photo = write_photo(tmp_path / "photo.png")
+    assert "supervision cannot be imported" in failure(photo, "--out", tmp_path / "out")
+    run(photo, "--out", tmp_path / "out", "--no-pictures")
 
 
 def test_labels_are_written_as_in_the_data_set(segmentor: TrainedSegmentor, tmp_path: Path) -> None:

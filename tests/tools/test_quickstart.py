@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ for package in ("mmseg", "skimage", "pycocotools", "torchvision"):
 
 import quickstart
 
-from demo.resumable_stages import RECORD, Stage, run_stage
+from demo.resumable_stages import LOG, RECORD, Stage, run_stage
+from demo.training_bar import TrainingBar
 
 
 def counting(calls: list[Path], files: tuple[str, ...] = (), **settings: object) -> Stage:
@@ -54,6 +58,61 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
     assert not (tmp_path / "step" / RECORD).exists()
     with pytest.raises(RuntimeError, match="without writing model.pth"):
         run_stage(Stage("step", {}, lambda folder: {}, ["model.pth"]), tmp_path)
+
+
+def test_a_stage_takes_a_line_and_the_rest_goes_to_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Also where a host goes on writing to the stream that it found in an earlier stage."""
+    kept = []
+
+    def run(folder: Path) -> dict:
+        if not kept:
+            kept.append(logging.StreamHandler(sys.stdout))  # as MMEngine does
+        logging.getLogger("host").addHandler(kept[0])
+        print("printed by", folder.name)
+        logging.getLogger("host").info("logged by %s", folder.name)
+        warnings.warn(f"warned by {folder.name}", stacklevel=1)
+        return {"mIoU": 47.04}
+
+    handlers = logging.getLogger().handlers
+    for name in ("first", "second"):
+        run_stage(Stage(name, {}, run, tell=lambda results: f"mIoU {results['mIoU']:.1f}"), tmp_path)
+        text = (tmp_path / name / LOG).read_text()
+        assert all(f"{kind} by {name}" in text for kind in ("printed", "logged", "warned"))
+    run_stage(Stage("first", {}, run, tell=lambda results: f"mIoU {results['mIoU']:.1f}"), tmp_path)
+    logging.getLogger("host").removeHandler(kept[0])
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "first: mIoU 47.0 (0 s)", "second: mIoU 47.0 (0 s)", "first: mIoU 47.0 (finished before)"
+    ]  # fmt: skip
+    assert shown.err == "" and not recwarn.list and logging.getLogger().handlers == handlers
+
+
+def test_a_stage_that_is_made_again_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(counting([], amount=3), tmp_path)
+    run_stage(counting([], amount=4), tmp_path)
+    run_stage(counting([], amount=4), tmp_path, force=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "made with other settings" in lines[1] and lines[2] == "step: done (0 s; again, --force)"
+
+
+def test_mmengine_training_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    class Runner:
+        max_iters = 3
+        val_dataloader = (1, 2)
+
+    bar = TrainingBar("uniform")
+    bar.before_train(Runner)
+    for _ in range(3):
+        bar.after_train_iter(Runner, 0, outputs={"loss": 2.5})
+    bar.bar.refresh()
+    shown = capsys.readouterr().err
+    assert "uniform: training: 100%" in shown and "3/3" in shown and "loss=2.500" in shown
+    bar.before_val(Runner)
+    bar.after_val_iter(Runner, 0)
+    bar.after_run(Runner)
+    assert "uniform: evaluating" in capsys.readouterr().err and bar.bar is None
 
 
 def test_tables_show_figures_and_ratios() -> None:

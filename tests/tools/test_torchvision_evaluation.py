@@ -18,7 +18,13 @@ from apt_dense import APTViT
 
 from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_objects
-from torchvision_detection.evaluation import METRICS, coco_scores, detections_of, evaluate
+from torchvision_detection.evaluation import (
+    METRICS,
+    coco_scores,
+    detections_of,
+    evaluate,
+    score_where_right_ones_dominate,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
@@ -181,3 +187,22 @@ def test_scores_can_be_had_from_a_list_of_detections(tmp_path: Path) -> None:
     entries = [e for i in split.image_ids for e in detections_of(Oracle.truth(split, i), i, split.category_ids)]
     assert coco_scores(split.coco, entries, "segm")["AP"] == pytest.approx(1)
     assert coco_scores(split.coco, entries, "bbox")["AP"] == pytest.approx(1)  # and may be used twice
+
+
+def test_the_score_above_which_most_boxes_are_right(tmp_path: Path) -> None:
+    """Right ones: 0.9, 0.8, 0.6 and 0.4; wrong: another class, another place, and a second box on the same object."""
+    split = load(tmp_path)
+    (first, second), (third, fourth) = (split.coco.imgToAnns[i] for i in split.image_ids[:2])
+
+    def entry(annotation: dict, score: float, **other: object) -> dict:
+        return {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": score} | other
+
+    found = [
+        entry(first, 0.9), entry(second, 0.8), entry(third, 0.7, category_id=90), entry(third, 0.6),
+        entry(first, 0.5, bbox=[100, 60, 9, 9]), entry(fourth, 0.4), entry(second, 0.3),
+        entry(second, 0.2, bbox=[0, 0, 5, 5]),
+    ]  # fmt: skip
+    for share, expected in ((1.0, 0.8), (0.75, 0.6), (0.66, 0.4), (0.5, 0.2)):
+        assert score_where_right_ones_dominate(split.coco, found, share) == pytest.approx(expected)
+    assert score_where_right_ones_dominate(split.coco, [], 0.5) == 1
+    assert score_where_right_ones_dominate(split.coco, found[2:3], 0.5) == 1

@@ -145,6 +145,7 @@ def test_training_learns_saves_and_logs(trained: Path) -> None:
     assert all(0 < line["tokens_kept"] <= 1 for line in lines.values())
     saved = {path.name for path in trained.glob("*.pth")}
     assert saved == {"model_0000007.pth", "model_0000015.pth", "model_final.pth"}
+    assert json.loads((trained / "classes.json").read_text()) == [[c["id"], c["name"]] for c in CATEGORIES]
 
 
 def test_training_ends_with_an_evaluation_of_boxes_and_masks(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,9 @@ pytest.importorskip("tqdm", reason="the tools show their progress with it")
 import visualize
 
 from apt_dense import APTViT, PatchSelector
+
+from shared.patch_pictures import draw_photo, partition_photo
+from shared.photo_files import read_photo
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_counts_are_those_of_the_partition(photo: Path) -> None:
-    patches = visualize.partition_photo(visualize.read_image(photo), PatchSelector(thresholds=(5.5, 4.0)))
+    patches = partition_photo(visualize.read_image(photo), PatchSelector(thresholds=(5.5, 4.0)))
     assert patches.per_scale.tolist() == [[8, 0, 1]] and patches.tokens_kept == 9 / 24
     scale_map = patches.scale_map[0]
     assert (scale_map[:, :4] == 2).all() and (scale_map[:, 4:] == 0).all()
@@ -46,6 +50,58 @@ def test_the_patch_size_of_a_config_is_that_of_its_weights(tmp_path: Path) -> No
     backbone = {"type": "APTViT", "pretrained": str(tmp_path / "x.pth"), "thresholds": (5.0,)}
     (tmp_path / "config.py").write_text(f"model = dict(backbone={backbone!r})")
     assert visualize.config_options(tmp_path / "config.py")["patch_size"] == 8
+
+
+@pytest.mark.parametrize(("size", "longer"), [((64, 96), 576), ((400, 900), 900), ((300, 3000), 1875)])
+def test_the_plain_photo_stands_beside_its_patches_in_a_size_to_see_them(size: tuple[int, int], longer: int) -> None:
+    """Enlarged up to six times, left as it is, or shrunk to patches of 10 pixels."""
+    rng = np.random.default_rng(0)
+    image = np.full((*size, 3), 200, np.uint8)
+    image[: size[0] // 2] = rng.integers(0, 256, (size[0] // 2, size[1], 3))
+    selector = PatchSelector(thresholds=(5.5, 4.0))
+    picture = draw_photo(image, selector, partition_photo(image, selector))
+    assert picture.shape[1] == 2 * longer + 8
+    height = size[0] * longer // size[1]
+    left, right = picture[-height:, :longer], picture[-height:, longer + 8 :]
+    assert (left[height // 2 + 20 :] == 200).all(), "the photo itself"
+    colours = np.unique(right[-30:].reshape(-1, 3), axis=0)
+    assert len(colours) >= 2 and (colours != 200).any(), "its flat half is tinted and outlined"
+    assert picture.shape[0] > height + 20, "under a caption"
+
+
+def test_grids_of_small_patches_are_lighter() -> None:
+    """Noise is cut into the smallest patches; outlines of them leave the more of a picture the smaller they are."""
+    noise = np.random.default_rng(0).integers(120, 136, (160, 3200, 3), dtype=np.uint8)
+    selector, change = PatchSelector(thresholds=()), {}
+    for width in (800, 3200):
+        image = noise[:, :width]
+        picture = draw_photo(image, selector, partition_photo(image, selector)).astype(int)
+        shown = (picture.shape[1] - 8) // 2
+        change[width] = np.abs(picture[-40:, shown + 8 :] - picture[-40:, :shown]).max()
+    assert change[3200] < 0.7 * change[800]
+
+
+def test_the_caption_names_the_thresholds(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    monkeypatch.setattr(
+        "shared.patch_pictures.text_bar",
+        lambda width, entries, size: texts.extend(text for text, _ in entries) or np.zeros((20, width, 3), np.uint8),
+    )
+    image, selector = visualize.read_image(photo), PatchSelector(thresholds=(5.5, 4.0))
+    draw_photo(image, selector, partition_photo(image, selector))
+    assert texts[0] == "tokens kept 9 of 24 (38 %)" and texts[-1] == "entropy below 5.5 for 32 px, 4 for 64 px"
+
+
+def test_numbers_alone(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    visualize.main([str(photo), "--stats-only"])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"{photo}   96 x 64   tokens kept 9 of 24 (38 %)   16 px: 8   32 px: 0   64 px: 1"
+    assert last == "1 of 1 photos read: tokens kept 38 % on average, entropy below 5.5 for 32 px, 4 for 64 px"
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(SystemExit) as ended:
+        visualize.main([str(photo)])
+    assert ended.value.code == 2 and "--stats-only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -80,3 +136,15 @@ def test_a_broken_photo_is_left_out_and_the_others_are_drawn(
     assert "broken.jpg" in capsys.readouterr().err
     assert (tmp_path / "drawn" / "photo_patches.png").is_file()
     assert not (tmp_path / "drawn" / "broken_patches.png").exists()
+
+
+def test_libpng_does_not_complain_of_colour_profiles(photo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    expected, data = read_photo(photo), photo.read_bytes()
+    start = data.index(b"IHDR") + 4 + 13 + 4
+    content = b"odd\0\0" + zlib.compress(b"no profile" * 20)
+    chunk = len(content).to_bytes(4, "big") + b"iCCP" + content + zlib.crc32(b"iCCP" + content).to_bytes(4, "big")
+    photo.write_bytes(data[:start] + chunk + data[start:])
+    cv2.imread(str(photo))
+    if not capfd.readouterr().err:
+        pytest.skip("this OpenCV is silent")
+    assert np.array_equal(read_photo(photo), expected) and capfd.readouterr().err == ""

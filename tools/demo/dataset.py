@@ -56,7 +56,12 @@ def make_demo_data(
     for split, count in enumerate((train, val)):
         seeds = [(seed, split, index) for index in range(count)]
         scenes = (compose_scene(materials, backdrops, size, np.random.default_rng(entropy)) for entropy in seeds)
-        write_split(partial, split, tqdm(scenes, SPLITS[split][0], total=count, unit="scene"), names[1:])
+        write_split(
+            partial,
+            split,
+            tqdm(scenes, f"{SPLITS[split][0]} scenes", total=count, unit="scene", leave=False),
+            names[1:],
+        )
     move_into_place(partial, out)
     return names
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from apt_dense.hosts.torchvision.load_trained_detector import load_trained_detector
 from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT
-from apt_dense.hosts.torchvision.run_settings import Settings
+from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
 
 from demo import TWINS
 from demo.detection_sheet import draw_sheet
@@ -20,7 +20,7 @@ from demo.resumable_stages import Record, Stage, run_stage
 from shared.picture_layout import write_png
 from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split
-from torchvision_detection.evaluation import evaluate
+from torchvision_detection.evaluation import coco_scores, detect, score_where_right_ones_dominate
 from torchvision_detection.training import LOG, Trainer, train
 
 
@@ -60,11 +60,15 @@ def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, forc
     for twin in TWINS:
         uses = {"data": made, "settings": asdict(settings_of(twin, plan)), "scored": plan.scored}
         stage = Stage(
-            f"detection_{twin}", uses, lambda folder, twin=twin: train_twin(folder, scenes, twin, plan), [CHECKPOINT]
-        )
+            f"detection_{twin}", uses, lambda folder, twin=twin: train_twin(folder, scenes, twin, plan), [CHECKPOINT],
+            tell=lambda results: f"box AP {results['AP']:.3f}, {results['tokens']:.0%} of tokens",
+        )  # fmt: skip
         done[twin] = run_stage(stage, root, force)
     uses = {twin: done[twin].made for twin in TWINS} | {"shown": plan.shown}
-    sheet = Stage("detection_sheet", uses, lambda folder: make_sheet(folder, scenes, plan, done), ["detections.png"])
+    sheet = Stage(
+        "detection_sheet", uses, lambda folder: make_sheet(folder, scenes, plan, done), ["detections.png"],
+        tell=lambda _: "drawn: detections.png",
+    )  # fmt: skip
     done["sheet"] = run_stage(sheet, root, force)
     return done
 
@@ -74,14 +78,15 @@ def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> di
     for name in (CHECKPOINT, LOG):
         (folder / name).unlink(missing_ok=True)  # of an interrupted run with other settings
     trainer = Trainer(settings_of(twin, plan), load_split(scenes, "train"))
-    if not train(trainer, folder):
+    if not train(trainer, folder, progress=f"detection_{twin}: training"):
         raise KeyboardInterrupt
     log = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     val = _first(load_split(scenes, "val"), plan.scored)
     tokens = TokenCounter(trainer.model.backbone.net)
     start = time.perf_counter()
-    scores = evaluate(trainer.model, val)
+    detections = detect(trainer.model, val, progress=f"detection_{twin}: evaluating")
     seconds = time.perf_counter() - start
+    scores = {kind: coco_scores(val.coco, detections, kind) for kind in TASKS["masks"]}
     timed = log[len(log) // 5 :]
     return {
         "AP": scores["bbox"]["AP"], "AP50": scores["bbox"]["AP50"],
@@ -89,6 +94,7 @@ def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> di
         "tokens": tokens.take(),
         "train images/s": trainer.settings.batch_size / statistics.median(entry["seconds"] for entry in timed),
         "test images/s": len(val.image_ids) / seconds,
+        "score threshold": score_where_right_ones_dominate(val.coco, detections),
         "first loss": statistics.mean(entry["loss"] for entry in log[:10]),
         "last loss": statistics.mean(entry["loss"] for entry in log[-10:]),
     }  # fmt: skip
@@ -109,5 +115,7 @@ def make_sheet(folder: Path, scenes: Path, plan: DetectionPlan, done: Mapping[st
     """Draw detections.png: what each twin finds in some test scenes."""
     val = load_split(scenes, "val")
     models = {twin: load_trained_detector(done[twin].folder / CHECKPOINT) for twin in TWINS}
-    write_png(folder / "detections.png", draw_sheet(val, [val.image_ids[number] for number in plan.shown], models))
+    thresholds = {twin: done[twin].results["score threshold"] for twin in TWINS}
+    image_ids = [val.image_ids[number] for number in plan.shown]
+    write_png(folder / "detections.png", draw_sheet(val, image_ids, models, thresholds))
     return {}

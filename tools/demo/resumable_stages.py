@@ -14,7 +14,10 @@ from typing import Any
 
 from apt_dense.weights.files import write_text_whole
 
+from shared.logs import log_to
+
 RECORD = "results.json"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class Stage:
         another one puts that one's ``Record.made`` in here.
     run: makes the result in the folder it is given, and returns JSON values.
     files: paths below the folder that must be there afterwards.
+    tell: puts what ``run`` returned into a few words.
     """
 
     name: str
     settings: Mapping[str, Any]
     run: Callable[[Path], dict]
     files: Sequence[str] = ()
+    tell: Callable[[dict], str] = lambda results: "done"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Record:
 def run_stage(stage: Stage, root: Path, force: bool = False, say: Callable[[str], None] = print) -> Record:
     """Return the stage's record: the one in its folder if that is finished, else (or with ``force``) a new one.
 
+    A line says what became of the stage. What it prints, logs and warns meanwhile goes to ``log.txt`` in its folder.
+
     Raises:
         OSError: the folder cannot be written to.
         RuntimeError: ``run`` did not write one of the files it promised.
@@ -54,13 +61,13 @@ def run_stage(stage: Stage, root: Path, force: bool = False, say: Callable[[str]
     folder, settings = root / stage.name, json.loads(json.dumps(dict(stage.settings)))
     record, reason = _finished(stage, folder, settings)
     if record is not None and not force:
-        say(f"{stage.name}: finished before, {folder / RECORD}")
+        say(f"{stage.name}: {stage.tell(record.results)} (finished before)")
         return record
-    say(f"{stage.name}: {'again, --force' if force and record else reason}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)  # from here on, its files are not those of an earlier run
     start = time.perf_counter()
-    results = stage.run(folder)
+    with log_to(folder / LOG):
+        results = stage.run(folder)
     absent = [name for name in stage.files if not (folder / name).exists()]
     if absent:
         raise RuntimeError(f"stage {stage.name} ended without writing {', '.join(absent)} to {folder}")
@@ -71,6 +78,8 @@ def run_stage(stage: Stage, root: Path, force: bool = False, say: Callable[[str]
         "results": results,
     }
     write_text_whole(folder / RECORD, json.dumps(content, indent=2) + "\n")
+    why = "again, --force" if force and record else reason
+    say(f"{stage.name}: {stage.tell(results)} ({content['seconds']:.0f} s{f'; {why}' if why else ''})")
     return Record(folder, results, content["made"], content["seconds"])
 
 
@@ -81,7 +90,7 @@ def _finished(stage: Stage, folder: Path, settings: dict) -> tuple[Record | None
         record = Record(folder, content["results"], content["made"], content["seconds"])
         same = content["settings"] == settings
     except FileNotFoundError:
-        return None, "starts"
+        return None, ""
     except (ValueError, KeyError, TypeError):
         return None, f"again, {folder / RECORD} is damaged"
     if not same:

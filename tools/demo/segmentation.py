@@ -21,6 +21,7 @@ from demo.dataset import make_demo_data
 from demo.resumable_stages import Record, Stage, run_stage
 from demo.segmentation_sheet import GAP, draw_sheet
 from demo.segmentors import build, load_model, partition, predict, save_weights
+from demo.training_bar import TrainingBar
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, stack, text_bar, write_png
 
@@ -51,27 +52,46 @@ SHORT = Plan(train=24, val=8, iters=15, shown_scenes=(1,), photos=("chelsea.png"
 def run_segmentation(root: Path, plan: Plan, force: bool = False, data_only: bool = False) -> dict[str, Record]:
     """Run the stages below ``root`` that are not finished there, or the data only; return their records by name."""
     amounts = {"train": plan.train, "val": plan.val, "size": plan.size}
-    data = run_stage(Stage("data", amounts, lambda folder: make_scenes(folder, amounts), ["scenes"]), root, force)
+    made = Stage("data", amounts, lambda folder: make_scenes(folder, amounts), ["scenes"], tell=_tell_data)
+    data = run_stage(made, root, force)
     if data_only:
         return {"data": data}
     configs = {twin: demo_config(twin, data.folder / "scenes", plan.iters) for twin in TWINS}
     uses = {"data": data.made, "configs": [config.to_dict() for config in configs.values()]}
     weights = [f"{twin}.pth" for twin in TWINS]
     done = {"data": data}
-    done["start"] = run_stage(Stage("start", uses, lambda folder: save_start(folder, configs), weights), root, force)
+    start_stage = Stage("start", uses, lambda folder: save_start(folder, configs), weights, tell=_tell_start)
+    done["start"] = run_stage(start_stage, root, force)
     for twin in TWINS:
         start = done["start"].folder / f"{twin}.pth"
         stage = Stage(
             twin, {"start": done["start"].made},
-            lambda folder, twin=twin, start=start: train(folder, configs[twin], start), ["model.pth"],
+            lambda folder, twin=twin, start=start: train(folder, configs[twin], start, twin), ["model.pth"],
+            tell=lambda results: f"mIoU {results['mIoU']:.1f}, {results['tokens, train']:.0%} of tokens in training",
         )  # fmt: skip
         done[twin] = run_stage(stage, root, force)
     uses = {twin: done[twin].made for twin in TWINS}
-    done["speed"] = run_stage(Stage("speed", uses, lambda folder: compare_speed(configs, done)), root, force)
+    speed = Stage("speed", uses, lambda folder: compare_speed(configs, done), tell=_tell_speed)
+    done["speed"] = run_stage(speed, root, force)
     uses |= {"scenes": plan.shown_scenes, "photos": plan.photos, "size": plan.size}
-    sheet = Stage("sheet", uses, lambda folder: make_sheet(folder, configs, plan, done), ["contact_sheet.png"])
+    sheet = Stage(
+        "sheet", uses, lambda folder: make_sheet(folder, configs, plan, done), ["contact_sheet.png"],
+        tell=lambda _: "drawn: contact_sheet.png",
+    )  # fmt: skip
     done["sheet"] = run_stage(sheet, root, force)
     return done
+
+
+def _tell_data(results: Mapping[str, Any]) -> str:
+    return f"scenes with {len(results['classes']) - 1} kinds of objects"
+
+
+def _tell_start(results: Mapping[str, Any]) -> str:
+    return f"the same weights for both models, {results['parameters']['uniform'] / 1e6:.1f} million"
+
+
+def _tell_speed(results: Mapping[str, Any]) -> str:
+    return ", ".join(f"{twin} {results[twin]['test images/s']:.1f} images/s" for twin in TWINS)
 
 
 def make_scenes(folder: Path, amounts: Mapping[str, int]) -> dict[str, Any]:
@@ -94,11 +114,12 @@ def save_start(folder: Path, configs: Mapping[str, Config]) -> dict[str, Any]:
     return {"parameters": {twin: sum(p.numel() for p in model.parameters()) for twin, model in models.items()}}
 
 
-def train(folder: Path, config: Config, start: Path) -> dict[str, Any]:
+def train(folder: Path, config: Config, start: Path, name: str) -> dict[str, Any]:
     """Train one twin and score it on the test scenes with MMSegmentation's Runner; its weights are ``model.pth``."""
     config = config.copy()
     config.work_dir, config.load_from = str(folder / "run"), str(start)
     runner = Runner.from_cfg(config)
+    runner.register_hook(TrainingBar(name))
     model = runner.train()
     save_weights(model, folder / "model.pth")
     history = {name: runner.message_hub.get_scalar(f"train/{name}").data[0] for name in ("time", "data_time")}

@@ -16,6 +16,7 @@ from shared.picture_layout import (
     describe_tokens,
     fit_canvas,
     paint_labels,
+    patch_key,
     side_by_side,
     stack,
     text_bar,
@@ -41,8 +42,10 @@ def draw_sheet(
     rows += [_row(models, photo, classes["palette"], None) for photo in photos]
     width = rows[0].shape[1]
     heads = [text_bar(width // len(TITLES) - GAP, [(title, None)]) for title in TITLES]
-    legend = text_bar(width, list(zip(classes["classes"], map(tuple, classes["palette"]), strict=True)))
-    return stack([side_by_side(heads, GAP), *rows, legend], GAP)
+    backbone = models["adaptive"].backbone
+    key = text_bar(width, patch_key(backbone.patch_size, backbone.patches.num_scales))
+    legend = text_bar(width, [("classes", None), *zip(classes["classes"], map(tuple, classes["palette"]), strict=True)])
+    return stack([side_by_side(heads, GAP), *rows, key, legend], GAP)
 
 
 def read_truth(scene: Path) -> np.ndarray:

@@ -27,14 +27,21 @@ def class_colours(count: int) -> list[Colour]:
 
 
 def draw_detections(
-    photo: np.ndarray, found: Detections, class_names: Sequence[str], colours: Sequence[Colour] | None = None
+    photo: np.ndarray,
+    found: Detections,
+    class_names: Sequence[str],
+    colours: Sequence[Colour] | None = None,
+    size: int | None = None,
 ) -> np.ndarray:
     """Draw masks, boxes, classes and scores over a photo (H, W, 3) uint8 RGB, enlarged if it is small.
 
     Args:
+        found: what to draw; scores of NaN are not written.
         class_names, colours: of the labels in ``found``.
+        size: pixels of the longer side of the picture, whatever the photo's.
     """
-    canvas = photo if max(photo.shape[:2]) >= SMALLEST else resize_longer_side(photo, SMALLEST)
+    size = size or max(SMALLEST, *photo.shape[:2])
+    canvas = photo if max(photo.shape[:2]) == size else resize_longer_side(photo, size)
     canvas = np.ascontiguousarray(canvas[..., ::-1])  # supervision draws in OpenCV's order
     if not len(found.boxes):
         return canvas[..., ::-1].copy()
@@ -42,7 +49,8 @@ def draw_detections(
     colours = colours or class_colours(len(class_names))
     colour, ink = (_palette(values) for values in (colours, [_ink(colour) for colour in colours]))
     longer = max(canvas.shape[:2])
-    labels = [f"{class_names[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
+    scores = ["" if np.isnan(score) else f" {score:.2f}" for score in found.scores]
+    labels = [f"{class_names[label]}{score}" for label, score in zip(found.labels, scores, strict=True)]
     drawings = [supervision.MaskAnnotator(colour, MASK_OPACITY)] if detections.mask is not None else []
     drawings.append(supervision.BoxAnnotator(colour, max(2, longer // 400)))
     for drawing in drawings:
@@ -51,7 +59,7 @@ def draw_detections(
         colour,
         text_color=ink,
         font_path=_FONT,
-        font_size=max(13, longer // 60),
+        font_size=max(12, longer // 60),
         text_padding=3,
         smart_position=True,
     )

@@ -8,6 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 
 class _Terminal(logging.Handler):
@@ -32,3 +34,38 @@ def quiet() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+class _CurrentFile(io.TextIOBase):
+    """Writes to the file that is current. Hosts keep the stream that they found when they set up their log."""
+
+    file: TextIO | None = None
+
+    def write(self, text: str) -> int:
+        if self.file is not None:
+            self.file.write(text)
+        return len(text)
+
+
+_CURRENT = _CurrentFile()
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Write what is printed, logged from INFO on and warned meanwhile to a file. Progress bars, which go to the error
+    stream, stay on the terminal. Not to be nested."""
+    handler = logging.StreamHandler(_CURRENT)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger()
+    before, level = root.handlers, root.level
+    with path.open("w", encoding="utf-8", buffering=1) as _CURRENT.file, contextlib.redirect_stdout(_CURRENT):
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, kind, *place: _CURRENT.write(f"{kind.__name__}: {message}\n")
+                yield
+        finally:
+            root.handlers = before
+            root.setLevel(level)
+            _CURRENT.file = None

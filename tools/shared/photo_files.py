@@ -25,10 +25,19 @@ def decode(data: bytes) -> np.ndarray | None:
     if cut_short or not data:
         return None
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(_without_profile(data), np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         return None
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _without_profile(data: bytes) -> bytes:
+    """Take the colour profile out of a PNG: OpenCV ignores it, but its libpng complains of some on the terminal."""
+    start = data.find(b"iCCP", 0, 1 << 16) - 4  # its length stands before its name
+    if not data.startswith(b"\x89PNG") or start < 8 or start > data.find(b"IDAT"):
+        return data
+    length = int.from_bytes(data[start : start + 4], "big")
+    return data[:start] + data[start + 12 + length :]
 
 
 def read_photo(path: Path) -> np.ndarray:

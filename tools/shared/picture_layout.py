@@ -102,6 +102,12 @@ def describe_tokens(patches: Patches) -> str:
     return f"tokens kept {kept} of {patches.cells} ({100 * patches.tokens_kept:.0f} %)"
 
 
+def patch_key(patch_size: int, num_scales: int, shown: str = "patches of") -> list[tuple[str, Colour | None]]:
+    """Return entries of a ``text_bar``: the colour in which patches of each size are drawn."""
+    sizes = [(f"{patch_size << s} pixels", scale_colour(s) if s else PAPER) for s in range(num_scales)]
+    return [(shown, None), *sizes]
+
+
 def token_caption(patches: Patches, patch_size: int) -> list[tuple[str, Colour | None]]:
     """Return entries of a ``text_bar``: the share of tokens kept, then the number of patches of each size."""
     counts = enumerate(patches.per_scale[0].tolist())

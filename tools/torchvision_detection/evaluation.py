@@ -26,9 +26,12 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool = True
+    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool | str = True
 ) -> dict[str, dict[str, float]]:
     """Run a detector over a split and score it.
+
+    Args:
+        progress: show a bar, under this title if it is a text.
 
     Returns:
         {"bbox": {"AP": ..., ...}, "segm": {...}} with the numbers of ``METRICS`` in [0, 1], or -1 where there is no
@@ -40,14 +43,15 @@ def evaluate(
 
 @torch.inference_mode()
 def detect(
-    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool = True
+    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool | str = True
 ) -> list[dict]:
-    """Run a detector over a split; return COCO's result entries of all its images."""
+    """Run a detector over a split; return COCO's result entries of all its images. Arguments as for ``evaluate``."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     detections: list[dict] = []
     loader = make_loader(EvaluationImages(split), workers)
-    for images, (image_id,) in tqdm(loader, "evaluating", unit="image", disable=not progress, leave=False):
+    title = progress if isinstance(progress, str) else "evaluating"
+    for images, (image_id,) in tqdm(loader, title, unit="image", disable=not progress, leave=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             (prediction,) = model([image.to(device, non_blocking=True) for image in images])
         # Masks of a whole split would fill the memory; their run lengths do not.
@@ -89,6 +93,25 @@ def coco_scores(truth: COCO, detections: Sequence[Mapping], kind: str) -> dict[s
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def score_where_right_ones_dominate(truth: COCO, detections: Sequence[Mapping], share: float = 0.7) -> float:
+    """Find the lowest score above which at least ``share`` of the boxes are right: of the class of an object that they
+    share half of their area with, and the first to do so. Returns 1 if there is none.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, _results(truth, detections, "bbox"), "bbox")
+        evaluation.params.iouThrs, evaluation.params.areaRng = np.array([0.5]), evaluation.params.areaRng[:1]
+        evaluation.evaluate()
+    found = [entry for entry in evaluation.evalImgs if entry is not None]
+    counted = [~entry["dtIgnore"][0].astype(bool) for entry in found]
+    scores = [np.array(entry["dtScores"])[kept] for entry, kept in zip(found, counted, strict=True)]
+    right = [entry["dtMatches"][0][kept] > 0 for entry, kept in zip(found, counted, strict=True)]
+    scores, right = (np.concatenate([np.zeros(0), *parts]) for parts in (scores, right))
+    order = np.argsort(-scores, kind="stable")
+    precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    enough = np.flatnonzero(precision >= share)
+    return float(scores[order][enough[-1]]) if len(enough) else 1.0
 
 
 def _results(truth: COCO, detections: Sequence[Mapping], kind: str) -> COCO:

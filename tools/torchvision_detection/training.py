@@ -127,7 +127,7 @@ class Trainer:
 
 def train(
     trainer: Trainer, out: Path, *, val: CocoSplit | None = None, eval_every: int = 0, save_every: int = 1000,
-    workers: int = 0, progress: bool = True,
+    workers: int = 0, progress: bool | str = True,
 ) -> bool:  # fmt: skip
     """Train up to the settings' number of iterations, log to OUT/log.jsonl and save to OUT/last.pth.
 
@@ -136,13 +136,18 @@ def train(
     Args:
         val: evaluate on this split every ``eval_every`` iterations (0: never).
         save_every: iterations between checkpoints; the last one is always saved.
+        progress: show a bar; a text is its title, and such a bar is removed at the end.
 
     Returns:
         Whether all iterations are done.
     """
     end = trainer.settings.iterations
     with lock_folder(out), stop_requests() as stop, Log(out / LOG, trainer.iteration) as log_file:
-        bar = tqdm(trainer.batches(workers), "training", total=end, initial=trainer.iteration, disable=not progress)
+        titled = isinstance(progress, str)
+        bar = tqdm(
+            trainer.batches(workers), progress if titled else "training", total=end, initial=trainer.iteration,
+            disable=not progress, leave=not titled,
+        )  # fmt: skip
         start = time.perf_counter()
         for batch in bar:
             entry = trainer.step(*batch)
