@@ -46,11 +46,11 @@ def voc_file(picture: str, objects: str, size: tuple[int, int] = SIZE) -> str:
 
 
 def write_voc(
-    root: Path, count: int = 4, images: str = "JPEGImages", annotations: str = "Annotations", start: int = 0
+    root: Path, count: int = 4, images: str = "JPEGImages", annotations: str = "Annotations", classes: int = 2
 ) -> Path:
     """Pictures 0.png, 1.png, ... and their XML files, counted from 1 as in Pascal VOC."""
-    for number in range(start, start + count):
-        objects = objects_of(number)
+    for number in range(count):
+        objects = objects_of(number)[:classes]
         draw(root / images / f"{number}.png", objects)
         written = "".join(voc_object(name, (x + 1, y + 1, x + w, y + h)) for name, (x, y, w, h) in objects)
         path = root / annotations / f"{number}.xml"
