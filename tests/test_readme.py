@@ -32,8 +32,8 @@ RUN_BY_CI = "python tools/quickstart.py", "pytest"
 #: Text in a block -> the packages without which it is skipped.
 NEEDS = {
     "detectron2": ("detectron2",), "tools/train_det.py": ("detectron2", "shapely"), "_seg.py": ("mmseg",),
-    "apt_dense.hosts.mmseg": ("mmengine",), "_torchvision.py": ("pycocotools", "cv2"), "tools/predict.py": ("supervision",),
-    "tools/": ("cv2", "tqdm"),
+    "apt_dense.hosts.mmseg": ("mmengine",), "_torchvision.py": ("pycocotools", "cv2"),
+    "tools/predict.py": ("supervision",), "tools/": ("cv2", "tqdm"),
 }  # fmt: skip
 
 
