@@ -41,8 +41,10 @@ def complete_own_data(cfg: Config) -> None:
     ]
     if not datasets:
         return
+    found: dict[str, dict] = {}
     for split, dataset in datasets:
-        _complete_data_set(dataset, split, cfg.get("data_root"))
+        _complete_data_set(dataset, split, cfg.get("data_root"), found.get("val"))
+        found[split] = dataset
     classes = len(read_own_classes(Path(datasets[0][1]["data_root"])).names)
     for head in _heads(cfg.model):
         head["num_classes"] = head.get("num_classes") or classes
@@ -52,7 +54,8 @@ def complete_own_data(cfg: Config) -> None:
         set_image_size(cfg, cfg.pop("image_size"))
 
 
-def _complete_data_set(dataset: dict, split: str, data_root: str | None) -> None:
+def _complete_data_set(dataset: dict, split: str, data_root: str | None, val: dict | None) -> None:
+    """Find the folders of a split; without test data, those of ``val``."""
     root = dataset.get("data_root") or data_root
     if root is None:
         raise ValueError("the config names no data set: add data_root = 'FOLDER' to it, or --data-root FOLDER")
@@ -62,9 +65,9 @@ def _complete_data_set(dataset: dict, split: str, data_root: str | None) -> None
     try:
         found = find_folders(Path(root), split)
     except FileNotFoundError:
-        if split != "test":
+        if split != "test" or val is None:
             raise
-        found = find_folders(Path(root), "val")
+        found = {key: val[key] for key in ("data_prefix", "ann_file") if key in val}
         log.info("%s has no test data: those of val are tested", root)
     dataset.update(found)
 

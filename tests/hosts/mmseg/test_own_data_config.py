@@ -59,6 +59,9 @@ def test_the_completed_config_stands_alone(data: Path, tmp_path: Path) -> None:
 def test_test_data_are_those_of_val_where_there_are_none(data: Path, tmp_path: Path) -> None:
     cfg = load_config(str(HUNDREDS), dict(TINY), data_root=str(data))
     assert cfg.test_dataloader.dataset.data_prefix == cfg.val_dataloader.dataset.data_prefix
+    named = {**TINY, "val_dataloader.dataset.data_prefix": dict(img_path="images/train", seg_map_path="masks/train")}
+    cfg = load_config(str(HUNDREDS), named, data_root=str(data))
+    assert cfg.test_dataloader.dataset.data_prefix.img_path == "images/train"
     own = write_own(tmp_path, splits=("train", "val", "test"))
     cfg = load_config(str(HUNDREDS), dict(TINY), data_root=str(own))
     assert cfg.test_dataloader.dataset.data_prefix.img_path == "images/test"
