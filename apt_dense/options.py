@@ -3,7 +3,7 @@
 Each group is a frozen dataclass that holds the only definition of its defaults and checks its own fields.
 
 ``APTViT`` takes all fields as flat keyword arguments, as MMSegmentation's dictionaries and Detectron2's lazy configs
-write them, and sorts them into the groups (``checks.split``).
+write them, and sorts them into the groups (``option_checks.split``).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
 from apt_dense.nn.layers import init_linear_layers, make_norm
-from apt_dense.nn.output_info import DescribedOutputs
+from apt_dense.nn.output_channels_and_strides import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
@@ -25,7 +25,7 @@ from apt_dense.patches.image_preparation import are_finite, require_finite
 from apt_dense.patches.selector import PatchSelector
 from apt_dense.runtime import is_traced, refuse_scripting
 from apt_dense.weights.loading_mixin import LoadableViT
-from apt_dense.weights.parameters import UNDECAYED
+from apt_dense.weights.parameter_rules import UNDECAYED
 
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 

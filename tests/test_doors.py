@@ -38,11 +38,11 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from apt_dense import APTViT
 from apt_dense.hosts import detectron2 as detectron2_host
 from apt_dense.hosts import mmseg as mmseg_host
-from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
+from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 from apt_dense.hosts.load_trained import load_trained
-from apt_dense.hosts.mmseg.checkpoints import load_from_safe, read_address, read_run
+from apt_dense.hosts.mmseg.safe_checkpoints import load_from_safe, read_address, read_run
 from apt_dense.hosts.mmseg.training_config import load_config
-from apt_dense.hosts.torchvision import run_model as torchvision_model
+from apt_dense.hosts.torchvision import build_detector as torchvision_model
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 

@@ -36,7 +36,7 @@ with needed_packages("benchmark"):
     from benchmarks.plot import plot
     from benchmarks.segmentors import segmentor_candidates
     from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
-    from shared.environment import environment
+    from shared.machine_and_versions import environment
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,

@@ -29,7 +29,7 @@ with needed_packages("benchmark_gpu"):
     from apt_dense.weights.files import write_text_whole
 
     from benchmarks.table import Row, Setting, table, write_csv
-    from shared.environment import environment
+    from shared.machine_and_versions import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMMON = "--dtype bfloat16 --keep 0.6 --rounds 5 --skip mmseg"

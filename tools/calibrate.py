@@ -45,10 +45,10 @@ with needed_packages("calibrate"):
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
 
-    from calibration.curves import Sizes, Source, find_masks, measure_curves, read_curves
-    from calibration.hidden_labels import HiddenLabels, draw_hidden, hidden_labels
+    from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
     from calibration.latency import find_share
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
+    from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
     from shared.photo_files import PHOTO_SUFFIXES, is_photo
 
 NAMED = 10  # unreadable photos that are named

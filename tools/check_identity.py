@@ -31,7 +31,7 @@ with needed_packages("check_identity"):
 
     from apt_dense.options import PixelFormat
 
-    from identity.pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
+    from identity.model_pairs import Pair, Weights, detectron2_pair, mmseg_pair, timm_pair
     from shared.normalise import normalise, to_grey_levels
 
 TOLERANCE = 1e-4

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.logs import show_log
+from shared.log_on_terminal import show_log
 from shared.packages import needed_packages
 
 with needed_packages("convert_annotations"):

@@ -27,10 +27,10 @@ import torch
 
 from apt_dense.weights.convert import from_apt, problems, split_backbone, to_apt
 from apt_dense.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
+from apt_dense.weights.find_backbone_weights import innermost, unwrap
 from apt_dense.weights.formats import FORMATS, WRITABLE, StateDict, detect_format
 from apt_dense.weights.load import LoadReport
 from apt_dense.weights.resize import Grid, noted_grid, resize_state, source_grid
-from apt_dense.weights.unwrap import innermost, unwrap
 
 #: Where other projects' whole models keep their backbone, so that their loaders find it.
 PREFIXES = {"detectron2": "backbone.net.", "eva02_det": "backbone.net.", "sam": "image_encoder."}

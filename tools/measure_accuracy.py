@@ -35,12 +35,12 @@ with needed_packages("measure_accuracy"):
     from apt_dense.weights.files import write_text_whole
     from apt_dense.weights.timm_arguments import create_timm_model
 
-    from evidence.comparison import Case, cases, check_size, crossings, parse_size
-    from evidence.curves import plot
-    from evidence.features import find_photos, load_model, measure, photo_at, reference_at
-    from evidence.forms import PLAIN, Form, check_names, parse_form
-    from evidence.kept_rows import KeptRows, markdown, write_csv
-    from shared.environment import environment
+    from evidence.equal_token_rows import Case, cases, check_size, crossings, parse_size
+    from evidence.feature_similarity import find_photos, load_model, measure, photo_at, reference_at
+    from evidence.model_forms import PLAIN, Form, check_names, parse_form
+    from evidence.plot_accuracy_curves import plot
+    from evidence.resumable_rows import KeptRows, markdown, write_csv
+    from shared.machine_and_versions import environment
 
 MEASURES = {"features": "cosine", "labels": "mIoU"}
 COLUMNS = {
@@ -147,7 +147,7 @@ def _depth(name: str) -> int:
 def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     """The rows of the second table, made or found."""
     with needed_packages("measure_accuracy"):
-        from evidence.segmentation import evaluate, find_pairs, load_segmentor, switch_for, zero_is_void
+        from evidence.miou_without_training import evaluate, find_pairs, load_segmentor, switch_for, zero_is_void
 
     pairs = find_pairs(args.images, args.masks, args.limit)
     void = zero_is_void(args.config)

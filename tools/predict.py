@@ -26,17 +26,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.logs import quiet, show_log
+from shared.log_on_terminal import quiet, show_log
 from shared.packages import needed_packages
 
 with needed_packages("predict"):
     from tqdm import tqdm
 
     from apt_dense.hosts.load_trained import load_trained
-    from apt_dense.hosts.trained_models import SCORE_THRESHOLD, TrainedDetector
+    from apt_dense.hosts.trained_model_types import SCORE_THRESHOLD, TrainedDetector
     from apt_dense.weights.files import write_text_whole
 
-    from prediction.outputs import DetectorOutput, Output, SegmentorOutput
+    from prediction.output_files import DetectorOutput, Output, SegmentorOutput
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
     from shared.token_counts import TokenCounter
 

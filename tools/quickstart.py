@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shared.logs import quiet
+from shared.log_on_terminal import quiet
 
 try:
     with quiet():

@@ -16,7 +16,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from shared.logs import show_log
+from shared.log_on_terminal import show_log
 from shared.packages import needed_packages
 
 with needed_packages("train_det"):
@@ -26,9 +26,9 @@ with needed_packages("train_det"):
     from omegaconf import DictConfig
     from torch.multiprocessing import ProcessExitedException
 
-    from apt_dense.hosts.detectron2 import run
+    from apt_dense.hosts.detectron2 import train_and_evaluate as run
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
-    from apt_dense.hosts.detectron2.pretrained import fill_in_config
+    from apt_dense.hosts.detectron2.pretrained_weights import fill_in_config
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
 

@@ -32,9 +32,9 @@ with needed_packages("train_det_torchvision"):
 
     from apt_dense.hosts.coco import check_same_categories
     from apt_dense.hosts.locks import lock_folder
-    from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT, load_weights, read_run, settings_of
-    from apt_dense.hosts.torchvision.run_model import PRESETS, build_model
+    from apt_dense.hosts.torchvision.build_detector import PRESETS, build_model
     from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
+    from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, read_run, settings_of
     from apt_dense.weights.files import write_text_whole
 
     from shared.token_counts import TokenCounter

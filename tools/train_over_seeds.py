@@ -30,9 +30,9 @@ with needed_packages("train_over_seeds"):
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.weights.files import write_text_whole
 
-    from evidence.kept_rows import KeptRows, markdown, write_csv
+    from evidence.resumable_rows import KeptRows, markdown, write_csv
     from evidence.training_queue import Run, TrainingFailed, parse_setting, result_of, summary
-    from shared.environment import environment
+    from shared.machine_and_versions import environment
 
 COLUMNS = {
     "setting": "{}", "seeds": "{}", "{metric}": "{:.2f}", "deviation": "{:.2f}", "least": "{:.2f}",

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from shared.logs import show_log
+from shared.log_on_terminal import show_log
 from shared.packages import needed_packages
 
 with needed_packages("train_seg"):
@@ -24,11 +24,11 @@ with needed_packages("train_seg"):
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
-    from apt_dense.hosts.mmseg.checkpoint_hooks import FinalEvaluationHook, StopHook, use_hooks
-    from apt_dense.hosts.mmseg.checkpoints import check_resume
     from apt_dense.hosts.mmseg.dataset_checks import check_data
-    from apt_dense.hosts.mmseg.pretrained import fill_in_config
+    from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
+    from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
+    from apt_dense.hosts.mmseg.safe_checkpoints import check_resume
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError
 

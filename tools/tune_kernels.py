@@ -24,7 +24,14 @@ with needed_packages("tune_kernels"):
     from tqdm import tqdm
 
     from apt_dense.ops.attention import choose
-    from apt_dense.ops.measured_choice import Case, Seconds, fastest, format_times, times_of_machine, timings_path
+    from apt_dense.ops.measured_kernel_choice import (
+        Case,
+        Seconds,
+        fastest,
+        format_times,
+        times_of_machine,
+        timings_path,
+    )
     from apt_dense.ops.onednn_matmul import PRODUCTS, is_faster
     from apt_dense.runtime import describe_machine
     from apt_dense.weights.files import write_text_whole

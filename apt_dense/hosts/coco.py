@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_dense.hosts.coco_annotations import LISTS, checked_lists, has_outlines, read_json, sort_annotations
-from apt_dense.hosts.coco_class_counts import check_objects
+from apt_dense.hosts.coco_objects_per_class import check_objects
 from apt_dense.hosts.coco_picture_sizes import check_sizes
 
 LAYOUT = (

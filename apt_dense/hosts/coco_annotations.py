@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.hosts.coco_fields import Notes, is_whole, number, short, whole
+from apt_dense.hosts.coco_lenient_values import Notes, is_whole, number, short, whole
 from apt_dense.hosts.coco_outlines import Size, extent, polygons, read_segmentation
 
 LISTS = "images", "annotations", "categories"

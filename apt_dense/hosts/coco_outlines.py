@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from apt_dense.hosts.coco_fields import Notes, is_whole, number, short, whole
+from apt_dense.hosts.coco_lenient_values import Notes, is_whole, number, short, whole
 
 Size = tuple[int, int]  # height, width in pixels
 Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels

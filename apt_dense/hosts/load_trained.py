@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from apt_dense.hosts.trained_models import TrainedDetector, TrainedSegmentor
+from apt_dense.hosts.trained_model_types import TrainedDetector, TrainedSegmentor
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 
 TORCHVISION = "last.pth"  # of tools/train_det_torchvision.py
@@ -47,7 +47,7 @@ def load_trained(
         device: where to put the model; by default a GPU if there is one.
 
     Returns:
-        A :class:`TrainedDetector` or a :class:`TrainedSegmentor` (``apt_dense.hosts.trained_models``). Both have
+        A :class:`TrainedDetector` or a :class:`TrainedSegmentor` (``apt_dense.hosts.trained_model_types``). Both have
         ``predict(photo)``, ``model`` (the host's own), ``backbone`` (the :class:`apt_dense.APTViT` inside of it) and
         ``class_names``.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apt_dense.ops.kernels import cpu_sliced, flex, sdpa_bias_as_channels, sdpa_bias_as_mask, varlen
 from apt_dense.ops.kernels.interface import Inputs, Kernel
-from apt_dense.ops.measured_choice import Case, fastest, nearest_length
+from apt_dense.ops.measured_kernel_choice import Case, fastest, nearest_length
 from apt_dense.runtime import runs_on_host
 
 #: In the order in which "auto" asks them.

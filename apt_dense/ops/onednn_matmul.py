@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from apt_dense.ops.measured_choice import Case, fastest
+from apt_dense.ops.measured_kernel_choice import Case, fastest
 from apt_dense.runtime import has_slow_mkl, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.

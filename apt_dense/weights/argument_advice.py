@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from apt_dense.weights.file_arguments import told_by
+from apt_dense.weights.arguments_from_file import told_by
+from apt_dense.weights.arguments_from_metadata import options_of
 from apt_dense.weights.formats import OURS, StateDict
-from apt_dense.weights.noted_options import options_of
 from apt_dense.weights.resize import Grid
 
 #: Arguments that change no parameter, or whose parameters are resampled.

@@ -22,7 +22,7 @@ from apt_dense.weights.formats import (
     translate,
     translate_back,
 )
-from apt_dense.weights.parameters import COARSE, is_new
+from apt_dense.weights.parameter_rules import COARSE, is_new
 from apt_dense.weights.resize import Grid, join_prefix, noted_grid, prefix_counts, source_grid, split_prefix
 from apt_dense.weights.tensor_checks import check_kinds, check_names
 

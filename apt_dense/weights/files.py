@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from apt_dense.weights.pickled_arrays import NUMPY_GLOBALS, read_pickle
+from apt_dense.weights.safe_unpickler import NUMPY_GLOBALS, read_pickle
 
 SUFFIXES = ".pth", ".safetensors"  # of files that are written
 

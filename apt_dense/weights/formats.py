@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apt_dense.option_checks import parameters_of
 from apt_dense.options import BlockOptions, ModelOptions
-from apt_dense.weights.parameters import COARSE, is_new
+from apt_dense.weights.parameter_rules import COARSE, is_new
 
 StateDict = dict[str, Tensor]
 Table = tuple[tuple[str, str], ...]

@@ -18,8 +18,9 @@ from apt_dense.nn.relative import relative_table
 from apt_dense.weights.argument_advice import advice
 from apt_dense.weights.convert import to_apt, without_key_biases
 from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.find_backbone_weights import innermost, unwrap
 from apt_dense.weights.formats import NOT_BACKBONE, StateDict, is_table, may_be_absent
-from apt_dense.weights.parameters import is_new
+from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.resize import (
     Grid,
     Misfit,
@@ -33,7 +34,6 @@ from apt_dense.weights.resize import (
     source_grid,
 )
 from apt_dense.weights.tensor_checks import check_names
-from apt_dense.weights.unwrap import innermost, unwrap
 
 _PATCHES = "patch_embed.proj.weight"
 _ALTERNATIVE = ", or resize_patches=True to resample it"

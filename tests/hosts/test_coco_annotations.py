@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from apt_dense.hosts.coco import CocoData
 from apt_dense.hosts.coco_annotations import checked_lists, read_annotations, sort_annotations
-from apt_dense.hosts.coco_fields import Notes, number, whole
+from apt_dense.hosts.coco_lenient_values import Notes, number, whole
 from apt_dense.hosts.coco_outlines import decoded, extent
 
 from support.coco_folder import SIZE, content

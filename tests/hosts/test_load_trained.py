@@ -12,7 +12,7 @@ from torch import nn
 
 from apt_dense import APTViT
 from apt_dense.hosts.load_trained import load_trained
-from apt_dense.hosts.trained_models import Detections, TrainedDetector, TrainedSegmentor
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector, TrainedSegmentor
 
 
 def write(path: Path, **content: object) -> Path:

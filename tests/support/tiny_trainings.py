@@ -23,9 +23,9 @@ import train_det
 import train_det_torchvision
 import train_seg
 
-from apt_dense.hosts.mmseg.checkpoints import read_run
+from apt_dense.hosts.mmseg.safe_checkpoints import read_run
 from apt_dense.hosts.mmseg.training_config import load_config
-from apt_dense.hosts.torchvision import run_model as model
+from apt_dense.hosts.torchvision import build_detector as model
 from apt_dense.weights.files import read_checkpoint
 
 from support import coco_folder, tiny_coco

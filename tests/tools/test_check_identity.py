@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from identity import pairs
+from identity import model_pairs as pairs
 
 TINY = "vit_tiny_patch16_224"
 

@@ -17,7 +17,7 @@ from apt_dense import APTViT
 from apt_dense.weights.convert import from_apt, to_apt
 from apt_dense.weights.load import load_backbone
 
-from identity import pairs
+from identity import model_pairs as pairs
 from support.references import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own

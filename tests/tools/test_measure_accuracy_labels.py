@@ -22,8 +22,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from apt_dense.hosts.mmseg.training_config import load_config
 
-from evidence import segmentation
-from evidence.forms import Form
+from evidence import miou_without_training as segmentation
+from evidence.model_forms import Form
 
 CONFIG = ROOT / "configs" / "mmseg" / "linear_uniform_dinov2-s14_2k_camvid-364x476.py"
 HEIGHT, WIDTH = 56, 84

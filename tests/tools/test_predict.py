@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision.load_trained_detector import to_tensor
-from apt_dense.hosts.trained_models import Detections, TrainedDetector, TrainedSegmentor
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector, TrainedSegmentor
 
 BACKBONE = APTViT(img_size=64, embed_dim=12, depth=1, num_heads=2, thresholds=(5.5,))
 SIZE = (48, 64)  # 3 x 4 cells
@@ -230,7 +230,7 @@ def test_a_run_of_the_torchvision_tool(tmp_path: Path, monkeypatch: pytest.Monke
     """From the file to the data, with nothing replaced."""
     from dataclasses import asdict
 
-    from apt_dense.hosts.torchvision.run_model import PRESETS, build_model
+    from apt_dense.hosts.torchvision.build_detector import PRESETS, build_model
     from apt_dense.hosts.torchvision.run_settings import Settings
 
     monkeypatch.setitem(PRESETS, "tiny", {"embed_dim": 48, "depth": 2, "num_heads": 2})

@@ -17,7 +17,7 @@ pytest.importorskip("mmseg", reason="the segmentation tools need the packages of
 import eval_seg
 import train_seg
 
-from apt_dense.hosts.mmseg.checkpoints import read_run
+from apt_dense.hosts.mmseg.safe_checkpoints import read_run
 from apt_dense.hosts.mmseg.training_config import load_config
 
 SIZE = (128, 192)

@@ -40,9 +40,9 @@ from detectron2.config import get_cfg
 from detectron2.engine import defaults
 
 from apt_dense.hosts.detectron2 import add_apt_config
-from apt_dense.hosts.detectron2 import run as detectron2_run
+from apt_dense.hosts.detectron2 import train_and_evaluate as detectron2_run
 from apt_dense.hosts.detectron2.coco_data import use_data_root
-from apt_dense.hosts.detectron2.run import load_config
+from apt_dense.hosts.detectron2.train_and_evaluate import load_config
 
 RESULTS = Path("inference", "coco_instances_results.json")
 EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]

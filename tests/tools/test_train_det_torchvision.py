@@ -23,8 +23,8 @@ pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read w
 
 import train_det_torchvision as tool
 
-from apt_dense.hosts.torchvision import run_model as model
-from apt_dense.hosts.torchvision.run_model import build_model
+from apt_dense.hosts.torchvision import build_detector as model
+from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.vit_sizes import windowed_blocks
 
@@ -176,7 +176,7 @@ KILLED = """
 import os, signal, sys
 import torch, train_det_torchvision
 from support import coco_folder
-from apt_dense.hosts.torchvision import run_model as model
+from apt_dense.hosts.torchvision import build_detector as model
 from torchvision_detection import training
 torch.set_num_threads(1)
 model.PRESETS["tiny"] = coco_folder.TINY_PRESET

@@ -13,7 +13,7 @@ pytest.importorskip("tqdm", reason="tune_kernels shows progress with it")
 import tune_kernels
 
 from apt_dense.ops.attention import ON_CPUS, case_of
-from apt_dense.ops.measured_choice import LENGTHS, Case, Seconds, times_of_machine, timings_path
+from apt_dense.ops.measured_kernel_choice import LENGTHS, Case, Seconds, times_of_machine, timings_path
 from apt_dense.ops.onednn_matmul import PRODUCTS
 
 from benchmarks import kernel_timings

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from apt_dense import APTViT
 from apt_dense.weights.convert import from_apt, problems, split_backbone, to_apt
+from apt_dense.weights.find_backbone_weights import unwrap
 from apt_dense.weights.formats import FORMATS, NOT_BACKBONE, detect_format, translate, translate_back
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.unwrap import unwrap
 
 from support.families import ALL, timm_model
 from support.references import noise, randomise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_dense.hosts.coco import Needs, check_split
-from apt_dense.hosts.coco_fields import plural
+from apt_dense.hosts.coco_lenient_values import plural
 from apt_dense.weights.files import write_text_whole
 
 from annotation_formats.labelled_pictures import Labelled, Picture, area_of

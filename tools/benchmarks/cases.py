@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, ViTSize, windowed_blocks
-from apt_dense.weights.parameters import COARSE
+from apt_dense.weights.parameter_rules import COARSE
 
 from benchmarks.measure import Variant
 from shared.token_counts import choose_patches

@@ -76,7 +76,7 @@ def _build_detectron2(case: Case, choice: Mapping[str, Any] | None) -> nn.Module
     from detectron2.config import instantiate
     from detectron2.modeling import SimpleFeaturePyramid, ViT
 
-    from apt_dense.hosts.detectron2.run import load_config
+    from apt_dense.hosts.detectron2.train_and_evaluate import load_config
 
     config = load_config(str(CONFIGS / "detectron2" / "mask_rcnn_apt_vitdet_b_100ep.py"))
     config.dataloader.image_size = case.size

@@ -15,7 +15,7 @@ from apt_dense.layout.packed import build_layout
 from apt_dense.ops.attention import KERNELS, ON_CPUS, case_of
 from apt_dense.ops.bias import RelativeBias
 from apt_dense.ops.kernels.interface import Inputs
-from apt_dense.ops.measured_choice import LENGTHS, Case, Seconds
+from apt_dense.ops.measured_kernel_choice import LENGTHS, Case, Seconds
 from apt_dense.ops.onednn_matmul import onednn_linear
 
 from benchmarks.meters import seconds_of

@@ -15,7 +15,7 @@ from apt_dense import APTViT, PatchSelector
 from apt_dense.hosts.vit_sizes import SIZES
 from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
 
-from calibration.curves import Sizes
+from calibration.token_curves import Sizes
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 

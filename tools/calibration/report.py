@@ -11,7 +11,7 @@ from apt_dense import PatchSelector
 from apt_dense.drawing import draw_patches
 from apt_dense.patches.calibration import FACTORS, Calibration
 
-from calibration.curves import PhotoCurve, Sizes
+from calibration.token_curves import PhotoCurve, Sizes
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, side_by_side, stack, text_bar, write_png

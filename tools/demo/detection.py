@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from apt_dense.hosts.torchvision.load_trained_detector import load_trained_detector
-from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT
 from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
+from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT
 
 from demo import TWINS
 from demo.detection_sheet import draw_sheet

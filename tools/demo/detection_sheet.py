@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from apt_dense.drawing import draw_patches
-from apt_dense.hosts.trained_models import Detections, TrainedDetector
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 
 from shared.detection_drawing import draw_detections
 from shared.normalise import to_grey_levels

@@ -14,7 +14,7 @@ from typing import Any
 
 from apt_dense.weights.files import write_text_whole
 
-from shared.logs import log_to
+from shared.log_on_terminal import log_to
 
 RECORD = "results.json"
 LOG = "log.txt"

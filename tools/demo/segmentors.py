@@ -11,7 +11,7 @@ from torch import nn
 
 from apt_dense.weights.files import read_checkpoint, write_whole
 
-from shared.logs import quiet
+from shared.log_on_terminal import quiet
 from shared.token_counts import Patches, choose_patches
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from apt_dense.weights.files import write_text_whole
 
-from evidence.kept_rows import KeptRows
+from evidence.resumable_rows import KeptRows
 
 TRAIN = Path(__file__).resolve().parents[1] / "train_seg.py"
 ASKED = "asked_for.json"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from apt_dense.hosts.trained_models import Detections
+from apt_dense.hosts.trained_model_types import Detections
 
 
 def categories(ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:

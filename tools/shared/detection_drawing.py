@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import supervision
 
-from apt_dense.hosts.trained_models import Detections
+from apt_dense.hosts.trained_model_types import Detections
 
 from shared.picture_layout import Colour, resize_longer_side
 

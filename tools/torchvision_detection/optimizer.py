@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from apt_dense.hosts.torchvision.run_checkpoint import BACKBONE
 from apt_dense.hosts.torchvision.run_settings import Settings
-from apt_dense.weights.parameters import decays, lr_scale
+from apt_dense.hosts.torchvision.safe_checkpoints import BACKBONE
+from apt_dense.weights.parameter_rules import decays, lr_scale
 
 
 def make_optimizer(model: FasterRCNN, settings: Settings) -> torch.optim.AdamW:

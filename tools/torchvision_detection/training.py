@@ -25,9 +25,9 @@ from tqdm import tqdm
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
-from apt_dense.hosts.torchvision.run_checkpoint import CHECKPOINT, load_weights, settings_of
-from apt_dense.hosts.torchvision.run_model import build_model
+from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
+from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, settings_of
 from apt_dense.weights.files import naming_file, write_text_whole, write_whole
 
 from shared.token_counts import TokenCounter

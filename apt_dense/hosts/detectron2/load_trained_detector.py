@@ -14,12 +14,12 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 from torch import nn
 
-from apt_dense.hosts.detectron2.checkpoints import APTCheckpointer
-from apt_dense.hosts.detectron2.class_names import read_classes
+from apt_dense.hosts.detectron2.class_names_of_run import read_classes
 from apt_dense.hosts.detectron2.lazy_config import load_config
-from apt_dense.hosts.detectron2.run_config import build, find_all, read_run_config, resolved
+from apt_dense.hosts.detectron2.read_run_config import build, find_all, read_run_config, resolved
+from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 from apt_dense.hosts.detectron2.yacs import add_apt_config
-from apt_dense.hosts.trained_models import Detections, TrainedDetector
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 from apt_dense.vit import APTViT
 
 CONFIG = "config.yaml"  # Detectron2's name of a run's config

@@ -17,7 +17,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from apt_dense.hosts.resumable_randomness import random_numbers
+from apt_dense.hosts.randomness_from_seeds import random_numbers
 
 
 def resumable(loader: DictConfig, seed: int, start_iter: int) -> DictConfig:

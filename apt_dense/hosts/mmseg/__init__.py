@@ -11,20 +11,23 @@ sets in folders of one's own are registered as well.
 import importlib.util
 
 from apt_dense.hosts.mmseg import (  # noqa: F401 (register what runs use)
-    checkpoint_hooks,
-    checkpoints,
-    pickle_files,
+    pickles_in_configs,
     resumable_data,
+    runner_hooks,
+    safe_checkpoints,
 )
 from apt_dense.hosts.mmseg.backbone import APTViT
-from apt_dense.hosts.mmseg.optim import APTLearningRateDecayOptimWrapperConstructor, CPUAmpOptimWrapper
+from apt_dense.hosts.mmseg.layer_decay_and_cpu_amp import (
+    APTLearningRateDecayOptimWrapperConstructor,
+    CPUAmpOptimWrapper,
+)
 
 if importlib.util.find_spec("mmseg"):
     from apt_dense.hosts.mmseg import (  # noqa: F401 (register what configs name)
+        batched_slide_and_tta,
         dataset_checks,
         evaluation_config,
-        own_folders,
-        packed_inference,
+        own_data_dataset,
     )
 
 __all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

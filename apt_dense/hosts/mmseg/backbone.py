@@ -9,13 +9,13 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from apt_dense import vit
-from apt_dense.hosts.mmseg.pretrained import TIMM, fill_in, pretrained_config, read_weights
-from apt_dense.hosts.mmseg.token_log import log_tokens_kept
+from apt_dense.hosts.mmseg.log_tokens_kept import log_tokens_kept
+from apt_dense.hosts.mmseg.pretrained_weights import TIMM, fill_in, pretrained_config, read_weights
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
 from apt_dense.weights.load import load_backbone
-from apt_dense.weights.parameters import layer_of
+from apt_dense.weights.parameter_rules import layer_of
 from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
 
 

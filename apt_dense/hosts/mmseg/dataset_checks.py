@@ -16,7 +16,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from apt_dense.hosts.mmseg.label_counts import check_labels
+from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels
 
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
 

@@ -14,12 +14,12 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import apt_dense.hosts.mmseg  # noqa: F401 (registers what configs name)
-from apt_dense.hosts.mmseg.checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
-from apt_dense.hosts.mmseg.dumped_config import read_dumped_config
+from apt_dense.hosts.mmseg.read_dumped_config import read_dumped_config
+from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.training_config import load_config
-from apt_dense.hosts.mmseg.trusted_types import trusted_model, trusted_steps
-from apt_dense.hosts.trained_models import TrainedSegmentor
+from apt_dense.hosts.mmseg.trusted_config_types import trusted_model, trusted_steps
+from apt_dense.hosts.trained_model_types import TrainedSegmentor
 
 MARKER = "last_checkpoint"  # MMEngine's note of the last checkpoint in a run's folder
 

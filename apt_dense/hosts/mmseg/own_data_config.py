@@ -17,8 +17,8 @@ from typing import Any
 from mmengine.config import Config
 
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
-from apt_dense.hosts.mmseg.folder_layouts import find_folders
-from apt_dense.hosts.mmseg.own_folders import read_own_classes
+from apt_dense.hosts.mmseg.find_images_and_masks import find_folders
+from apt_dense.hosts.mmseg.own_data_dataset import read_own_classes
 from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
 
 SPLITS = "train", "val", "test"

@@ -12,7 +12,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from apt_dense.hosts.resumable_randomness import random_numbers, seed_all
+from apt_dense.hosts.randomness_from_seeds import random_numbers, seed_all
 
 
 class Draw(int):

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from apt_dense.hosts.mmseg.checkpoints import check_start
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
 from apt_dense.hosts.mmseg.own_data_config import complete_own_data
+from apt_dense.hosts.mmseg.safe_checkpoints import check_start
 
 #: Options of MMEngine's schedulers that count iterations.
 _ITERATIONS = {"begin", "end", "total_steps", "T_max", "milestones", "step_size", "periods"}

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apt_dense.hosts.torchvision.run_checkpoint import load_weights, read_run, settings_of
-from apt_dense.hosts.torchvision.run_model import build_model
-from apt_dense.hosts.trained_models import Detections, TrainedDetector
+from apt_dense.hosts.torchvision.build_detector import build_model
+from apt_dense.hosts.torchvision.safe_checkpoints import load_weights, read_run, settings_of
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 
 MASK_THRESHOLD = 0.5  # torchvision returns soft masks
 

@@ -1,6 +1,6 @@
 """Attention by PyTorch's fused kernel on batches of segments, the bias as further channels of q and k. Runs everywhere.
 
-Nothing of the size of the scores is made, in the backward pass neither. Shape letters as in buckets.py.
+Nothing of the size of the scores is made, in the backward pass neither. Shape letters as in length_buckets.py.
 """
 
 import torch

@@ -7,7 +7,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from apt_dense.hosts.detectron2 import get_apt_lr_decay_rate
-from apt_dense.weights.parameters import UNDECAYED
+from apt_dense.weights.parameter_rules import UNDECAYED
 
 train = model_zoo.get_config("common/train.py").train
 train.max_iter = 184375

@@ -5,7 +5,7 @@ optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
     # No weight decay for vectors (biases, norms, LayerScale), nor for positions, class and register tokens, as in
-    # apt_dense/weights/parameters.py.
+    # apt_dense/weights/parameter_rules.py.
     paramwise_cfg=dict(
         flat_decay_mult=0.0,
         custom_keys={

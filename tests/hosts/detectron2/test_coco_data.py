@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from apt_dense.hosts.coco import load_split
 from apt_dense.hosts.detectron2.coco_data import check_data, records, use_data_root
-from apt_dense.hosts.detectron2.run import apply_overrides, load_config
+from apt_dense.hosts.detectron2.train_and_evaluate import apply_overrides, load_config
 
 from support.tiny_coco import ADAPTIVE, write_coco
 

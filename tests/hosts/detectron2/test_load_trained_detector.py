@@ -18,7 +18,7 @@ from torch import nn
 
 from apt_dense.hosts.detectron2 import add_apt_config
 from apt_dense.hosts.detectron2.load_trained_detector import load_trained_detector
-from apt_dense.hosts.trained_models import Detections
+from apt_dense.hosts.trained_model_types import Detections
 
 from support.references import randomise
 from support.tiny_coco import ADAPTIVE, ROOT, TINY_YACS, one_thread, tiny_config  # noqa: F401 (an automatic fixture)

@@ -15,9 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg.registry import DATASETS
 
 from apt_dense.hosts.mmseg.training_config import load_config
-from apt_dense.weights.parameters import decays
+from apt_dense.weights.parameter_rules import decays
 
-from evidence.camvid import CLASSES, prepare_camvid
+from evidence.camvid_to_ade20k import CLASSES, prepare_camvid
 
 CONFIGS = sorted((ROOT / "configs" / "mmseg").glob("*_camvid-*.py"))
 TINY = {

@@ -21,10 +21,10 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from apt_dense import APTViT
-from apt_dense.hosts.mmseg.packed_inference import APTEncoderDecoder, APTSegTTAModel
+from apt_dense.hosts.mmseg.batched_slide_and_tta import APTEncoderDecoder, APTSegTTAModel
 from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.nn.rotary import Rotary
-from apt_dense.weights.parameters import decays
+from apt_dense.weights.parameter_rules import decays
 from apt_dense.weights.timm_arguments import apt_arguments
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,8 +12,8 @@ pytest.importorskip("mmseg", reason="apt_dense.hosts.mmseg.evaluation_config com
 from mmengine.config import Config
 from mmengine.registry import METRICS, init_default_scope
 
+from apt_dense.hosts.mmseg.batched_slide_and_tta import APTSegTTAModel  # noqa: F401 (registers)
 from apt_dense.hosts.mmseg.evaluation_config import APTIoUMetric, complete_test, draw_predictions, use_tta, write_masks
-from apt_dense.hosts.mmseg.packed_inference import APTSegTTAModel  # noqa: F401 (registers)
 from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
 
 

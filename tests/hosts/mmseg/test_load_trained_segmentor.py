@@ -17,7 +17,7 @@ from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 
 from apt_dense.hosts.mmseg.load_trained_segmentor import load_trained_segmentor
-from apt_dense.hosts.mmseg.trusted_types import trusted_model
+from apt_dense.hosts.mmseg.trusted_config_types import trusted_model
 
 from support.references import randomise
 from support.tiny_segmentors import CLASSES, PREPROCESSOR, SEGMENTORS, SMALL, TEST_MODES, mmseg_scope  # noqa: F401

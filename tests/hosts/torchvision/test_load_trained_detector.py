@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from apt_dense.hosts.torchvision import run_model
+from apt_dense.hosts.torchvision import build_detector as run_model
 from apt_dense.hosts.torchvision.load_trained_detector import load_trained_detector, to_tensor
 from apt_dense.hosts.torchvision.run_settings import Settings
 

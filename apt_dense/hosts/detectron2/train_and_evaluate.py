@@ -1,0 +1,187 @@
+"""Train and evaluate Detectron2's lazy configs as its own tool does, also on machines without a GPU, and resume
+interrupted runs so that their loss curves do not change."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from apt_dense.hosts.detectron2.class_names_of_run import write_classes
+from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.resumable_loader import resumable
+from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
+from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
+from apt_dense.hosts.randomness_from_seeds import seed_all
+
+#: Everything that a tool needs for a run.
+__all__ = [
+    "CheckpointError",
+    "apply_overrides",
+    "check_parts",
+    "complete_config",
+    "evaluate",
+    "evaluate_checkpoint",
+    "has_checkpoint",
+    "load_config",
+    "logger",
+    "train",
+]
+
+
+def train(cfg: DictConfig, resume: bool = False) -> None:
+    """Train, evaluate, and save ``model_final.pth`` in ``train.output_dir``.
+
+    With ``resume``, training continues from the last checkpoint there, or starts if there is none. It then does what it
+    would have done without the interruption: the order of images, augmentations, samples of proposals and stochastic
+    depth all follow from ``train.seed`` and the iteration. Lines of metrics.json after that checkpoint are written
+    again.
+
+    A first SIGINT or SIGTERM to any of its processes ends a run after its current iteration, with a checkpoint.
+
+    Raises:
+        CheckpointError: if a checkpoint is missing, damaged or does not fit.
+        Stopped: on such a signal.
+    """
+    with stop_requests() as asked:
+        _train(cfg, resume, agreement(asked))
+
+
+def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
+    model = _build_model(cfg)
+    cfg.optimizer.params.model = unwrapped(model)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, instantiate(cfg.optimizer))
+    output_dir, main = cfg.train.output_dir, comm.is_main_process()
+    if main:
+        write_classes(cfg, output_dir)
+    resume = resume and has_checkpoint(cfg)
+    checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
+    saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
+    trainer.register_hooks([
+        SeedIterations(cfg.train.seed),
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        saving,
+        StopHook(checkpointer, asked),
+        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        _writer_hook(cfg) if main else None,
+    ])  # fmt: skip
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume else 0
+    if saving is not None and resume:
+        saving.recent_checkpoints = _kept_checkpoints(output_dir, trainer.iter, saving.max_to_keep)
+    if resume and start >= cfg.train.max_iter:
+        _finish(checkpointer, trainer.iter)
+    trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, start))
+    trainer.train(start, cfg.train.max_iter)
+
+
+def has_checkpoint(cfg: DictConfig) -> bool:
+    """Check whether there is a run in ``train.output_dir`` to resume."""
+    return os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint"))
+
+
+def _kept_checkpoints(output_dir: str, iteration: int, max_to_keep: int | None) -> list[str]:
+    """Find the checkpoints up to an iteration that the run before left, oldest first: they count among those to keep.
+    One too many, of a run killed before it removed it, is removed. Later ones will be written again."""
+    numbers = {path: path.stem.removeprefix("model_") for path in Path(output_dir).glob("model_*.pth")}
+    found = sorted(path for path, number in numbers.items() if number.isdecimal() and int(number) <= iteration)
+    surplus = found[:-max_to_keep] if max_to_keep else []
+    for path in surplus:
+        path.unlink()
+    return [str(path) for path in found[len(surplus) :]]
+
+
+def _finish(checkpointer: APTCheckpointer, iteration: int) -> None:
+    """Write what a run killed after the checkpoint of its last iteration has not come to."""
+    if not Path(checkpointer.save_dir, "model_final.pth").is_file():
+        checkpointer.save("model_final", iteration=iteration)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:
+    """Run the config's evaluator over its test loader.
+
+    Returns:
+        AP of boxes and masks by task, on the main process; None if the config has no evaluator.
+    """
+    if cfg.dataloader.get("evaluator") is None:
+        return None
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if OmegaConf.is_list(cfg.dataloader.evaluator):
+        evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    print_csv_format(results)
+    return results
+
+
+def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]] | None:
+    """Evaluate ``train.init_checkpoint``, which must hold the whole model; returns as :func:`evaluate`.
+
+    Raises:
+        CheckpointError: if no checkpoint is set, or it is missing, damaged or does not fit.
+    """
+    if not cfg.train.init_checkpoint:
+        raise CheckpointError("nothing to evaluate: set train.init_checkpoint=FILE, such as a run's model_final.pth")
+    model = _build_model(cfg)
+    APTCheckpointer(model, complete=True).load(cfg.train.init_checkpoint)
+    return evaluate(cfg, model)
+
+
+class SeedIterations(HookBase):
+    """Seed the random numbers of each iteration with the seed, the process and the iteration alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        """Seed Python, NumPy and torch."""
+        seed_all(self.seed, comm.get_rank(), self.trainer.iter)
+
+
+class StopHook(HookBase):
+    """End a run after its current iteration, with a checkpoint, once ``asked``, whose processes agree, returns True."""
+
+    def __init__(self, checkpointer: APTCheckpointer, asked: Callable[[], bool]) -> None:
+        self.checkpointer, self.asked = checkpointer, asked
+
+    def after_step(self) -> None:
+        """Save, unless this iteration's checkpoint was due anyway, and raise Stopped."""
+        if not self.asked():
+            return
+        iteration = self.trainer.iter
+        name = f"model_{iteration:07d}"
+        if Path(self.checkpointer.get_checkpoint_file()).name != f"{name}.pth":
+            self.checkpointer.save(name, iteration=iteration)
+        self.asked()  # waits until the main process has written it
+        raise Stopped(iteration + 1)
+
+
+def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:
+    """Create Detectron2's writers, TensorBoard's only if it is installed.
+
+    Each line is the median of the iterations since the previous line, so it does not depend on where a run started.
+    """
+    files: list[EventWriter] = [JSONWriter(os.path.join(output_dir, "metrics.json"), window_size=period)]
+    if importlib.util.find_spec("tensorboard"):
+        files.append(TensorboardXWriter(output_dir, window_size=period))
+    return [CommonMetricPrinter(max_iter), *files]
+
+
+def _writer_hook(cfg: DictConfig) -> HookBase:
+    period = cfg.train.log_period
+    return hooks.PeriodicWriter(writers(cfg.train.output_dir, cfg.train.max_iter, period), period=period)
+
+
+def _build_model(cfg: DictConfig) -> nn.Module:
+    model = instantiate(cfg.model).to(cfg.train.device)
+    # Without a GPU there is no device number, and DDP must not be given one.
+    devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
+    return create_ddp_model(model, **{**cfg.train.ddp, **devices})

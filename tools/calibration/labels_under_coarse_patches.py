@@ -1,0 +1,63 @@
+"""What coarse patches hide of labelled photos, against the tokens that are kept."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from apt_dense.patches.calibration import FACTORS
+
+from calibration.token_curves import PhotoCurve
+
+
+class HiddenLabels(NamedTuple):
+    """Shares over all photos at each of ``FACTORS``.
+
+    Args:
+        tokens: mean share of tokens kept.
+        mixed: of the coarse patches, those that hold more than one class; NaN where there are none.
+        border: of the pixels on borders between classes, those under coarse patches.
+    """
+
+    tokens: np.ndarray
+    mixed: np.ndarray
+    border: np.ndarray
+
+    def at(self, factor: float) -> dict[str, float]:
+        """Return the shares at a factor, interpolated."""
+        place = np.log2(factor)
+        return {name: float(np.interp(place, np.log2(FACTORS), values)) for name, values in self._asdict().items()}
+
+
+def hidden_labels(curves: Iterable[PhotoCurve]) -> HiddenLabels:
+    """Sum up the curves of labelled photos. Raises ValueError if no photo has a mask with a border."""
+    tokens, images, totals = np.zeros(len(FACTORS)), 0, np.zeros((len(FACTORS), 4))
+    for curve in curves:
+        if curve.patches is None or curve.hidden is None:
+            continue
+        cells = curve.patches[0] @ 4 ** np.arange(curve.patches.shape[1])
+        tokens, images = tokens + curve.patches.sum(1) / cells, images + 1
+        totals += curve.hidden
+    coarse, mixed, border, borders = totals.T
+    if not images or not borders[0]:
+        raise ValueError("the masks hold no border between two classes, so that nothing can be said about them")
+    with np.errstate(invalid="ignore"):
+        return HiddenLabels(tokens / images, mixed / coarse, border / borders)
+
+
+def draw_hidden(path: Path, found: HiddenLabels, factor: float) -> None:
+    """Draw both shares against the tokens kept, and where the chosen thresholds are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    axes.plot(100 * found.tokens, 100 * found.mixed, color="#b03030", label="coarse patches with several classes")
+    axes.plot(100 * found.tokens, 100 * found.border, color="#4878a8", label="class borders under coarse patches")
+    axes.axvline(100 * found.at(factor)["tokens"], color="grey", linestyle="--", label="chosen")
+    axes.set(xlabel="tokens kept, %", ylabel="%", xlim=(0, 100), ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

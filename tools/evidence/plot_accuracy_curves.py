@@ -1,0 +1,47 @@
+"""Curves of accuracy against tokens, and against time: a panel for each image size."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from apt_dense.weights.files import write_whole
+
+from evidence.equal_token_rows import SMALLER, UNIFORM
+
+
+def plot(rows: Sequence[Mapping[str, Any]], measure: str, path: Path, against_time: bool = False) -> None:
+    """Draw the rows to a PNG, against the share of tokens and, if wanted, also against milliseconds.
+
+    Args:
+        measure: the key of what is drawn upwards.
+    """
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    axes_of = ("tokens", "ms") if against_time else ("tokens",)
+    figure = Figure(figsize=(5.2 * len(sizes), 4.2 * len(axes_of)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(axes_of), len(sizes), squeeze=False)
+    for line, along in zip(panels, axes_of, strict=True):
+        for panel, size in zip(line, sizes, strict=True):
+            _draw(panel, [row for row in rows if row["size"] == size], along, measure)
+            panel.set_title(f"{size} pixels")
+    panels[0, 0].legend()
+    with write_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], along: str, measure: str) -> None:
+    """One line a variant; all of them begin at the uniform model, which is marked."""
+    uniform = [row for row in rows if row["variant"] == UNIFORM]
+    names = dict.fromkeys(row["variant"] for row in rows if row["variant"] != UNIFORM)
+    for number, name in enumerate(names):
+        own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["share"])
+        own = [*own, *uniform]
+        style = {"color": "black", "linestyle": "--"} if name == SMALLER else {"color": f"C{number - 1}"}
+        panel.plot([row[along] for row in own], [row[measure] for row in own], label=name, marker=".", **style)
+    panel.plot([row[along] for row in uniform], [row[measure] for row in uniform], "k*", label=UNIFORM, markersize=11)
+    panel.set(xlabel="share of the tokens" if along == "tokens" else "milliseconds of a forward pass", ylabel=measure)
+    panel.grid(alpha=0.3)
