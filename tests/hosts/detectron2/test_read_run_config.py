@@ -61,7 +61,7 @@ HOSTILE = {
     "module of detectron2": "{{_target_: detectron2.modeling.backbone.vit.torch.hub.load, repo_or_dir: '{0}'}}",
     "function": "{{_target_: detectron2.layers.cat, tensors: []}}",
     "through torch": "{{_target_: torch.nn.modules.module.os.mkdir, path: '{0}'}}",
-    "foreign class": "{{_target_: detectron2.layers.wrappers.List}}",
+    "foreign class": "{{_target_: detectron2.modeling.meta_arch.build.Registry, name: x}}",
     "not installed": "{{_target_: detectron2.modeling.evil.Anything}}",
     "current folder": "{{_target_: evil.Anything}}",
     "partial": "!!python/object/apply:functools.partial\n  args: [&a !!python/name:os.mkdir '']\n"
