@@ -1,6 +1,7 @@
 """Attention by PyTorch's fused kernel on batches of segments, the bias as a mask, a bounded part of it at a time.
 
-Faster than ``sdpa`` without gradients; its backward pass would keep the whole mask. Shape letters: see length_buckets.py.
+Faster than ``sdpa`` without gradients; its backward pass would keep the whole mask. Shape letters are those of
+length_buckets.py.
 """
 
 import torch
