@@ -33,7 +33,7 @@ with needed_packages("train_det_torchvision"):
     from torchvision_detection.evaluation import TokenCounter, evaluate
     from torchvision_detection.model import PRESETS, build_model, load_weights
     from torchvision_detection.settings import Settings
-    from torchvision_detection.training import CHECKPOINT, Trainer, read_run, train
+    from torchvision_detection.training import CHECKPOINT, Trainer, read_run, saved_settings, train
 
 _DEFAULTS = Settings()
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
@@ -118,7 +118,8 @@ def make_trainer(args: argparse.Namespace, split: CocoSplit) -> Trainer:
     if not args.resume:
         raise ValueError(f"{path} exists; add --resume to continue that run, or choose another --out")
     checkpoint = read_run(path)
-    trainer = Trainer(Settings(**checkpoint["settings"] | given_settings(args)), split, args.device, pretrained=False)
+    settings = saved_settings(checkpoint, path, **given_settings(args))
+    trainer = Trainer(settings, split, args.device, pretrained=False)
     trainer.load(checkpoint, path)
     logging.info("continuing from iteration %d of %s", trainer.iteration, path)
     return trainer
@@ -129,8 +130,7 @@ def load_model(args: argparse.Namespace, val: CocoSplit) -> tuple[torch.nn.Modul
     path = args.checkpoint or args.out / CHECKPOINT
     checkpoint = read_run(path)
     check_same_categories(val.categories, checkpoint["categories"], "the val data", path)
-    trained = Settings(**checkpoint["settings"])
-    settings = dataclasses.replace(trained, **given_settings(args))
+    trained, settings = (saved_settings(checkpoint, path, **given) for given in ({}, given_settings(args)))
     # Positions keep the size that they were trained in; images may have another.
     model = build_model(dataclasses.replace(settings, size=trained.size), val.num_classes, pretrained=False)
     load_weights(model, checkpoint["model"], path)

@@ -21,7 +21,6 @@ from shared.packages import needed_packages
 with needed_packages("train_seg"):
     import torch.distributed as dist
     from mmengine.config import Config, DictAction
-    from mmengine.runner import Runner
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
@@ -29,6 +28,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.checkpoints import check_resume
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
+    from apt_dense.hosts.mmseg.runner import APTRunner
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError
 
@@ -80,10 +80,10 @@ def train(cfg: Config) -> None:
         OSError: if a file cannot be read or written.
     """
     if cfg.launcher != "none":  # all processes would have to stop at the same iteration
-        Runner.from_cfg(cfg).train()
+        APTRunner.from_cfg(cfg).train()
         return
     with stop_requests() as asked:
-        runner = Runner.from_cfg(cfg)
+        runner = APTRunner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
         runner.train()
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
+from apt_dense.hosts.run_checkpoints import check_iteration, check_parts, continuing_from
 from apt_dense.weights.files import naming_file, read_checkpoint, write_text_whole, write_whole
 
 from torchvision_detection.batches import TrainingImages, TrainingOrder, make_loader
@@ -36,7 +37,10 @@ from torchvision_detection.settings import Settings
 
 CHECKPOINT = "last.pth"
 LOG = "log.jsonl"  # one object a line: losses of an iteration, or scores of an evaluation
-_PARTS = ("model", "optimizer", "scheduler", "iteration", "settings", "categories")
+_PARTS = {
+    "model": Mapping, "optimizer": Mapping, "scheduler": Mapping, "iteration": int, "settings": Mapping,
+    "categories": list,
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -112,17 +116,28 @@ class Trainer:
 
     def load(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         """Continue from a checkpoint's content (``read_run``). Raises ValueError if it belongs to another run."""
-        differences = Settings(**checkpoint["settings"]).differences(self.settings)
+        differences = saved_settings(checkpoint, path).differences(self.settings)
         if differences:
             raise ValueError(
                 f"{path} belongs to another run ({'; '.join(differences)}); resume with its settings, or choose "
                 f"another folder"
             )
         check_same_categories(checkpoint["categories"], self.split.categories, path, "the training data")
+        check_iteration(checkpoint["iteration"], self.settings.iterations, path)
         load_weights(self.model, checkpoint["model"], path)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        with continuing_from(path):
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            if self.scheduler.last_epoch != checkpoint["iteration"]:
+                raise ValueError(f"the schedule is at iteration {self.scheduler.last_epoch!r:.40}")
         self.iteration = checkpoint["iteration"]
+
+
+def saved_settings(checkpoint: Mapping[str, Any], path: Path, **changes: Any) -> Settings:
+    """Return the settings of a checkpoint, some of them perhaps changed. Raises ValueError, naming the file."""
+    with continuing_from(path):
+        Settings(**checkpoint["settings"])
+    return Settings(**checkpoint["settings"] | changes)
 
 
 def read_run(path: Path) -> Mapping[str, Any]:
@@ -137,6 +152,7 @@ def read_run(path: Path) -> Mapping[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained"
         )
+    check_parts(content, _PARTS, path)
     return content
 
 

@@ -21,6 +21,7 @@ from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts,
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.interrupts import Stopped, stop_requests
 from apt_dense.hosts.resumable_randomness import seed_all
+from apt_dense.hosts.run_checkpoints import check_iteration
 
 #: Everything that a tool needs for a run.
 __all__ = [
@@ -74,9 +75,16 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
         _writer_hook(cfg) if main else None,
     ])  # fmt: skip
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume else 0
+    start = _iterations_done(trainer, cfg, checkpointer) if resume else 0
     trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, start))
     trainer.train(start, cfg.train.max_iter)
+
+
+def _iterations_done(trainer: SimpleTrainer, cfg: DictConfig, checkpointer: APTCheckpointer) -> int:
+    """The number of iterations of the run that was loaded. Raises CheckpointError if there is nothing to go on with."""
+    done = trainer.iter + 1 if isinstance(trainer.iter, int) else trainer.iter
+    check_iteration(done, cfg.train.max_iter, checkpointer.get_checkpoint_file())
+    return done
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:
