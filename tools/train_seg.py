@@ -20,13 +20,13 @@ from shared.packages import needed_packages
 with needed_packages("train_seg"):
     import torch.distributed as dist
     from mmengine.config import Config
-    from mmengine.runner import Runner
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
+    from apt_dense.hosts.mmseg.runner import APTRunner
     from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
     from apt_dense.hosts.mmseg.safe_checkpoints import check_resume
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
@@ -70,7 +70,7 @@ def train(cfg: Config) -> None:
         OSError: if a file cannot be read or written.
     """
     with stop_requests() as asked:
-        runner = Runner.from_cfg(cfg)
+        runner = APTRunner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
         runner.register_hook(FinalEvaluationHook())
         runner.train()

@@ -16,6 +16,7 @@ pytest.importorskip("mmseg", reason="the segmentation tools need the packages of
 
 import eval_seg
 import train_seg
+from mmengine.runner import Runner
 
 from apt_dense.hosts.mmseg.safe_checkpoints import read_run
 from apt_dense.hosts.mmseg.training_config import load_config
@@ -130,7 +131,7 @@ def test_label_out_of_range_stops_training_with_its_file(config: str, ade: Path,
 def test_missing_data_root_is_named_before_a_model_is_built(
     tool: object, config: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool.Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
+    monkeypatch.setattr(Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
     checkpoint = [str(trained / "iter_4.pth")] if tool is eval_seg else []
     message = failure(tool.main, [config, *checkpoint, "--data-root", str(tmp_path / "nowhere")])
     assert f"the folder {tmp_path}/nowhere/images/" in message and "--data-root DIR" in message
@@ -281,7 +282,7 @@ def test_a_weights_file_describes_the_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "message"), [(255, "255 is ignored"), (0, "single label"), (7, "label 7")])
 def test_nothing_to_learn_is_refused(value: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_seg.Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
+    monkeypatch.setattr(Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
     root = write_binary(tmp_path / "data", "0.png", "1.png", value=value)
     config = binary_config(root, tmp_path / "own.py")
     cfg = train_seg.Config.fromfile(config)

@@ -297,6 +297,26 @@ def test_bad_checkpoints(data: Path, whole_run: Path, tmp_path: Path) -> None:
     assert "does not fit the model: 5 problems, such as" in failure(*common, "--eval-only")
 
 
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("model", [None, 3, "x"]),
+        ("optimizer", [None, "x", {}, {"state": None, "param_groups": []}]),
+        ("scheduler", [None, {}, "x"]),
+        ("iteration", [None, "3", -1, 1.5, float("nan"), 10**12, 1]),  # the schedule is at another
+        ("settings", [None, "x", {"size": "x"}, {"lr": None, "speed": 3}]),
+        ("categories", [None, 3]),
+    ],
+)
+def test_damaged_parts_are_named_with_the_file(
+    part: str, values: list, data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    path, checkpoint = tmp_path / "last.pth", torch.load(whole_run / "last.pth")
+    for value in values:
+        torch.save(checkpoint | {part: value}, path)
+        assert f"{path} cannot be continued from: " in failure(data, "--out", tmp_path, "--device", "cpu", "--resume")
+
+
 def test_resume_with_other_settings(data: Path, whole_run: Path) -> None:
     message = failure(data, "--out", whole_run, "--resume", *TINY, "--lr", "5e-3", "--iterations", ITERATIONS)
     assert "belongs to another run (lr: 0.002 against 0.005)" in message

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
+from apt_dense.hosts.run_checkpoints import check_iteration, continuing_from
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, settings_of
@@ -119,9 +120,13 @@ class Trainer:
                 f"another folder"
             )
         check_same_categories(checkpoint["categories"], self.split.categories, path, "the training data")
+        check_iteration(checkpoint["iteration"], self.settings.iterations, path)
         load_weights(self.model, checkpoint["model"], path)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        with continuing_from(path):
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            if self.scheduler.last_epoch != checkpoint["iteration"]:
+                raise ValueError(f"the schedule is at iteration {self.scheduler.last_epoch!r:.40}")
         self.iteration = checkpoint["iteration"]
 
 

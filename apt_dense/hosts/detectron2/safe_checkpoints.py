@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from apt_dense import vit
+from apt_dense.hosts.run_checkpoints import check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameter_rules import is_new
@@ -66,7 +67,8 @@ class APTCheckpointer(DetectionCheckpointer):
         if file and "://" not in file and not os.path.isfile(file):
             raise CheckpointError(f"checkpoint {file} does not exist; correct train.init_checkpoint{self._marker()}")
         try:
-            return super().load(path, *args, **kwargs)
+            with continuing_from(file):
+                return super().load(path, *args, **kwargs)
         except OSError as error:  # of a download, or while reading
             raise CheckpointError(f"checkpoint {file} cannot be fetched ({error}); download it first") from error
 
@@ -106,6 +108,8 @@ class APTCheckpointer(DetectionCheckpointer):
             ) from error
 
     def _load_model(self, checkpoint: Mapping) -> Any:
+        if self.complete:  # Detectron2 passes over parts that are missing, and begins with a new optimizer
+            check_parts(checkpoint, dict.fromkeys(self.checkpointables, Mapping), "the checkpoint")
         try:
             self._convert_ndarray_to_tensor(checkpoint["model"])
             check_kinds(checkpoint["model"], self.model.state_dict())

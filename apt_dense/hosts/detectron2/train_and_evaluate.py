@@ -21,6 +21,7 @@ from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
+from apt_dense.hosts.run_checkpoints import check_iteration
 
 #: Everything that a tool needs for a run.
 __all__ = [
@@ -75,7 +76,7 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
         _writer_hook(cfg) if main else None,
     ])  # fmt: skip
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume else 0
+    start = _iterations_done(trainer, cfg, checkpointer) if resume else 0
     if saving is not None and resume:
         saving.recent_checkpoints = _kept_checkpoints(output_dir, trainer.iter, saving.max_to_keep)
     if resume and start >= cfg.train.max_iter:
@@ -104,6 +105,13 @@ def _finish(checkpointer: APTCheckpointer, iteration: int) -> None:
     """Write what a run killed after the checkpoint of its last iteration has not come to."""
     if not Path(checkpointer.save_dir, "model_final.pth").is_file():
         checkpointer.save("model_final", iteration=iteration)
+
+
+def _iterations_done(trainer: SimpleTrainer, cfg: DictConfig, checkpointer: APTCheckpointer) -> int:
+    """The number of iterations of the run that was loaded. Raises CheckpointError if there is nothing to go on with."""
+    done = trainer.iter + 1 if isinstance(trainer.iter, int) else trainer.iter
+    check_iteration(done, cfg.train.max_iter, checkpointer.get_checkpoint_file())
+    return done
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:

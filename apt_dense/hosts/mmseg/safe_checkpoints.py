@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
 from torch import Tensor, nn
 
+from apt_dense.hosts.run_checkpoints import check_iteration, check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_whole
 from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.tensor_checks import check_kinds, check_names
@@ -189,14 +190,32 @@ def check_resume(cfg: Config) -> int | None:
         content = load_from_safe(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"cannot resume from what {source} names: {error} (its path can be edited)") from None
-    absent = [part for part in ("state_dict", "meta", "message_hub") if not isinstance(content.get(part), Mapping)]
-    if absent:
+    if not isinstance(content.get("meta"), Mapping) or "state_dict" not in content:
         raise CheckpointError(
-            f"cannot resume from what {source} names: {path} is no checkpoint of a run, it lacks {', '.join(absent)}. "
-            "To start from its weights, leave out --resume and set load_from"
+            f"cannot resume from what {source} names: {path} is no checkpoint of a run. To start from its weights, "
+            "leave out --resume and set load_from"
         )
-    _check_same_length(path, _as_list(content.get("param_schedulers")), _as_list(cfg.get("param_scheduler")))
+    _check_run(content, cfg, path)
     return content["meta"].get("seed")
+
+
+def _check_run(content: Mapping, cfg: Config, path: str) -> None:
+    """Check the parts that MMEngine passes over where they are missing or too few, and the length of the schedule."""
+    schedulers = _as_list(cfg.get("param_scheduler"))
+    kinds = {"state_dict": Mapping, "message_hub": Mapping, "optimizer": Mapping}
+    check_parts(content, kinds | ({"param_schedulers": (list, Mapping)} if schedulers else {}), path)
+    check_parts(content["meta"], {"iter": int, "epoch": int}, path)
+    check_iteration(content["meta"]["iter"], (cfg.get("train_cfg") or {}).get("max_iters"), path)
+    states = content.get("param_schedulers") or []
+    if not isinstance(states, list):  # one list an optimizer
+        return
+    with continuing_from(path):
+        _check_same_length(path, states, schedulers)
+    if len(states) != len(schedulers):
+        raise CheckpointError(
+            f"{path} was saved with {len(states)} schedules (param_scheduler), this config has {len(schedulers)}; "
+            f"resume with the config of the run"
+        )
 
 
 def _as_list(schedulers: Mapping | Sequence | None) -> Sequence[Mapping]:
@@ -221,7 +240,7 @@ def _check_same_length(path: str, states: Sequence[Mapping], schedulers: Sequenc
         for group in (states, schedulers)
     )
     if was is not None and wanted is not None and was != wanted:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} belongs to a schedule of {was} iterations, but {wanted} are asked for; resuming would keep the "
             f"learning rates of the old one. Resume with --max-iters {was}, or start a new schedule from these "
             f"weights: leave out --resume and add --cfg-options load_from={path}"

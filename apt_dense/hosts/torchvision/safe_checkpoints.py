@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apt_dense.hosts.run_checkpoints import check_parts
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.parameter_rules import is_new
@@ -16,7 +17,11 @@ from apt_dense.weights.tensor_checks import check_kinds
 
 CHECKPOINT = "last.pth"  # in the output folder of tools/train_det_torchvision.py
 BACKBONE = "backbone.net."  # prefix of the ViT's weights in the detector's state dict
-PARTS = ("model", "optimizer", "scheduler", "iteration", "settings", "categories")
+#: What a checkpoint holds, and of which kind.
+PARTS = {
+    "model": Mapping, "optimizer": Mapping, "scheduler": Mapping, "iteration": int, "settings": Mapping,
+    "categories": list,
+}  # fmt: skip
 
 
 def read_run(path: Path) -> Mapping[str, Any]:
@@ -31,6 +36,7 @@ def read_run(path: Path) -> Mapping[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this tool: it lacks {missing}; a ViT's file goes to --pretrained"
         )
+    check_parts(content, PARTS, path)
     return content
 
 

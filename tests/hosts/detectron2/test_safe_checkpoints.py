@@ -245,3 +245,45 @@ def load_quietly(model: nn.Module, path: Path) -> Any:
     checkpointer._log_incompatible_keys = reports.append
     checkpointer.load(str(path))
     return reports[0]
+
+
+# ---- resuming
+
+
+class Part:
+    """A trainer, of which only the iteration is kept."""
+
+    iteration = 0
+
+    def state_dict(self) -> dict:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.iteration = state["iteration"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "it lacks trainer"),
+        ({"trainer": None}, "its trainer is a NoneType"),
+        ({"trainer": 3}, "its trainer is 3 int"),
+        ({"trainer": {}}, "a part of it is damaged .KeyError: 'iteration'"),
+    ],
+)
+def test_runs_are_not_continued_without_their_trainer(parts: dict, message: str, tmp_path: Path) -> None:
+    """Detectron2 passes over what is missing, and begins with a new optimizer at the first iteration."""
+    model, path = nn.Linear(2, 2), tmp_path / "model_0000004.pth"
+    torch.save({"model": model.state_dict(), **parts}, path)
+    with pytest.raises(CheckpointError, match=f"cannot be continued from: {message}"):
+        APTCheckpointer(model, complete=True, trainer=Part()).load(str(path))
+    APTCheckpointer(model, complete=True).load(str(path))
+
+
+def test_all_of_detectron2_s_checkpointers_read_safely(tmp_path: Path) -> None:
+    for name in ("a.pkl", ".pkl", "a.pyth", ".pyth"):
+        path = tmp_path / name
+        path.write_bytes(pickle.dumps({"model": {}, "model_state": {}, "x": Bomb(tmp_path / "ran")}))
+        with pytest.raises(ValueError, match="pickled code"):
+            DetectionCheckpointer(nn.Linear(2, 2)).load(str(path))
+    assert not (tmp_path / "ran").exists()

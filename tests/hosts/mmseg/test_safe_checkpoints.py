@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,7 +32,7 @@ from apt_dense.hosts.mmseg.safe_checkpoints import (
     read_address,
     read_run,
 )
-from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.files import CheckpointError, read_checkpoint
 
 
 def test_interrupted_write_leaves_the_finished_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,12 +191,56 @@ def test_resume_from_an_empty_marker_says_so(tmp_path: Path) -> None:
         check_resume(resuming(tmp_path, ""))
 
 
+SCHEDULE = dict(end=10, by_epoch=False)
+RUN = dict(
+    state_dict={}, meta=dict(iter=4, epoch=0, seed=3), message_hub={}, optimizer={}, param_schedulers=[SCHEDULE]
+)  # fmt: skip
+
+
 def test_resume_with_another_length_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "iter_4.pth")
-    torch.save(dict(state_dict={}, meta={}, message_hub={}, param_schedulers=[dict(end=10, by_epoch=False)]), path)
-    check_resume(resuming(tmp_path, path, end=10))
+    torch.save(RUN, path)
+    assert check_resume(resuming(tmp_path, path, end=10)) == 3
     with pytest.raises(ValueError, match="schedule of 10 iterations, but 20 are asked for"):
         check_resume(resuming(tmp_path, path, end=20))
+
+
+@pytest.mark.parametrize("part", ["optimizer", "param_schedulers", "message_hub"])
+@pytest.mark.parametrize("value", [None, 3, "x", 1.5, torch.ones(2), ...], ids=str)
+def test_resume_without_a_part_is_refused(part: str, value: Any, tmp_path: Path) -> None:
+    """MMEngine passes over a missing one, as save_optimizer=False leaves it, and begins with a new optimizer."""
+    path, run = str(tmp_path / "iter_4.pth"), {**RUN, part: value}
+    if value is ...:
+        del run[part]
+    torch.save(run, path)
+    with pytest.raises(CheckpointError, match=f"{path} cannot be continued from: it.* {part}"):
+        check_resume(resuming(tmp_path, path))
+
+
+@pytest.mark.parametrize("states", [[], [SCHEDULE, SCHEDULE], [3], [{"by_epoch": False, "end": "x"}]], ids=str)
+def test_resume_with_other_schedules_is_refused(states: list, tmp_path: Path) -> None:
+    path = str(tmp_path / "iter_4.pth")
+    torch.save({**RUN, "param_schedulers": states}, path)
+    with pytest.raises(CheckpointError, match=path):
+        check_resume(resuming(tmp_path, path))
+
+
+@pytest.mark.parametrize("meta", [{}, dict(iter=3), dict(iter="4", epoch=0), dict(iter=-1, epoch=0)], ids=str)
+def test_resume_from_an_unknown_iteration_is_refused(meta: dict, tmp_path: Path) -> None:
+    path = str(tmp_path / "iter_4.pth")
+    torch.save({**RUN, "meta": meta}, path)
+    with pytest.raises(CheckpointError, match="cannot be continued from: it.*(iter|epoch)"):
+        check_resume(resuming(tmp_path, path))
+
+
+def test_resume_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "iter_4.pth")
+    torch.save({**RUN, "param_schedulers": []}, path)
+    cfg = Config(dict(work_dir=str(tmp_path), load_from=path, train_cfg=dict(max_iters=4)))
+    check_resume(cfg)
+    cfg.train_cfg.max_iters = 3
+    with pytest.raises(CheckpointError, match="4 iterations are done, more than the 3 that are asked for"):
+        check_resume(cfg)
 
 
 def test_weights_must_fit_the_model_except_for_those_of_coarse_patches() -> None:
