@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +41,7 @@ def images_of(seed: int, batch: int = 2, size: int = 32) -> Tensor:
     return normalise(torch.where(flat.repeat_interleave(8, 2).repeat_interleave(8, 3), 90, pixels))
 
 
-@pytest.mark.parametrize("drop_padding", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "drop_padding"), [("class token", False), ("windows", True)])
 def test_a_budget_compiles_to_one_graph(name: str, drop_padding: bool) -> None:
     model = backbone(name, token_budget=0.6, drop_padding=drop_padding)
     counter = CompileCounterWithBackend("aot_eager")
@@ -56,19 +54,7 @@ def test_a_budget_compiles_to_one_graph(name: str, drop_padding: bool) -> None:
     assert counter.frame_count == 1
 
 
-def test_a_compiled_budget_trains_as_it_does_without_compiling() -> None:
-    def gradients(compiles: bool) -> list[Tensor]:
-        model = backbone("windows", token_budget=0.6)
-        function = torch.compile(model, fullgraph=True, backend="aot_eager") if compiles else model
-        function(images_of(3))[-1].square().mean().backward()
-        return [parameter.grad for parameter in model.parameters()]
-
-    for own, expected in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "trains"), [("class token", False), ("windows", True)])
 def test_images_of_any_content_share_graphs(name: str, trains: bool) -> None:
     model = backbone(name)
     counter = CompileCounterWithBackend("aot_eager")
@@ -97,16 +83,6 @@ def test_blocks_alone_compile_for_any_number_of_tokens() -> None:
             torch.testing.assert_close(model(images)[-1], plain(images)[-1], atol=1e-5, rtol=1e-4)
         graphs.append(counter.frame_count)
     assert graphs[1:] == graphs[:1] * 4
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler on a CPU")
-def test_generated_code_gives_the_same() -> None:
-    model = backbone("windows", depth=2, token_budget=0.6)
-    compiled = torch.compile(model, fullgraph=True)
-    with torch.no_grad():
-        for seed in (2, 5):
-            images = images_of(seed)
-            torch.testing.assert_close(compiled(images)[-1], model(images)[-1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.cuda

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 
 from apt_dense import APTViT
 
@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "class token": {"class_token": True, "reg_tokens": 2, "final_norm": True, **FORM},
     "windows": WINDOWS,
-    "relative windows": {**WINDOWS, "use_rel_pos": True, **FORM},
+    "relative windows": {**WINDOWS, "use_rel_pos": True, "residual_block_indexes": (1,), **FORM},
     "relative": {"use_rel_pos": True},
     "rotary": {"rotary": {"rope_type": "dinov3"}},
     "rotary windows": {**WINDOWS, "rotary": {}, "qkv_bias": False},
@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "checkpointed": {"checkpoint_blocks": True},
 }
 #: Batches and sizes; the first repeats, so that a graph is used again.
-SHAPES = [(2, 32, 32), (1, 32, 32), (2, 32, 48), (3, 48, 20), (2, 32, 32), (2, 30, 45), (4, 20, 20), (1, 8, 40)]
+SHAPES = [(2, 32, 32), (1, 32, 48), (2, 32, 32), (3, 30, 45), (1, 8, 40)]
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +54,10 @@ def images_of(batch: int, rows: int, columns: int, seed: int = 0) -> Tensor:
 # ---- torch.compile
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [("plain", "eager"), ("class token", "eager"), ("residual", "eager"), ("relative windows", "aot_eager")],
-)
-def test_a_budget_compiles_for_every_size_and_batch(name: str, backend: str) -> None:
+@pytest.mark.parametrize("name", ["class token", "relative windows"])
+def test_a_budget_compiles_for_every_size_and_batch(name: str) -> None:
     """One graph for each."""
-    model, counter = build(name, **BUDGET, drop_padding=name == "plain"), CompileCounterWithBackend(backend)
+    model, counter = build(name, **BUDGET, drop_padding=name == "class token"), CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for shape in SHAPES:
         images = images_of(*shape)
@@ -72,30 +69,30 @@ def test_a_budget_compiles_for_every_size_and_batch(name: str, backend: str) -> 
 def test_a_budget_trains_compiled_in_several_sizes() -> None:
     model, plain = build("relative windows", **BUDGET), build("relative windows", **BUDGET)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for shape in SHAPES[:3]:
+    for shape in SHAPES[:2]:
         for each in (compiled, plain):
             each(images_of(*shape))[0].square().mean().backward()
     for own, expected in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, expected.grad, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("dynamic", [True, None])
-def test_unknown_sizes_become_known(dynamic: bool | None) -> None:
-    model = build("windows", **BUDGET)
-    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=dynamic)
-    for shape in SHAPES[:4]:
+def test_unknown_sizes_become_known() -> None:
+    model = build("windows", depth=1, **BUDGET)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+    for shape in SHAPES[:2]:
         with torch.no_grad():
             assert_maps_close(list(compiled(images_of(*shape))), list(model(images_of(*shape))), 1e-5, 1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_generated_code_of_a_second_size(mode: str) -> None:
-    model = build("plain", depth=1, **BUDGET)
-    compiled = torch.compile(model, fullgraph=True, mode=mode)
+def test_generated_code_gives_the_same_in_a_second_size() -> None:
+    model = build("relative windows", **BUDGET)
+    compiled = torch.compile(model, fullgraph=True)
     for shape in SHAPES[:2]:
-        with torch.no_grad():
-            assert_maps_close(list(compiled(images_of(*shape))), list(model(images_of(*shape))), 1e-5, 1e-4)
+        for seed in range(2):
+            images = images_of(*shape, seed)
+            with torch.no_grad():
+                assert_maps_close(list(compiled(images)), list(model(images)), 1e-5, 1e-4)
 
 
 # ---- torch.export
@@ -105,16 +102,14 @@ def test_generated_code_of_a_second_size(mode: str) -> None:
 def test_without_thresholds_models_are_exported(name: str, strict: bool) -> None:
     """To the rounding of sums in another order."""
     model = build(name)
-    for rows, columns in ((30, 41),) if strict else ((32, 32), (30, 41)):
-        with torch.no_grad():
-            exported = torch.export.export(model, (noise(2, 3, rows, columns),), strict=strict).module()
-            images = noise(2, 3, rows, columns, seed=1)
-            assert_maps_close(list(exported(images)), list(model(images)), 1e-5)
+    with torch.no_grad():
+        exported = torch.export.export(model, (noise(2, 3, 30, 41),), strict=strict).module()
+        images = noise(2, 3, 30, 41, seed=1)
+        assert_maps_close(list(exported(images)), list(model(images)), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["class token", "relative windows"])
-def test_a_budget_is_exported(name: str) -> None:
-    model = build(name, **BUDGET, drop_padding=True)
+def test_a_budget_is_exported() -> None:
+    model = build("relative windows", **BUDGET, drop_padding=True)
     with torch.no_grad():
         exported = torch.export.export(model, (images_of(3, 30, 41),), strict=False).module()
         for seed in range(3):
@@ -124,7 +119,7 @@ def test_a_budget_is_exported(name: str) -> None:
 
 def test_an_exported_model_refuses_pixels_that_are_not_finite() -> None:
     with torch.no_grad():
-        exported = torch.export.export(build("plain"), (noise(1, 3, 32, 32),)).module()
+        exported = torch.export.export(build("plain", depth=1), (noise(1, 3, 32, 32),)).module()
         with pytest.raises(RuntimeError, match="NaN or infinite pixels"):
             exported(torch.full((1, 3, 32, 32), torch.nan))
 
@@ -139,8 +134,7 @@ def test_what_depends_on_the_image_is_not_exported(options: dict[str, Any]) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{}, BUDGET], ids=str)
-@pytest.mark.parametrize("name", ["plain", "class token", "residual"])
+@pytest.mark.parametrize(("name", "options"), [("plain", BUDGET), ("class token", BUDGET), ("residual", {})], ids=str)
 def test_fixed_shapes_are_traced_for_their_size(name: str, options: dict[str, Any]) -> None:
     model = build(name, **options)
     with torch.no_grad():
