@@ -18,8 +18,14 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+#: Files that start whole programs. They go first, so that no worker ends with one of them while the others wait
+#: (together with xdist's --dist loadfile --no-loadscope-reorder).
+LONG = "test_readme.py", "test_interruptions.py", "test_packages.py", "test_graphs.py", "test_doors.py"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``cuda`` where there is no GPU."""
+    """Put long files first, and skip the tests marked ``cuda`` where there is no GPU."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
