@@ -1,4 +1,4 @@
-"""Every code block of the README and of docs/YOUR_DATA.md runs as it stands.
+"""Every code block of the README and of docs/YOUR_DATA.md runs as it stands (those of the page with -m slow).
 
 The blocks of a section run one after the other in a folder of their own, which looks like this repository. Files that
 they name are made there first: add a line to ``MAKERS`` for another one. A block that starts with "# NAME.py" or
@@ -115,7 +115,11 @@ STREETS = {"README.md": _streets("values"), "docs/YOUR_DATA.md": _streets("colou
 # ---- the tests
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+#: Those of the page train for minutes, and run with pytest -m slow.
+CASES = [pytest.param(section, marks=[] if section.startswith("README") else pytest.mark.slow) for section in SECTIONS]
+
+
+@pytest.mark.parametrize("section", CASES)
 def test_blocks_run_as_they_stand(section: str, tmp_path: Path) -> None:
     page, blocks = SECTIONS[section]
     folder = repository(tmp_path / "repository")
