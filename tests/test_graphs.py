@@ -86,7 +86,7 @@ def test_unknown_sizes_become_known() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler on a CPU")
 def test_generated_code_gives_the_same_in_a_second_size() -> None:
-    model = build("windows", use_rel_pos=True, depth=1, **BUDGET)
+    model = build("windows", depth=1, **BUDGET)
     compiled = torch.compile(model, fullgraph=True)
     for shape in SHAPES[:2]:
         for seed in range(2):
