@@ -99,7 +99,6 @@ def _halves(path: Path) -> None:
 #: What is made where a section names it.
 MAKERS: dict[str, Callable[[Path], None]] = {
     "dinov2_vits14_pretrain.pth": _weights("vit_small_patch14_dinov2"),
-    "vit_small_patch16_224.pth": _weights("vit_small_patch16_224"),
     "photo.jpg": _photo,
     "my_photos": _flat_to_noisy,
     "my_masks": _halves,

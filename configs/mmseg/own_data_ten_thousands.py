@@ -6,7 +6,7 @@ _base_ = [
     "_base_/runtime.py",
 ]
 data_root = "data/own"  # with images, masks and classes.txt
-pretrained = "timm://vit_base_patch14_dinov2.lvd142m"  # or a file, whose model `architecture` then names
-architecture = None  # for a file: timm's name, such as "vit_base_patch14_dinov2"
+pretrained = "timm://vit_base_patch14_dinov2.lvd142m"  # or a file
+architecture = None  # of a file that does not tell all: timm's name, such as "vit_base_patch14_dinov2"
 image_size = 512  # pixels of the shorter side, and of crops
 train_dataloader = dict(batch_size=8)

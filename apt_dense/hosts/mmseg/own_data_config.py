@@ -7,7 +7,6 @@ The data decide the folders of each split and the number of classes; the weights
 necks and heads, and the normalisation of pixels. What a config says itself stays.
 """
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,10 @@ from mmengine.config import Config
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
 from apt_dense.hosts.mmseg.find_images_and_masks import find_folders
 from apt_dense.hosts.mmseg.own_data_dataset import read_own_classes
-from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
+from apt_dense.hosts.mmseg.pretrained import TIMM, fill_in_config
+from apt_dense.options import PixelFormat
+from apt_dense.weights.noted_options import plain_options
+from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
 SPLITS = "train", "val", "test"
 
@@ -80,47 +82,50 @@ def complete_model(cfg: Config, pretrained: str | None, architecture: str | None
 
     Args:
         pretrained: weights, as for the backbone: a file, an address, or ``timm://NAME``.
-        architecture: timm's name of the model whose architecture a file has; None where ``pretrained`` tells.
+        architecture: timm's name of the model that a file holds, where the file does not tell all of its arguments.
 
     Raises:
+        FileNotFoundError, CheckpointError: if the weights cannot be read, or do not tell an argument.
         ValueError: if the architecture is not known.
     """
     model = cfg.model
-    several = isinstance(model.decode_head.get("in_index"), list | tuple)
-    arguments = backbone_arguments(pretrained, architecture)
-    arguments |= {key: value for key, value in model.backbone.items() if key != "_delete_"}
-    if several:
-        arguments.setdefault("out_indices", spread_blocks(arguments["depth"], len(model.decode_head.in_index)))
-        arguments.setdefault("norm_intermediates", arguments.get("final_norm", False))
-    model.backbone = {"pretrained": pretrained, **arguments}
-    width = arguments["embed_dim"]
+    model.backbone["pretrained"] = pretrained
+    if architecture:
+        if pretrained and "patch_size" in model.backbone:
+            weights = {"type": "Pretrained", "checkpoint": model.backbone.pop("pretrained"), "resize_patches": True}
+            model.backbone["init_cfg"] = weights
+        model.backbone = {**_arguments_of_timm(architecture, pretrained), **model.backbone}
+    elif pretrained:
+        fill_in_config(cfg)
+    if "embed_dim" not in model.backbone:
+        raise ValueError(
+            f"pretrained={pretrained} does not tell the architecture: add architecture = 'NAME', timm's name of the "
+            f"model, such as vit_small_patch14_dinov2; or name weights, such as pretrained = 'timm://NAME'"
+        )
+    backbone, depth = model.backbone, model.backbone["depth"]
+    indices = model.decode_head.get("in_index")
+    if isinstance(indices, list | tuple):
+        backbone.setdefault("out_indices", spread_blocks(depth, len(indices)))
+        backbone.setdefault("norm_intermediates", backbone.get("final_norm", False))
+    _set_channels(model, backbone["embed_dim"])
+    for key, source in (("mean", "pixel_mean"), ("std", "pixel_std")):
+        model.data_preprocessor.setdefault(key, list(backbone.get(source, getattr(PixelFormat(), key))))
+
+
+def _arguments_of_timm(architecture: str, pretrained: str | None) -> dict[str, Any]:
+    if pretrained and pretrained.startswith(TIMM):
+        raise ValueError(f"architecture={architecture} goes with a file of weights; {pretrained} tells its own")
+    return plain_options(apt_arguments(timm_model_without_weights(architecture)))
+
+
+def _set_channels(model: Mapping[str, Any], width: int) -> None:
     if model.get("neck"):
-        model.neck.setdefault("embed_dim", width)
+        model["neck"].setdefault("embed_dim", width)
     for head in _heads(model):
         indices = head.get("in_index")
         head.setdefault("in_channels", [width] * len(indices) if isinstance(indices, list | tuple) else width)
         if head.get("num_convs") == 0:  # a classifier of the maps as they are
             head.setdefault("channels", width)
-    for key, source in (("mean", "pixel_mean"), ("std", "pixel_std")):
-        model.data_preprocessor.setdefault(key, list(arguments[source]))
-
-
-def backbone_arguments(pretrained: str | None, architecture: str | None) -> dict[str, Any]:
-    """Return the arguments of ``APTViT`` that weights need, as plain values. Arguments and errors as for
-    :func:`complete_model`."""
-    name = architecture
-    if pretrained and pretrained.startswith("timm://"):
-        if architecture:
-            raise ValueError(f"architecture={architecture} goes with a file of weights; {pretrained} tells its own")
-        name = pretrained.removeprefix("timm://")
-    if not name:
-        raise ValueError(
-            f"pretrained={pretrained} does not tell the architecture: add architecture = 'NAME', timm's name of the "
-            f"model, such as vit_small_patch14_dinov2; or pretrained = 'timm://NAME' for timm's own weights"
-        )
-    arguments = apt_arguments(create_timm_model(name, pretrained=False, img_size=None))
-    return {key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-            for key, value in arguments.items()}  # fmt: skip
 
 
 def spread_blocks(depth: int, count: int) -> tuple[int, ...]:

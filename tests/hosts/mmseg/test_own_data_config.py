@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -42,10 +43,31 @@ def test_one_line_names_the_data_and_one_the_weights(data: Path, tmp_path: Path)
     path.write_text(f'_base_ = "{HUNDREDS}"\ndata_root = "{data}"\npretrained = "timm://test_vit.r160_in1k"\n')
     cfg = load_config(str(path))
     assert {cfg[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {str(data)}
-    assert cfg.model.backbone.pretrained == "timm://test_vit.r160_in1k"
+    assert cfg.model.backbone.init_cfg.checkpoint == "timm://test_vit.r160_in1k"
     assert (cfg.model.backbone.embed_dim, cfg.model.backbone.depth) == (64, 6)
     assert cfg.model.decode_head.num_classes == 3 and cfg.model.decode_head.in_channels == 64
     assert cfg.train_dataloader.dataset.data_prefix == {"img_path": "images/train", "seg_map_path": "masks/train"}
+
+
+def test_a_file_tells_its_architecture_and_asks_for_the_rest(data: Path, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "vit.pth")
+    options = {"pretrained": str(tmp_path / "vit.pth"), "image_size": 64}
+    with pytest.raises(ValueError, match="num_heads"):
+        load_config(str(TEN_THOUSANDS), options, data_root=str(data))
+    cfg = load_config(str(TEN_THOUSANDS), {**options, "model.backbone.num_heads": 2}, data_root=str(data))
+    assert (cfg.model.backbone.embed_dim, cfg.model.backbone.num_heads) == (64, 2)
+    assert cfg.model.backbone.out_indices == (0, 2, 3, 5) and cfg.model.neck.embed_dim == 64
+
+
+@pytest.mark.parametrize("known", [{"model.backbone.num_heads": 2}, {"architecture": "test_vit"}])
+def test_patches_can_be_resampled(known: dict, data: Path, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "vit.pth")
+    options = {"pretrained": str(tmp_path / "vit.pth"), "model.backbone.patch_size": 8, **known}
+    cfg = load_config(str(HUNDREDS), options, data_root=str(data))
+    init_default_scope("mmseg")
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    assert model.backbone.patch_embed.proj.weight.shape[-1] == 8
 
 
 def test_the_completed_config_stands_alone(data: Path, tmp_path: Path) -> None:
@@ -117,7 +139,8 @@ def test_what_a_config_says_itself_stays(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pretrained": "weights.pth"}, "pretrained=weights.pth does not tell the architecture: add architecture"),
+        ({"pretrained": "weights.pth"}, "weights.pth does not exist"),
+        ({"pretrained": None}, "pretrained=None does not tell the architecture: add architecture"),
         ({"pretrained": "timm://test_vit", "architecture": "test_vit"}, "timm://test_vit tells its own"),
         ({"pretrained": "timm://test_vitt"}, "timm has no model 'test_vitt'; did you mean"),
         ({**TINY, "image_size": 0}, "image_size=0: expected pixels"),
