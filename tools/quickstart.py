@@ -5,7 +5,8 @@
 Composes labelled scenes from the photographs inside scikit-image; trains a small adaptive ViT and its uniform twin for
 the same number of iterations, for segmentation with MMSegmentation and for detection with torchvision; evaluates and
 times both; and runs them on whole photos. Leaves OUT/results.md, OUT/results.csv, OUT/contact_sheet.png and
-OUT/detections.png. An interrupted run continues with the stage it was in.
+OUT/detections.png. Each stage takes a line; what the hosts log is in its folder, OUT/STAGE/log.txt. An interrupted run
+continues with the stage it was in.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -92,7 +93,7 @@ def run(out: Path, short: bool, force: bool, only: str | None) -> dict[str, Rows
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything (default: demo)")
-    parser.add_argument("--short", action="store_true", help="a minute instead of several: it all runs, nothing learns")
+    parser.add_argument("--short", action="store_true", help="a tenth of the work: it all runs, nothing learns")
     parser.add_argument("--force", action="store_true", help="do finished stages again")
     parser.add_argument("--only", choices=["segmentation", "detection"], help="one half")
     options = parser.parse_args(argv)
