@@ -384,7 +384,7 @@ def test_detectron2_names_addresses_that_are_not_there(address: str, coco: Path,
 def good_run(path: Path, **meta: object) -> None:
     """Write what a Runner would resume from, with other entries of its description."""
     state = {"backbone.unknown": torch.ones(1)}
-    run = {"message_hub": {}, "optimizer": {}, "param_schedulers": []}
+    run = {"message_hub": {}, "optimizer": {}, "param_schedulers": [{}]}
     torch.save({"state_dict": state, "meta": {"iter": 1, "epoch": 0, **meta}, **run}, path)
 
 
