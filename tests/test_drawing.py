@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +9,8 @@ from hypothesis import strategies as st
 
 from apt_dense import draw_patches
 from apt_dense.drawing import DROPPED_LIGHT, FINE_EDGE, TINT, scale_colour
+
+from support.fresh_python import run_fresh
 
 
 def test_coarse_patches_are_tinted_and_fine_ones_are_not() -> None:
@@ -83,7 +82,7 @@ def test_neither_opencv_nor_pillow_is_imported() -> None:
         "import sys, apt_dense; before = set(sys.modules); import apt_dense.drawing; "
         "assert not {'cv2', 'PIL'} & (set(sys.modules) - before) and 'cv2' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_fresh(code).returncode == 0
 
 
 def test_outlines_of_less_strength_change_less() -> None:

@@ -6,8 +6,6 @@ import copy
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from apt_dense.hosts.coco import CocoData, check_same_categories, load_split
 from apt_dense.hosts.coco_annotations import read_annotations, usable_annotations
 
 from support.coco_folder import CATEGORIES, SIZE, content, rectangle, write_coco
+from support.fresh_python import run_fresh
 
 TRAIN, VAL = Path("annotations/instances_train2017.json"), Path("annotations/instances_val2017.json")
 CROWD = {"counts": [0, 40, SIZE[0] * SIZE[1] - 40], "size": list(SIZE)}
@@ -348,7 +347,7 @@ def test_neither_hosts_nor_pycocotools_are_imported() -> None:
         "import sys, apt_dense; before = set(sys.modules); import apt_dense.hosts.coco; "
         "assert not {'pycocotools', 'detectron2', 'mmseg', 'cv2'} & (set(sys.modules) - before)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_fresh(code).returncode == 0
 
 
 def test_data_may_decide_whether_there_are_masks(tmp_path: Path) -> None:

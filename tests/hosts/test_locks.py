@@ -2,62 +2,64 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import socket
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from apt_dense.hosts.locks import NAME, lock_folder
 
-HOLD = """
-import sys
-from apt_dense.hosts.locks import lock_folder
-with lock_folder(sys.argv[1]):
-    print(1, flush=True)
-    input()
-"""
+FORK = multiprocessing.get_context("fork")
 
 
-def holder(folder: Path) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    assert process.stdout.readline() == b"1\n"
-    return process
+def hold(folder: Path, pipe: Connection) -> None:
+    """Lock a folder until something is sent."""
+    with lock_folder(folder):
+        pipe.send("locked")
+        pipe.recv()
+
+
+def holder(folder: Path) -> tuple[BaseProcess, Connection]:
+    """Another process, which has locked the folder."""
+    pipe, other = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(folder, other))
+    process.start()
+    assert pipe.recv() == "locked"
+    return process, pipe
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
-    process = holder(tmp_path / "new")
+    process, pipe = holder(tmp_path / "new")
     expected = f"another run, process {process.pid} on .*choose another folder"
     with pytest.raises(FileExistsError, match=expected), lock_folder(tmp_path / "new"):
         pass
-    process.communicate(b"\n")
+    pipe.send("free")
+    process.join()
     with lock_folder(tmp_path / "new"):
         assert [path.name for path in (tmp_path / "new").iterdir()] == [NAME]
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
-    process = holder(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process, _ = holder(tmp_path)
+    process.kill()
+    process.join()
     with lock_folder(tmp_path):
         assert f" {os.getpid()}" in (tmp_path / NAME).read_text()
 
 
 def test_what_a_killed_run_has_half_written_goes_with_its_lock(tmp_path: Path) -> None:
-    process = holder(tmp_path)
+    process, _ = holder(tmp_path)
     names = {f"iter_2.pth.{process.pid}.partial", f"last_checkpoint.{process.pid}.partial"}
     others = {f"iter_2.pth.{os.getpid()}.partial", f"iter_2.pth.1{process.pid}.partial", "iter_1.pth", "x.partial"}
     for name in names | others:
         (tmp_path / name).touch()
     process.kill()
-    process.wait()
+    process.join()
     with lock_folder(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {NAME, *others}
 

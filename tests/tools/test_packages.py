@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from shared.packages import INSTALL, needed_packages
+from support.fresh_python import run_fresh
 
 ROOT = Path(__file__).parents[2]
 
-#: Runs a tool in a Python that cannot import a package.
+#: Runs a tool in a Python that cannot import a package; what has imported it already keeps it.
 HIDE = """
 import sys, runpy
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {hidden!r}:
+        if name.split(".")[0] == {hidden!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+for name in [name for name in sys.modules if name.split(".")[0] == {hidden!r}]:
+    del sys.modules[name]
 sys.meta_path.insert(0, Hidden())
 sys.argv = [{tool!r}, *{arguments!r}]
 sys.path.insert(0, {folder!r})
@@ -44,10 +46,7 @@ CASES = [
 
 def run(tool: str, hidden: str, *arguments: str) -> subprocess.CompletedProcess:
     path = ROOT / "tools" / f"{tool}.py"
-    code = HIDE.format(hidden={hidden}, tool=str(path), arguments=arguments, folder=str(path.parent))
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    return run_fresh(HIDE.format(hidden=hidden, tool=str(path), arguments=arguments, folder=str(path.parent)))
 
 
 @pytest.mark.parametrize(("tool", "package"), CASES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from support.fresh_python import run_fresh
 
 pytest.importorskip("mmengine", reason="the MMSeg host needs the packages of the extra 'mmseg'")
 
@@ -31,8 +30,7 @@ WITHOUT_MMSEG = [
 
 
 def registered(code: str) -> list[str]:
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = run_fresh(code).stdout.splitlines()
     return [line.strip() for line in lines if not line.startswith("Could not import")]
 
 

@@ -2,8 +2,6 @@
 
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +31,8 @@ from apt_dense.hosts.mmseg.safe_checkpoints import (
     read_run,
 )
 from apt_dense.weights.files import CheckpointError, read_checkpoint
+
+from support.fresh_python import run_fresh
 
 
 def test_interrupted_write_leaves_the_finished_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +167,7 @@ def test_the_import_adds_nothing_to_torch_s_safe_types() -> None:
         "import apt_dense.hosts.mmseg; print(*{str(kind) for kind in torch.serialization.get_safe_globals() "
         "if kind not in before and 'torch.' not in str(kind)}, 'end')"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "end"
+    assert run_fresh(code).stdout.splitlines()[-1] == "end"
 
 
 def resuming(work_dir: Path, checkpoint: str | None, end: int = 10) -> Config:
