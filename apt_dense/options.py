@@ -47,7 +47,8 @@ class ModelOptions(Options):
         patch_bias: whether the patch embedding has a bias.
         embed_norm: a norm of the patch embedding, before the positions (AIMv2).
         embed_parts: the share, in the embedding of a coarse patch, of the mean embedding of its base-size parts; the
-            rest is the embedding of the shrunk patch. 0 is the paper's form. No effect without thresholds.
+            rest is the embedding of the shrunk patch. 0 is the paper's form; a quarter brings features nearer to the
+            uniform ViT's, but not mIoU (docs/EVIDENCE.md). No effect without thresholds.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
         window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
             over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
@@ -149,8 +150,9 @@ class BlockOptions(Options):
         act_layer: "gelu", "gelu_tanh" (SigLIP), "quick_gelu" (OpenAI's CLIP), "silu" (None: in SwiGLUs; else "gelu").
         norm_layer, norm_eps: "layernorm" or "rmsnorm", and the epsilon of all norms.
         proportional_attention: the key of a patch that covers n cells weighs n ** this in all softmaxes: 0 as one key
-            (the paper), 1 as the keys of all its cells (ToMe's proportional attention). 0.5 is nearest to the uniform
-            ViT where weights were not trained with coarse patches (docs/EVIDENCE.md). No effect without thresholds.
+            (the paper), 1 as the keys of all its cells (ToMe's proportional attention). From 0.5 to 1 features are
+            nearer to the uniform ViT's where weights were not trained with coarse patches (docs/EVIDENCE.md). No effect
+            without thresholds.
         attention_backend: "auto", or the name of a kernel in ``apt_dense.ops.attention``.
     """
 
