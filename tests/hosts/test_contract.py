@@ -102,6 +102,6 @@ def test_every_host_is_here() -> None:
 
     folder = Path(apt_dense.hosts.__file__).parent
     hosts = {path.stem for path in folder.iterdir() if not path.name.startswith("_") and path.suffix in ("", ".py")}
-    shared_files = {"interrupts", "locks", "randomness"}
+    shared_files = {"interrupts", "locks", "resumable_randomness"}
     found = {host for host in hosts - shared_files if not host.startswith("coco")}
     assert found == {"mmseg", "detectron2", "torchvision"}
