@@ -40,6 +40,11 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
+def is_compiling() -> bool:
+    """Check whether ``torch.compile`` or ``torch.export`` makes a graph of what is called."""
+    return torch.compiler.is_compiling()
+
+
 def is_tracing() -> bool:
     """Check whether ``torch.jit.trace`` records what is done with an example, as if it held for all images."""
     return torch.jit.is_tracing()

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from timm.layers import calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from apt_dense.layout.fixed import build_fixed_layout
 from apt_dense.layout.packed import build_layout
@@ -18,6 +17,7 @@ from apt_dense.nn.output_channels_and_strides import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.nn.rotary import RotaryTables, rotary_tables
+from apt_dense.ops.cpu_layers import checkpointed
 from apt_dense.ops.onednn_matmul import fill_rows
 from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
@@ -217,7 +217,7 @@ class APTViT(DescribedOutputs, LoadableViT):
 
     def _run(self, block: Block, x: Tensor, layout: TokenLayout, rotary: RotaryTables | None) -> Tensor:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, x, layout, rotary, use_reentrant=False)
+            return checkpointed(block, x, layout, rotary)
         return block(x, layout, rotary)
 
     def _normalise(self, x: Tensor, index: int) -> Tensor:

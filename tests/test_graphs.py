@@ -66,8 +66,23 @@ def test_a_budget_compiles_for_every_size_and_batch(name: str) -> None:
     assert counter.frame_count == len(set(SHAPES))
 
 
-def test_a_budget_trains_compiled_in_several_sizes() -> None:
-    model, plain = build("relative windows", **BUDGET), build("relative windows", **BUDGET)
+@pytest.mark.parametrize("name", ["plain", "class token", "relative windows", "rotary windows", "residual", "cropped"])
+def test_without_thresholds_models_compile_to_one_graph(name: str) -> None:
+    model, counter = build(name), CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for seed in range(2):
+        images = images_of(2, 30, 45, seed)
+        with torch.no_grad():
+            assert_maps_close(list(compiled(images)), list(model(images)), 1e-5, 1e-4)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("relative windows", BUDGET), ("relative windows", {}), ("checkpointed", {"residual_block_indexes": (0,)})],
+)
+def test_fixed_shapes_train_compiled_in_several_sizes(name: str, options: dict[str, Any]) -> None:
+    model, plain = build(name, **options), build(name, **options)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for shape in SHAPES[:2]:
         for each in (compiled, plain):
@@ -98,14 +113,17 @@ def test_generated_code_gives_the_same_in_a_second_size() -> None:
 # ---- torch.export
 
 
-@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in MODELS), ("relative windows", True)])
+@pytest.mark.parametrize(
+    ("name", "strict"), [*((name, False) for name in MODELS), ("relative windows", True), ("checkpointed", True)]
+)
 def test_without_thresholds_models_are_exported(name: str, strict: bool) -> None:
-    """To the rounding of sums in another order."""
+    """To the rounding of sums in another order. With gradients where checkpointing matters."""
     model = build(name)
-    with torch.no_grad():
-        exported = torch.export.export(model, (noise(2, 3, 30, 41),), strict=strict).module()
-        images = noise(2, 3, 30, 41, seed=1)
-        assert_maps_close(list(exported(images)), list(model(images)), 1e-5)
+    for rows, columns in ((30, 41),) if strict else ((32, 32), (30, 41)):
+        with torch.set_grad_enabled(name == "checkpointed"):
+            exported = torch.export.export(model, (noise(2, 3, rows, columns),), strict=strict).module()
+            images = noise(2, 3, rows, columns, seed=1)
+            assert_maps_close(list(exported(images)), list(model(images)), 1e-5)
 
 
 def test_a_budget_is_exported() -> None:

@@ -6,7 +6,8 @@
 
 Options first, then key=value overrides of the config. Without --data-root, data sets are looked for where the
 environment variable DETECTRON2_DATASETS says. With --resume, a run continues from its last checkpoint exactly as if it
-had not stopped. Works with and without a GPU; without, AMP is off.
+had not stopped. Ctrl-C ends a run after its current iteration, with a checkpoint, in all its processes. Works with and
+without a GPU; without, AMP is off.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)

@@ -3,7 +3,9 @@
     python tools/train_seg.py configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py --data-root DIR
     torchrun --nproc_per_node 8 tools/train_seg.py CONFIG --launcher pytorch --amp
 
-Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise.
+Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise. Ctrl-C
+ends a run after its current iteration, with a checkpoint, in all its processes; torchrun then prints a traceback of its
+own.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)

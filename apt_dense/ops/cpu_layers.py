@@ -4,19 +4,24 @@ Modules are called as such, so that hooks, pruning, adapters and quantisation wo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 from apt_dense.ops.onednn_matmul import linear
+from apt_dense.runtime import is_compiling, is_exporting
+
+Result = TypeVar("Result")
 
 
 def call_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """Call a module; its linear layers run by :func:`linear`, and so do convolutions of disjoint blocks."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or _is_inside_products():
         return layer(x)
     with _Products():
         return layer(x)
@@ -28,10 +33,25 @@ def call_on_map(layer: nn.Module, x: Tensor) -> Tensor:
     In 16 bits on CPUs they are not for all maps of one column or row: there values come from memory that nobody wrote,
     or rows are mixed up, with processors and PyTorch versions.
     """
-    if x.device.type != "cpu" or not _is_in_16_bits(x):
+    if x.device.type != "cpu" or not _is_in_16_bits(x) or _is_inside_products():
         return layer(x)
     with _SafeConvolutions():
         return layer(x)
+
+
+def checkpointed(function: Callable[..., Result], x: Tensor, *args: Any) -> Result:
+    """``function(x, *args)``, which calls layers as above, with activations that the backward pass recomputes; those of
+    exported graphs are kept."""
+    if is_exporting():  # a program that records the recomputation cannot be run
+        return function(x, *args)
+    # The compiler takes no mode that is entered inside such a function.
+    with _Products() if x.device.type == "cpu" and is_compiling() else nullcontext():
+        return checkpoint(function, x, *args, use_reentrant=False)
+
+
+def _is_inside_products() -> bool:
+    """Check whether the compiler follows a checkpointed function."""
+    return is_compiling() and any(isinstance(mode, _Products) for mode in _get_current_function_mode_stack())
 
 
 class _SafeConvolutions(TorchFunctionMode):

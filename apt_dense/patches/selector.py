@@ -14,7 +14,7 @@ from apt_dense.patches.budget import least_tokens, partition_by_budget, wanted_t
 from apt_dense.patches.image_preparation import are_finite, check_finite, check_images, filled_region, whole_patches
 from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
 from apt_dense.patches.scores import resolve_scorer, score_maps
-from apt_dense.runtime import as_constants, is_exporting, is_tracing, outside_graphs
+from apt_dense.runtime import as_constants, is_compiling, is_exporting, is_tracing, outside_graphs
 
 Result = TypeVar("Result")
 
@@ -106,9 +106,9 @@ class PatchSelector(PatchOptions):
 
     @property
     def fixes_shapes(self) -> bool:
-        """Check whether shapes depend on the sizes of the images alone: with a budget, and where ``torch.export`` makes
-        a graph of a model that chooses nothing."""
-        return self.token_budget is not None or (is_exporting() and self._chooses_nothing)
+        """Check whether shapes depend on the sizes of the images alone: with a budget, and where a graph is made of a
+        model that chooses nothing."""
+        return self.token_budget is not None or (is_compiling() and self._chooses_nothing)
 
     @property
     def _chooses_nothing(self) -> bool:

@@ -15,7 +15,7 @@ from apt_dense import APTViT
 from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid
 
 from support.contract import assert_maps_close, photos
-from support.references import randomise
+from support.references import litter, randomise
 
 PATCH = 8
 GRIDS = [(1, 1), (1, 2), (2, 1), (6, 1), (1, 6), (8, 2), (9, 3), (3, 9), (16, 1), (12, 6), (2, 2)]
@@ -43,11 +43,6 @@ def images_of(grid: tuple[int, int], padded: bool) -> Tensor:
     if padded:
         images[-1, :, grid[0] * PATCH // 2 :] = 0
     return images
-
-
-def litter(dtype: torch.dtype) -> None:
-    """Leave NaN in memory that is handed out next."""
-    _ = [torch.full((2**bits,), torch.nan, dtype=dtype) for bits in range(4, 20)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from timm.layers import GluMlp, LayerNorm2d, Mlp, SwiGLU
 from torch import Tensor, nn
 from torch.nn import SiLU
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense.nn.layers import make_mlp
 from apt_dense.ops import onednn_matmul
 from apt_dense.ops.cpu_layers import call_layer, call_on_map
 from apt_dense.options import BlockOptions
 
-from support.references import noise
+from support.references import Convolutions, litter, noise
 
 ROWS, IN, OUT = 1400, 64, 48  # large enough for oneDNN
 HALVES = [torch.bfloat16, torch.float16]
@@ -139,11 +137,6 @@ def test_narrow_maps_in_16_bits_stay_near_float32(kind: str, dtype: torch.dtype)
                     assert_near(value_and_gradient(layer, given), expected)
 
 
-def litter(dtype: torch.dtype) -> None:
-    """Leave NaN in memory that is handed out next."""
-    _ = [torch.full((2**bits,), torch.nan, dtype=dtype) for bits in range(4, 20)]
-
-
 def value_and_gradient(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     out = call_on_map(layer, x)
@@ -155,20 +148,6 @@ def assert_near(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
     for own, other in zip(found, expected, strict=True):
         assert own.shape == other.shape
         torch.testing.assert_close(own.float(), other, atol=0.02 * other.abs().max().item() + 0.01, rtol=0.02)
-
-
-class Convolutions(TorchDispatchMode):
-    """Takes note of the narrower side that each of PyTorch's convolutions makes, or if transposed takes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sides: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
-            self.sides.append(min((args[0] if args[6] else out).shape[-2:]))
-        return out
 
 
 @pytest.mark.parametrize("call", [call_layer, call_on_map])

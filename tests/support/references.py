@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_dense.layout.packed import build_layout
 from apt_dense.layout.tokens import TokenLayout
@@ -192,3 +193,22 @@ def in_padded_windows(attention: nn.Module, grid: Tensor, size: int, **options: 
     windows = padded.unfold(0, size, size).unfold(1, size, size).permute(0, 1, 3, 4, 2)
     out = attention(windows.flatten(2, 3).flatten(0, 1), **options).view(windows.shape)
     return out.transpose(1, 2).reshape(padded.shape)[:h, :w]
+
+
+def litter(dtype: torch.dtype) -> None:
+    """Leave NaN in memory that is handed out next, so that what reads memory nobody wrote is found."""
+    _ = [torch.full((2**bits,), torch.nan, dtype=dtype) for bits in range(4, 20)]
+
+
+class Convolutions(TorchDispatchMode):
+    """Takes note of the narrower side that each of PyTorch's convolutions makes, or if transposed takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            self.sides.append(min((args[0] if args[6] else out).shape[-2:]))
+        return out

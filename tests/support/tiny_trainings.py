@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -15,11 +16,9 @@ import pytest
 from torch import Tensor
 
 pytest.importorskip("mmseg", reason="runs the tools of all hosts")
-pytest.importorskip("detectron2", reason="runs the tools of all hosts")
 
 import cv2
 import matplotlib.pyplot  # noqa: F401 (MMEngine imports it late; no forked process has to)
-import train_det
 import train_det_torchvision
 import train_seg
 
@@ -28,9 +27,20 @@ from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.hosts.torchvision import build_detector as model
 from apt_dense.weights.files import read_checkpoint
 
-from support import coco_folder, tiny_coco
+from support import coco_folder
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)
 
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+if HAS_DETECTRON2:
+    import train_det
+
+    from support import tiny_coco
+
+NAMES = [
+    "seg",
+    pytest.param("det", marks=pytest.mark.skipif(not HAS_DETECTRON2, reason="Detectron2 is built from source")),
+    "torchvision",
+]
 ITERATIONS = 4  # each saves a checkpoint, and one is kept
 
 
@@ -55,8 +65,10 @@ class Job(NamedTuple):
 
 
 def make_jobs(folder: Path) -> dict[str, Job]:
-    """Write data and configs to a folder."""
-    return {"seg": _seg(folder), "det": _det(folder), "torchvision": _torchvision(folder)}
+    """Write data and configs to a folder; without Detectron2, only those of the two others."""
+    return {"seg": _seg(folder), "torchvision": _torchvision(folder)} | (
+        {"det": _det(folder)} if HAS_DETECTRON2 else {}
+    )
 
 
 def _seg(folder: Path) -> Job:

@@ -13,30 +13,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2", reason="runs the tools of all hosts")
-
-import train_det
-from detectron2.engine.launch import _distributed_worker
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from apt_dense.hosts.locks import lock_folder
 
 from support.coco_folder import TOOLS
 from support.file_writes import Write, die_at_write, read_writes, record_writes
-from support.tiny_trainings import ITERATIONS, Job, jobs, one_thread, run, run_processes  # noqa: F401 (fixtures)
+from support.tiny_trainings import ITERATIONS, NAMES, Job, jobs, one_thread, run, run_processes  # noqa: F401 (fixtures)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the hosts' own
     pytest.mark.usefixtures("one_thread"),
 ]
 PORT = 20_000 + os.getpid() % 10_000
-NAMES = "seg", "det", "torchvision"
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +116,16 @@ def start_seg(job: Job, out: Path, rank: int) -> None:
 
 def start_det(job: Job, out: Path, rank: int) -> None:
     """As Detectron2's launch does."""
+    import train_det
+    from detectron2.engine.launch import _distributed_worker
+
     args = train_det.parse_args([*job.argv(out, False), "train.checkpointer.period=100"])
     _distributed_worker(rank, train_det.main_worker, 2, 2, 0, f"file://{out}.store", (args,))
 
 
-@pytest.mark.parametrize(("name", "start"), [("seg", start_seg), ("det", start_det)])
-def test_several_processes_stop_at_the_same_iteration(
-    name: str, start: Callable[[Job, Path, int], None], jobs: dict[str, Job], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_several_processes_stop_at_the_same_iteration(name: str, jobs: dict[str, Job], tmp_path: Path) -> None:
+    start = start_seg if name == "seg" else start_det
     job, out, logs = jobs[name], tmp_path / "out", [tmp_path / "0.writes", tmp_path / "1.writes"]
 
     def main(rank: int) -> None:

@@ -1,7 +1,7 @@
 """All three trainers killed at each write of a run, and at ten random moments: each run resumes, from what it had
 saved, and ends with the losses and weights of the uninterrupted one.
 
-Hundreds of short trainings, which take about half an hour on two cores; run by ``pytest -m slow -s`` and this file.
+About 500 short trainings, which take about a quarter of an hour on two cores; run by ``pytest -m slow -s`` and this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from support.file_writes import Write, die_at_write, read_writes, record_writes
-from support.tiny_trainings import ITERATIONS, Job, jobs, one_thread, run  # noqa: F401 (fixtures)
+from support.tiny_trainings import ITERATIONS, NAMES, Job, jobs, one_thread, run  # noqa: F401 (fixtures)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the hosts' own
@@ -99,7 +99,7 @@ def say(capsys: pytest.CaptureFixture) -> Callable[[str], None]:
     return shown
 
 
-@pytest.mark.parametrize("name", ["seg", "det", "torchvision"])
+@pytest.mark.parametrize("name", NAMES)
 def test_killed_at_each_write(name: str, jobs: dict[str, Job], tmp_path: Path, say: Callable[[str], None]) -> None:
     job, out = jobs[name], tmp_path / "out"
     whole = run_whole(job, out)
@@ -118,7 +118,7 @@ def test_killed_at_each_write(name: str, jobs: dict[str, Job], tmp_path: Path, s
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", ["seg", "det", "torchvision"])
+@pytest.mark.parametrize("name", NAMES)
 def test_killed_at_random_moments(name: str, jobs: dict[str, Job], tmp_path: Path, say: Callable[[str], None]) -> None:
     job, out, rng = jobs[name], tmp_path / "out", random.Random(name)
     whole, found, kills = run_whole(job, out), [], 0

@@ -7,12 +7,14 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is built from source (see its INSTALL page)")
 
+from detectron2.modeling import Backbone
 from detectron2.modeling import SimpleFeaturePyramid as PlainFeaturePyramid
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import Tensor
 
 from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid
 
-from support.references import noise, randomise
+from support.references import Convolutions, litter, noise, randomise
 from support.tiny_coco import ADAPTIVE, one_thread, tiny_model  # noqa: F401 (a fixture)
 from support.tiny_detectors import WINDOWED, pair, photo, preprocessed
 
@@ -48,6 +50,38 @@ def test_pyramid_on_tokens_has_upstream_s_values(norm: str) -> None:
     for level in expected:
         torch.testing.assert_close(found[level], expected[level], atol=1e-5, rtol=1e-5)
         assert torch.equal(hooked[level], expected[level])
+
+
+class OneMap(Backbone):
+    """A backbone of somebody else: its feature map is the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._out_features, self._out_feature_channels, self._out_feature_strides = ["x"], {"x": 32}, {"x": 16}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"x": images}
+
+
+@pytest.mark.parametrize("norm", ["LN", "BN"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_maps_of_any_backbone_in_16_bits_stay_near_float32(dtype: torch.dtype, norm: str) -> None:
+    """By convolutions that are right on all processors."""
+    arguments = (OneMap(), "x", 16, (4.0, 2.0, 1.0, 0.5), LastLevelMaxPool(), norm, 0)
+    pyramid, half = (randomise(SimpleFeaturePyramid(*arguments), 0.2).eval() for _ in range(2))
+    half.to(dtype)
+    for size in ((8, 2), (2, 8), (2, 2), (16, 3)):  # smaller ones have no level of half their size
+        feature_map = noise(2, 32, *size)
+        with torch.no_grad():
+            expected = pyramid(feature_map)
+            for _ in range(3):
+                litter(dtype)
+                with Convolutions() as made:
+                    found = half(feature_map.to(dtype))
+                assert made.sides and 1 not in made.sides
+                for level, values in expected.items():
+                    bound = 0.08 * values.abs().max().item()
+                    assert (found[level].float() - values).abs().max().item() <= bound, (size, level)
 
 
 def test_sizes_become_divisible_without_square_padding() -> None:
