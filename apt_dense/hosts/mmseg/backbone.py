@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.mmseg.checkpoints import read_address
+from apt_dense.hosts.mmseg.pretrained import Pretrained, split_init_cfg
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
@@ -47,7 +48,7 @@ class APTViT(vit.APTViT, BaseModule):
         self,
         *,
         pretrained: str | None = None,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
         norm_eval: bool = False,
@@ -56,41 +57,41 @@ class APTViT(vit.APTViT, BaseModule):
     ) -> None:
         if pretrained is not None and init_cfg is not None:
             raise ValueError("pretrained and init_cfg both say where weights come from; give one of them")
-        optional(text)("pretrained", pretrained)
-        if not isinstance(init_cfg, Mapping | list | None):
-            raise TypeError(f"init_cfg={init_cfg!r} must be a dictionary, a list of them, or None")
+        if optional(text)("pretrained", pretrained) is not None:
+            init_cfg = {"type": "Pretrained", "checkpoint": pretrained}
         super().__init__(checkpoint_blocks=flag("with_cp", with_cp), pos_antialias=pos_antialias, **options)
         if not -1 <= whole(-(2**31))("frozen_stages", frozen_stages) <= len(self.blocks):
             raise ValueError(
                 f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}"
             )
-        self.init_cfg = {"type": "Pretrained", "checkpoint": pretrained} if pretrained is not None else init_cfg
+        self.init_cfg, self._pretrained, self._other_init = init_cfg, *split_init_cfg(init_cfg)
         self.frozen_stages = frozen_stages
         self.norm_eval = flag("norm_eval", norm_eval)
         self._freeze()
 
     def init_weights(self) -> None:
-        """Load the pretrained weights, if there are any."""
-        config = self.init_cfg
-        if not isinstance(config, Mapping) or config.get("type") != "Pretrained":
+        """Initialise as ``init_cfg`` says, and then load the pretrained weights, if there are any."""
+        if self._pretrained is None:
             print_log("APTViT starts from random weights; set backbone.pretrained for a checkpoint", "current")
+        if self._pretrained is None or self._other_init:
+            given, self.init_cfg = self.init_cfg, self._other_init or None
             super().init_weights()
-            if self.coarse_embed is not None:
-                self.coarse_embed.reset_zero()  # an init_cfg for all linear layers means the plain ViT's
-            return
-        self._load_pretrained(config)
+            self.init_cfg = given
+        if self.coarse_embed is not None and self._other_init:
+            self.coarse_embed.reset_zero()  # an init_cfg for all linear layers means the plain ViT's
+        if self._pretrained is not None:
+            self._load_pretrained(self._pretrained)
         self._is_init = True
 
-    def _load_pretrained(self, config: Mapping[str, Any]) -> None:
-        options = {name: config[name] for name in ("strict", "resize_patches") if name in config}
+    def _load_pretrained(self, source: Pretrained) -> None:
         try:
-            content = self._read_checkpoint(config["checkpoint"])
-            if config.get("prefix"):
-                content = _below(unwrap(content, backbone=False), config["prefix"].rstrip(".") + ".")
-            report = load_backbone(self, content, **options)
+            content = self._read_checkpoint(source.checkpoint)
+            if source.prefix:
+                content = _below(unwrap(content, backbone=False), source.prefix.rstrip(".") + ".")
+            report = load_backbone(self, content, **source.options)
         except ValueError as error:
-            raise CheckpointError(f"{config['checkpoint']}: {error}") from error
-        print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
+            raise CheckpointError(f"{source.checkpoint}: {error}") from error
+        print_log(f"APTViT weights from {source.checkpoint}: {report.summary()}", "current")
 
     def _read_checkpoint(self, address: str) -> Mapping:
         """Read a checkpoint from a file, an address or ``timm://NAME``."""
