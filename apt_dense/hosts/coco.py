@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.hosts.coco_annotations import LISTS, checked_lists, read_json, sort_annotations
+from apt_dense.hosts.coco_annotations import LISTS, checked_lists, is_plain, read_json, sort_annotations
 from apt_dense.hosts.coco_class_counts import check_objects
 from apt_dense.hosts.coco_picture_sizes import check_sizes
 
@@ -30,7 +30,7 @@ class CocoData(NamedTuple):
         folder: of the images.
         content: of the annotation file, without the annotations that cannot be used. The others have an area, iscrowd
             and an id, which is unique and not 0.
-        is_changed: whether the annotations differ from those of the file.
+        is_changed: whether the content differs from that of the file, or hosts cannot read the file itself.
     """
 
     path: Path
@@ -91,7 +91,8 @@ def read_split(path: Path, folder: Path | None, split: str, needs: Needs) -> Coc
     usable = sort_annotations(content, path, needs.masks)
     check_objects(content, usable, path, split, needs.every_class)
     content = {**content, "annotations": usable.annotations}
-    return CocoData(path, folder, content, any(content[key] != written[key] for key in LISTS))
+    is_changed = not is_plain(path) or any(content[key] != written[key] for key in LISTS)
+    return CocoData(path, folder, content, is_changed)
 
 
 def check_same_categories(

@@ -443,14 +443,14 @@ def test_a_convolutional_network_is_no_backbone() -> None:
     assert "patch_embed.proj.weight" in missing and len(unexpected) > 100
 
 
-@pytest.mark.parametrize("index", [3, 10**6 - 1, 10**6, 10**12, 10**5000])
-def test_blocks_of_any_number_are_told_from_those_that_are_there(index: int) -> None:
+@pytest.mark.parametrize("index", ["3", "999999", "1000000", "1000000000000", "9" * 5000])
+def test_blocks_of_any_number_are_told_from_those_that_are_there(index: str) -> None:
     """A block of number 10^12 is not a reason to list 10^12 missing ones."""
     state = APTViT(**SMALL).state_dict()
-    name = f"blocks.{index if index < 10**4000 else '9' * 5000}.norm1.weight"
+    name = f"blocks.{index}.norm1.weight"
     missing, unexpected = problems(state | {name: torch.ones(1)})
     assert (missing or unexpected) and len(missing) < 30
-    with pytest.raises(ValueError, match="does not fit the backbone"):
+    with pytest.raises(ValueError, match="does not fit the backbone: .* 1 unexpected"):
         load_backbone(APTViT(**SMALL), state | {name: torch.ones(1)})
 
 
