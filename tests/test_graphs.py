@@ -68,7 +68,7 @@ def test_a_budget_compiles_for_every_size_and_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "class token", "relative windows", "rotary windows", "residual", "cropped"])
 def test_without_thresholds_models_compile_to_one_graph(name: str) -> None:
-    model, counter = build(name), CompileCounterWithBackend("eager")
+    model, counter = build(name), CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for seed in range(2):
         images = images_of(2, 30, 45, seed)

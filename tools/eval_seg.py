@@ -20,9 +20,9 @@ with needed_packages("eval_seg"):
     from mmengine.config import Config
     from mmengine.runner import Runner
 
+    from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
-    from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
     from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe, local_address
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
     from apt_dense.weights.files import CheckpointError

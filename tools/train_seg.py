@@ -25,8 +25,8 @@ with needed_packages("train_seg"):
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
+    from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.dataset_checks import check_data
-    from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
     from apt_dense.hosts.mmseg.runner import APTRunner
     from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks

@@ -74,7 +74,7 @@ def config_options(path: Path) -> dict[str, Any]:
     if backbone.get("type") != "APTViT":
         raise ValueError(f"--config {path}: its backbone is {backbone.get('type')}, expected APTViT")
     if "patch_size" not in backbone and "pretrained" in backbone:  # its weights may tell
-        from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
+        from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
 
         fill_in_config(cfg)
     return {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}

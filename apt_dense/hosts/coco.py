@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apt_dense.hosts.coco_annotations import LISTS, checked_lists, has_outlines, read_json, sort_annotations
+from apt_dense.hosts.coco_annotations import LISTS, checked_lists, has_outlines, is_plain, read_json, sort_annotations
 from apt_dense.hosts.coco_objects_per_class import check_objects
 from apt_dense.hosts.coco_picture_sizes import check_sizes
 
@@ -30,7 +30,7 @@ class CocoData(NamedTuple):
         folder: of the images.
         content: of the annotation file, without the annotations that cannot be used. The others have an area, iscrowd
             and an id, which is unique and not 0.
-        is_changed: whether the annotations differ from those of the file.
+        is_changed: whether the annotations differ from those of the file, or hosts cannot read the file itself.
         has_masks: whether objects have masks that can be used.
     """
 
@@ -99,7 +99,8 @@ def check_split(written: dict[str, Any], path: Path, folder: Path | None, split:
     usable = sort_annotations(content, path, masks)
     check_objects(content, usable, path, split, needs.every_class)
     content = {**content, "annotations": usable.annotations}
-    return CocoData(path, folder, content, any(content[key] != written[key] for key in LISTS), masks)
+    unreadable = path.is_file() and not is_plain(path)
+    return CocoData(path, folder, content, unreadable or any(content[key] != written[key] for key in LISTS), masks)
 
 
 def check_same_categories(

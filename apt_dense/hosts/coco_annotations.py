@@ -36,6 +36,12 @@ def read_annotations(path: Path) -> dict[str, Any]:
     return checked_lists(read_json(path), path)
 
 
+def is_plain(path: Path) -> bool:
+    """Check whether a file is UTF-8 without a mark at its start, which is all that the hosts' own readers take."""
+    with path.open("rb") as file:
+        return json.detect_encoding(file.read(4)) == "utf-8"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read an annotation file as it is. Raises ValueError if it is not JSON, or lacks a list."""
     try:
@@ -192,6 +198,9 @@ def _shape(
             f"polygon), take the annotation off the list, or train for boxes alone (train_det_torchvision: --task "
             f"boxes)"
         )
+    if not outline and not isinstance(outline, list | None):
+        notes[f"segmentation given as an empty {type(outline).__name__}, taken as none"] += 1
+        annotation = {key: value for key, value in annotation.items() if key != "segmentation"}
     inside = None
     if outline:
         outline = read_segmentation(outline, size, where, notes)
@@ -261,9 +270,10 @@ def _area(annotation: dict[str, Any], box: list[float], where: str, notes: Notes
 
 
 def _numbered(annotations: list[dict[str, Any]], notes: Notes) -> list[dict[str, Any]]:
-    """Give annotations ids from 1, unless theirs will do: COCOeval takes a match with annotation 0 for no match."""
+    """Give annotations ids from 1, unless theirs will do: COCOeval takes a match with annotation 0 for no match, and
+    Detectron2's, after the training, nothing below 0 and nothing beyond 64 bits."""
     ids = [annotation.get("id") for annotation in annotations]
-    if all(map(is_whole, ids)) and 0 not in ids and len(set(ids)) == len(ids):
+    if all(is_whole(value) and 0 < value < 2**63 for value in ids) and len(set(ids)) == len(ids):
         return annotations
-    notes["list of annotations whose ids are not unique whole numbers other than 0, numbered from 1"] += 1
+    notes["list of annotations whose ids are not unique whole numbers from 1, numbered from 1"] += 1
     return [annotation | {"id": place} for place, annotation in enumerate(annotations, start=1)]

@@ -14,6 +14,10 @@ from apt_dense.hosts.coco_lenient_values import Notes, is_whole, number, short, 
 Size = tuple[int, int]  # height, width in pixels
 Extent = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
+#: Sides of the image that an outline may reach beyond it. pycocotools' memory grows with the length of outlines.
+FAR = 16
+_BITS = 60  # of a run length, at most
+
 
 def read_segmentation(outline: Any, size: Size, where: str, notes: Notes) -> list | dict:
     """Return polygons or run lengths in COCO's form.
@@ -33,7 +37,15 @@ def read_segmentation(outline: Any, size: Size, where: str, notes: Notes) -> lis
     if not isinstance(parts[0], list) and all(number(value, Notes(), "") is not None for value in parts):
         notes["segmentation given as a single list of numbers"] += 1
         parts = [parts]
-    return [_read_polygon(part, outline, where, notes) for part in parts]
+    read = [_read_polygon(part, outline, where, notes) for part in parts]
+    far = FAR * max(size)
+    farthest = max((max(part, key=abs) for part in read if part), key=abs, default=0)
+    if abs(farthest) > far:
+        raise ValueError(
+            f"{where} has the segmentation {short(outline)}, which reaches to {farthest:.4g}; expected pixels, about "
+            f"as many as its image has, {list(size)} (height, width)"
+        )
+    return read
 
 
 def _read_polygon(part: Any, outline: Any, where: str, notes: Notes) -> list[float]:
@@ -90,6 +102,8 @@ def decoded(text: str) -> list[int] | None:
             return None
         value |= (code & 31) << shift
         shift += 5
+        if shift > _BITS:
+            return None
         if code & 32:
             continue
         value -= (code & 16) << (shift - 4)  # negative: the highest bit is the sign

@@ -26,6 +26,8 @@ from apt_dense.weights.parameter_rules import COARSE, is_new
 from apt_dense.weights.resize import Grid, join_prefix, noted_grid, prefix_counts, source_grid, split_prefix
 from apt_dense.weights.tensor_checks import check_kinds, check_names
 
+_DIGITS = 6  # of the number of a block, at most
+
 
 class Converted(NamedTuple):
     """A state dict in another form."""
@@ -72,8 +74,8 @@ def split_backbone(state: StateDict) -> tuple[StateDict, list[str]]:
     """
     masked = {name.removesuffix("qkv.bias_mask") + "q_bias" for name in state if name.endswith("qkv.bias_mask")}
     state = without_key_biases(state, masked)
-    others = [name for name, value in state.items() if NOT_BACKBONE.match(name) or _is_foreign_table(name, value)]
-    return {name: value for name, value in state.items() if name not in others}, others
+    others = {name: None for name, value in state.items() if NOT_BACKBONE.match(name) or _is_foreign_table(name, value)}
+    return {name: value for name, value in state.items() if name not in others}, list(others)
 
 
 def _is_foreign_table(name: str, value: Tensor) -> bool:
@@ -101,11 +103,13 @@ def without_key_biases(state: StateDict, targets: Container[str]) -> StateDict:
 
 def problems(state: StateDict) -> tuple[list[str], list[str]]:
     """List the names that a state dict with our names lacks to be a backbone, and those that no backbone has."""
-    unexpected = [name for name in state if not OURS.match(name)]
+    unexpected: list[str] = []
     blocks: dict[int, set[str]] = {}
     for name in state:
         found = re.match(r"blocks\.(\d+)\.(.*)", name)
-        if found and name not in unexpected and not found[2].startswith("residual."):
+        if not OURS.match(name) or (found and len(found[1]) > _DIGITS):
+            unexpected.append(name)
+        elif found and not found[2].startswith("residual."):
             blocks.setdefault(int(found[1]), set()).add(found[2])
     return list(_missing(state, blocks)), unexpected
 
@@ -114,7 +118,7 @@ def _missing(state: StateDict, blocks: dict[int, set[str]]) -> Iterator[str]:
     if "patch_embed.proj.weight" not in state:
         yield "patch_embed.proj.weight"
     required = {"norm1.weight", "attn.proj.weight", "norm2.weight", "mlp.fc2.weight"}.union(*blocks.values())
-    for index in range(max(blocks, default=0) + 1):
+    for index in range(max(len(blocks), 1)):  # blocks of higher numbers leave one of these out
         yield from (f"blocks.{index}.{name}" for name in sorted(required - blocks.get(index, set())))
 
 
@@ -142,7 +146,8 @@ def from_apt(state: StateDict, target: str, drop_coarse: bool = False, grid: Gri
     left_out = [name for name in state if re.match(place.leaves_out, name)]
     if target != "apt":
         left_out += _coarse_to_leave_out(state, target, drop_coarse)
-    kept = {name: value for name, value in state.items() if name not in left_out}
+    without = set(left_out)
+    kept = {name: value for name, value in state.items() if name not in without}
     _check_places([name for name in kept if not place.names.match(name)], target)
     added = _add_class_token(kept, place)
     if "pos_embed" in kept:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from apt_dense.weights.formats import StateDict
-from apt_dense.weights.tensor_checks import check_names
+from apt_dense.weights.tensor_checks import check_names, describe
 
 #: Keys under which files keep a model's state dict.
 _WRAPPERS = "state_dict", "model", "model_ema", "module"
@@ -47,16 +48,23 @@ def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
 
 
 def _weights(state: Mapping) -> StateDict:
-    """Take the tensors out of a state dict. Raises ValueError for a key or a weight of a backbone that is odd."""
+    """Take the tensors out of a state dict, and arrays of real numbers as tensors.
+
+    Raises:
+        ValueError: for a key that is not text, or a weight of a backbone that is something else.
+    """
+    state = {name: _as_tensor(value) for name, value in state.items()}
     if any(isinstance(value, Tensor) for value in state.values()):
         check_names(state)
-    numbers = {
-        name: v for name, v in state.items() if isinstance(v, int | float | np.generic) and isinstance(name, str)
-    }
-    odd = next((name for name in numbers if _BACKBONE.match(name)), None)
-    if odd is not None:
-        raise ValueError(f"the checkpoint's {odd} is the number {numbers[odd]!r}; expected a tensor")
+    for name, value in state.items():
+        if isinstance(name, str) and not isinstance(value, Tensor | Mapping) and _BACKBONE.match(name):
+            raise ValueError(f"the checkpoint's {name} is {describe(value)}; expected a tensor")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _as_tensor(value: Any) -> Any:
+    real = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize <= 8
+    return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="))) if real else value
 
 
 def innermost(checkpoint: Any) -> Any:

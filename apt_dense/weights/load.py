@@ -166,21 +166,21 @@ def _check_shapes(state: StateDict, target: StateDict) -> None:
 def _report(
     fitted: StateDict, changed: StateDict, others: StateDict, target: StateDict, model: nn.Module
 ) -> LoadReport:
-    unused = [name for name, value in others.items() if _is_unused(name, model) or is_table(name, value)]
+    unused = {name: None for name, value in others.items() if _is_unused(name, model) or is_table(name, value)}
     absent = [name for name in target if name not in fitted]
     return LoadReport(
         loaded=list(fitted),
         converted=[name for name in fitted if name in changed],
         new=[name for name in absent if may_be_absent(name)],
         missing=[name for name in absent if not may_be_absent(name)],
-        unused=unused,
+        unused=list(unused),
         unexpected=[name for name in others if name not in unused],
     )
 
 
 def _is_unused(name: str, model: nn.Module) -> bool:
     """Check whether a name that the model lacks belongs to a part that this model leaves out by design."""
-    block = re.match(r"blocks\.(\d+)\.", name)
+    block = re.match(r"blocks\.(\d{1,6})\.", name)
     if block:
         return len(model.blocks) <= int(block[1]) < model.depth
     return bool(NOT_BACKBONE.match(name)) or is_new(name) or name.startswith(("norm.", "cls_token"))
@@ -267,7 +267,9 @@ def _hint(report: LoadReport) -> str:
     """List names that look alike, unless the report says which arguments to change."""
     if report.advice:
         return ""
-    pairs = [(name, difflib.get_close_matches(name, report.unexpected, 1, 0.8)) for name in report.missing]
+    # Comparing all of a large file's names with each other would take minutes.
+    missing, unexpected = report.missing[:20], report.unexpected[:1000]
+    pairs = [(name, difflib.get_close_matches(name, unexpected, 1, 0.8)) for name in missing]
     alike = [f"{ours} ~ {theirs[0]}" for ours, theirs in pairs if theirs]
     if alike:
         return f". Alike: {', '.join(alike[:3])}"

@@ -186,6 +186,16 @@ def test_categories_that_differ_are_named() -> None:
         check_same_categories([(1, "a")], [(1, "b")], "a.json", "b.json")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_files_of_other_encodings_are_written_again_for_the_hosts(encoding: str, tmp_path: Path) -> None:
+    """Python reads them from bytes, but not from text, as the hosts' evaluations do, after the training."""
+    root = write_coco(tmp_path, change=lambda content: content["categories"][0].update(name="räd"))
+    path = root / TRAIN
+    path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False), encoding=encoding)
+    found = load_split(root, "train")
+    assert found.categories[0] == (3, "räd") and found.is_changed == (encoding != "utf-8")
+
+
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,8 @@ def clean(annotations: list[dict]) -> list[dict]:
         ("annotations", "bbox", [], "box missing, taken from the outline"),
         ("annotations", "id", "2", "numbered from 1"),
         ("annotations", "id", MISSING, "numbered from 1"),
+        ("annotations", "id", -2, "numbered from 1"),
+        ("annotations", "id", 10**400, "numbered from 1"),
     ],
 )
 def test_what_is_meant_is_read_and_said(
@@ -141,6 +143,7 @@ NO_SEGMENTATION = ["text", 7, True, [None], [[None] * 6], [["a"] * 6], [[1, 2, 3
 NO_RUNS = [
     {"counts": [1000, 50]}, {"counts": []}, {"counts": ""}, {"counts": None}, {"counts": 5}, {"counts": {}},
     {"counts": [PIXELS + 10, -10]}, {"counts": [0.5, PIXELS - 0.5]}, {"counts": [None]}, {"counts": [PIXELS, 1]},
+    {"counts": "o" * 10**6},
     {"counts": "0"}, {"counts": "PPP"}, {"counts": "~~~"}, {"counts": "\n"}, {"counts": "o" * 40},
     {"size": [5, 5]}, {"size": list(SIZE[::-1])}, {"size": SIZE[0]}, {"size": [SIZE[0]]}, {"size": [*SIZE, 1]},
     {"size": [None, None]}, {"size": "96x128"},
@@ -209,6 +212,22 @@ def test_ids_that_mean_the_same_are_duplicates() -> None:
         load(broken("images", "id", "10"))
     with pytest.raises(ValueError, match=r"category ids \[3, 3\]"):
         load(broken("categories", "id", 3.0))
+
+
+@pytest.mark.parametrize("far", [1e9, -1e9, 1e300, 10**18, 5000])
+def test_outlines_that_reach_far_beyond_the_image_are_named(far: float) -> None:
+    """pycocotools reserves memory for each pixel along an outline, and fails where there is none."""
+    with pytest.raises(ValueError, match="^a.json: annotation 2 of image 10 has the segmentation .*, which reaches to"):
+        load(broken("annotations", "segmentation", [[5, 5, far, 5, 9, 30]]))
+
+
+@pytest.mark.parametrize("value", [{}, "", 0, False])
+def test_empty_segmentations_of_another_kind_are_none_where_boxes_will_do(
+    value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Detectron2 would look for the run lengths of an empty dictionary."""
+    found = load(broken("annotations", "segmentation", value), masks=False)["annotations"][1]
+    assert "segmentation" not in found and "taken as none" in caplog.text
 
 
 # ---- what is of no use is left out, and counted ---------------------------------------------------------------------

@@ -441,3 +441,22 @@ def test_missing_and_unexpected_names() -> None:
 def test_a_convolutional_network_is_no_backbone() -> None:
     missing, unexpected = problems(to_apt(timm.create_model("resnet18").state_dict()))
     assert "patch_embed.proj.weight" in missing and len(unexpected) > 100
+
+
+@pytest.mark.parametrize("index", ["3", "999999", "1000000", "1000000000000", "9" * 5000])
+def test_blocks_of_any_number_are_told_from_those_that_are_there(index: str) -> None:
+    """A block of number 10^12 is not a reason to list 10^12 missing ones."""
+    state = APTViT(**SMALL).state_dict()
+    name = f"blocks.{index}.norm1.weight"
+    missing, unexpected = problems(state | {name: torch.ones(1)})
+    assert (missing or unexpected) and len(missing) < 30
+    with pytest.raises(ValueError, match="does not fit the backbone: .* 1 unexpected"):
+        load_backbone(APTViT(**SMALL), state | {name: torch.ones(1)})
+
+
+def test_many_unknown_names_take_no_time() -> None:
+    """Comparing each with each would take hours."""
+    state = {f"blocks.0.attn.qkv.weight{i}": torch.ones(1) for i in range(10**5)}
+    assert len(problems(state)[1]) == 10**5
+    with pytest.raises(ValueError, match="100000 unexpected"):
+        load_backbone(APTViT(**SMALL), state)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from apt_dense import APTViT
 from apt_dense.weights.convert import to_apt
@@ -23,7 +26,19 @@ ODD = {
     "csr": lambda w: w.to_sparse_csr(), "meta": lambda w: w.to("meta"),
     "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
     "float": lambda w: 0.5, "int": lambda w: 3,
+    **{f"float8 {kind}": lambda w, kind=kind: w.to(getattr(torch, f"float8_{kind}")) for kind in ("e4m3fn", "e5m2")},
+    "nested": lambda w: torch.nested.nested_tensor([w[0], w[1, :3]]),
+    "jagged": lambda w: torch.nested.nested_tensor([w[0], w[1, :3]], layout=torch.jagged),
+    "uninitialised": lambda w: torch.nn.UninitializedParameter(), "fake": lambda w: fake(w),
+    "list": lambda w: w.tolist(), "None": lambda w: None, "text": lambda w: "x",
+    "storage": lambda w: w.untyped_storage(),
+    "whole array": lambda w: w.long().numpy(), "array of objects": lambda w: np.array([w, None], object),
 }  # fmt: skip
+
+
+def fake(w: Tensor) -> Tensor:
+    with FakeTensorMode():
+        return torch.ones(w.shape)
 
 
 def small() -> APTViT:
@@ -51,8 +66,9 @@ def test_odd_weights_are_named(kind: str, wrapped: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["int8", "bool", "complex", "sparse", "meta"])
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in ("uninitialised", "nested")])
 def test_load_state_dict_refuses_them_too(kind: str) -> None:
+    """Those left out are refused by torch itself, before it asks us."""
     with pytest.raises(RuntimeError, match=rf"{NAME} is"):
         small().load_state_dict(odd(kind))
 
@@ -76,12 +92,29 @@ def test_real_numbers_of_any_precision_are_weights(dtype: torch.dtype) -> None:
     assert not load_backbone(small(), {k: v.to(dtype) for k, v in small().state_dict().items()}).missing
 
 
+@pytest.mark.parametrize(("value", "message"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (1e200, "beyond")])
 @pytest.mark.parametrize("name", [NAME, "pos_embed", "patch_embed.proj.bias"])
-def test_nan_is_warned_of(name: str) -> None:
-    state = small().state_dict()
-    state[name].view(-1)[0] = float("nan")
-    with pytest.warns(UserWarning, match=f"{name} holds NaN"):
+def test_numbers_that_are_not_finite_are_warned_of(name: str, value: float, message: str) -> None:
+    state = {key: weight.double() for key, weight in small().state_dict().items()}
+    state[name].view(-1)[0] = value
+    with pytest.warns(UserWarning, match=f"{name} holds .*{message}"):
         load_backbone(small(), state)
+
+
+def test_large_finite_numbers_are_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_backbone(small(), {**small().state_dict(), NAME: torch.full((48, 16), 3e38)})
+
+
+@pytest.mark.parametrize("kind", ["f2", "<f4", ">f4", "f8"])
+def test_arrays_of_real_numbers_are_weights(kind: str, tmp_path: Path) -> None:
+    model, source = small(), small()
+    arrays = {name: value.numpy().astype(kind) for name, value in source.state_dict().items()}
+    for content in (arrays, {"model": arrays}, {f"module.backbone.{name}": a for name, a in arrays.items()}):
+        torch.save(content, tmp_path / "a.pth")
+        assert len(load_backbone(model, tmp_path / "a.pth").loaded) == len(arrays)
+        torch.testing.assert_close(model.pos_embed, source.pos_embed, atol=1e-4, rtol=1e-3)
 
 
 def test_whole_numbers_are_fine_where_the_model_has_them() -> None:

@@ -151,7 +151,7 @@ def mmseg_pair(path: Path, weights: Weights) -> Pair:
     from mmseg.models.backbones import VisionTransformer
 
     from apt_dense.hosts import mmseg as host
-    from apt_dense.hosts.mmseg.pretrained_weights import fill_in_config
+    from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
 
     cfg = Config.fromfile(path)
     fill_in_config(cfg)

@@ -9,8 +9,9 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from apt_dense import vit
+from apt_dense.hosts.mmseg.arguments_from_pretrained import TIMM, fill_in, pretrained_config, read_weights
 from apt_dense.hosts.mmseg.log_tokens_kept import log_tokens_kept
-from apt_dense.hosts.mmseg.pretrained_weights import TIMM, fill_in, pretrained_config, read_weights
+from apt_dense.hosts.mmseg.read_init_cfg import Pretrained, split_init_cfg
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual_activation
 from apt_dense.weights.files import CheckpointError
@@ -52,7 +53,7 @@ class APTViT(vit.APTViT, BaseModule):
         self,
         *,
         pretrained: str | None = None,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
         norm_eval: bool = False,
@@ -62,46 +63,45 @@ class APTViT(vit.APTViT, BaseModule):
         if pretrained is not None and init_cfg is not None:
             raise ValueError("pretrained and init_cfg both say where weights come from; give one of them")
         optional(text)("pretrained", pretrained)
-        if not isinstance(init_cfg, Mapping | list | None):
-            raise TypeError(f"init_cfg={init_cfg!r} must be a dictionary, a list of them, or None")
         options, init_cfg = fill_in(options, pretrained_config(pretrained, init_cfg))
         super().__init__(checkpoint_blocks=flag("with_cp", with_cp), pos_antialias=pos_antialias, **options)
         if not -1 <= whole(-(2**31))("frozen_stages", frozen_stages) <= len(self.blocks):
             raise ValueError(
                 f"frozen_stages={frozen_stages} must be from -1 to the number of blocks, {len(self.blocks)}"
             )
-        self.init_cfg = init_cfg
+        self.init_cfg, self._pretrained, self._other_init = init_cfg, *split_init_cfg(init_cfg)
         self.frozen_stages = frozen_stages
         self.norm_eval = flag("norm_eval", norm_eval)
         self._freeze()
 
     def init_weights(self) -> None:
-        """Load the pretrained weights, if there are any."""
-        config = self.init_cfg
-        if not isinstance(config, Mapping) or config.get("type") != "Pretrained":
+        """Initialise as ``init_cfg`` says, and then load the pretrained weights, if there are any."""
+        if self._pretrained is None:
             print_log("APTViT starts from random weights; set backbone.pretrained for a checkpoint", "current")
+        if self._pretrained is None or self._other_init:
+            given, self.init_cfg = self.init_cfg, self._other_init or None
             super().init_weights()
-            if self.coarse_embed is not None:
-                self.coarse_embed.reset_zero()  # an init_cfg for all linear layers means the plain ViT's
-            return
-        self._load_pretrained(config)
+            self.init_cfg = given
+        if self.coarse_embed is not None and self._other_init:
+            self.coarse_embed.reset_zero()  # an init_cfg for all linear layers means the plain ViT's
+        if self._pretrained is not None:
+            self._load_pretrained(self._pretrained)
         self._is_init = True
 
-    def _load_pretrained(self, config: Mapping[str, Any]) -> None:
-        options = {name: config[name] for name in ("strict", "resize_patches") if name in config}
+    def _load_pretrained(self, source: Pretrained) -> None:
         try:
-            address = config["checkpoint"]
-            content = self._timm_weights(config) if address.startswith(TIMM) else read_weights(config)
-            report = load_backbone(self, content, **options)
+            is_timm = source.checkpoint.startswith(TIMM)
+            content = self._timm_weights(source) if is_timm else read_weights(source)
+            report = load_backbone(self, content, **source.options)
         except ValueError as error:
-            raise CheckpointError(f"{config['checkpoint']}: {error}") from error
-        print_log(f"APTViT weights from {config['checkpoint']}: {report.summary()}", "current")
+            raise CheckpointError(f"{source.checkpoint}: {error}") from error
+        print_log(f"APTViT weights from {source.checkpoint}: {report.summary()}", "current")
 
-    def _timm_weights(self, config: Mapping[str, Any]) -> Mapping:
+    def _timm_weights(self, source: Pretrained) -> Mapping:
         """The weights of ``timm://NAME``, resampled by timm."""
-        address, patch_size = config["checkpoint"], self.patch_size if config.get("resize_patches") else None
-        model = create_timm_model(address.removeprefix(TIMM), True, self.img_size, patch_size)
-        self._check_same(apt_arguments(model), address)
+        patch_size = self.patch_size if source.options.get("resize_patches") else None
+        model = create_timm_model(source.checkpoint.removeprefix(TIMM), True, self.img_size, patch_size)
+        self._check_same(apt_arguments(model), source.checkpoint)
         return model.state_dict()
 
     def _check_same(self, arguments: Mapping[str, Any], address: str) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from apt_dense.hosts.mmseg.arguments_from_pretrained import TIMM, fill_in_config
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
 from apt_dense.hosts.mmseg.find_images_and_masks import find_folders
 from apt_dense.hosts.mmseg.own_data_dataset import read_own_classes
-from apt_dense.hosts.mmseg.pretrained_weights import TIMM, fill_in_config
 from apt_dense.options import PixelFormat
 from apt_dense.weights.arguments_from_metadata import plain_options
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
+from apt_dense.hosts.mmseg.read_init_cfg import Pretrained, split_init_cfg, with_resized_patches
 from apt_dense.hosts.mmseg.safe_checkpoints import read_address
 from apt_dense.weights.arguments_from_file import architecture_of
 from apt_dense.weights.arguments_from_metadata import plain_options
@@ -26,12 +27,6 @@ def pretrained_config(pretrained: str | None, init_cfg: Any) -> Any:
     return init_cfg if pretrained is None else {"type": "Pretrained", "checkpoint": pretrained}
 
 
-def loads_weights(init_cfg: Any) -> bool:
-    """Check whether an initialisation config names a checkpoint."""
-    named = isinstance(init_cfg, Mapping) and init_cfg.get("type") == "Pretrained"
-    return named and isinstance(init_cfg.get("checkpoint"), str)
-
-
 def fill_in(options: Mapping[str, Any], init_cfg: Any) -> tuple[dict[str, Any], Any]:
     """Complete the arguments of a backbone, and its initialisation config, by what its weights tell.
 
@@ -39,32 +34,35 @@ def fill_in(options: Mapping[str, Any], init_cfg: Any) -> tuple[dict[str, Any], 
     ``patch_size`` that is given asks for patches to be resampled.
 
     Raises:
+        TypeError, ValueError: as :func:`split_init_cfg`.
         CheckpointError: if the weights cannot be read, or do not tell an argument that is not given, naming it.
     """
-    options = dict(options)
-    if not loads_weights(init_cfg) or not options.keys().isdisjoint(SAY_IT_ALL):
+    options, source = dict(options), split_init_cfg(init_cfg)[0]
+    if source is None or not options.keys().isdisjoint(SAY_IT_ALL):
         return options, init_cfg
     if "patch_size" in options:
-        init_cfg = {**init_cfg, "resize_patches": True}
-    size = options.pop("img_size", None)
-    address = init_cfg["checkpoint"]
+        init_cfg = with_resized_patches(init_cfg)
+    return _arguments(source, options), init_cfg
+
+
+def _arguments(source: Pretrained, options: dict[str, Any]) -> dict[str, Any]:
+    size, address = options.pop("img_size", None), source.checkpoint
     if address.startswith(TIMM):
         patch_size = options.get("patch_size")
         model = timm_model_without_weights(address.removeprefix(TIMM), img_size=size, patch_size=patch_size)
-        return {**apt_arguments(model), **options}, init_cfg
+        return {**apt_arguments(model), **options}
     try:
-        return architecture_of(read_weights(init_cfg), size, **options), init_cfg
+        return architecture_of(read_weights(source), size, **options)
     except ValueError as error:
         raise CheckpointError(f"{address}: {error}") from error
 
 
-def read_weights(init_cfg: Mapping[str, Any]) -> Mapping:
-    """Read the checkpoint of an initialisation config, from a file or an address, and take out what its ``prefix``
-    names."""
-    content = read_address(init_cfg["checkpoint"])
-    if not init_cfg.get("prefix"):
+def read_weights(source: Pretrained) -> Mapping:
+    """Read a checkpoint from a file or an address, and take out what its ``prefix`` names."""
+    content = read_address(source.checkpoint)
+    if not source.prefix:
         return content
-    return _below(unwrap(content, backbone=False), init_cfg["prefix"].rstrip(".") + ".")
+    return _below(unwrap(content, backbone=False), source.prefix.rstrip(".") + ".")
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
