@@ -46,7 +46,7 @@ from apt_dense.hosts.torchvision import build_detector as torchvision_model
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone
 
-from demo import segmentors
+from demo import build_and_run_segmentors as segmentors
 from support import coco_folder, tiny_coco
 from support.hostile import Bomb
 from support.tiny_ade import CONFIGS, one_thread, shrink_options, write_ade  # noqa: F401 (a fixture)

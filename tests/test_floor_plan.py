@@ -46,7 +46,7 @@ TESTED_ELSEWHERE = {
     "hosts/torchvision/run_settings.py": "tools/test_train_det_torchvision.py",
     "hosts/trained_model_types.py": "hosts/test_load_trained.py",
     "hosts/mmseg/trusted_config_types.py": "hosts/mmseg/test_load_trained_segmentor.py",
-    "hosts/vit_sizes.py": "tools/test_train_det_torchvision.py",
+    "hosts/vit_sizes_and_windows.py": "tools/test_train_det_torchvision.py",
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

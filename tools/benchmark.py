@@ -29,9 +29,9 @@ with needed_packages("benchmark"):
     from tqdm import tqdm
 
     from benchmarks.backbones import backbone_candidates, pyramid_candidates
-    from benchmarks.cases import MODELS, Case
     from benchmarks.detectors import detector_candidates
-    from benchmarks.measure import Candidate, Way, measure
+    from benchmarks.measure_in_turns import Candidate, Way, measure
+    from benchmarks.model_cases import MODELS, Case
     from benchmarks.photos import photos, thresholds_for
     from benchmarks.plot import plot
     from benchmarks.segmentors import segmentor_candidates

@@ -17,7 +17,7 @@ from shared.packages import needed_packages
 with needed_packages("benchmark_kernels"):
     import torch
 
-    from benchmarks.kernels import attention_variants, compare, linear_variants
+    from benchmarks.kernels_to_compare import attention_variants, compare, linear_variants
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

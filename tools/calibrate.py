@@ -40,14 +40,14 @@ with needed_packages("calibrate"):
     from visualize import selector_of
 
     from apt_dense import PatchSelector
-    from apt_dense.hosts.vit_sizes import SIZES
+    from apt_dense.hosts.vit_sizes_and_windows import SIZES
     from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
 
     from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
-    from calibration.latency import find_share
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
+    from calibration.thresholds_for_latency import find_share
     from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
     from shared.photo_files import PHOTO_SUFFIXES, is_photo
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from shared.packages import needed_packages
 
 with needed_packages("prepare_camvid"):
-    from evidence.camvid_to_ade20k import prepare_camvid
+    from evidence.camvid_in_ade20k_layout import prepare_camvid
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,8 +28,8 @@ with needed_packages("train_det"):
     from torch.multiprocessing import ProcessExitedException
 
     from apt_dense.hosts.detectron2 import train_and_evaluate as run
+    from apt_dense.hosts.detectron2.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
-    from apt_dense.hosts.detectron2.pretrained_weights import fill_in_config
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
 

@@ -28,8 +28,8 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
-    from apt_dense.hosts.mmseg.runner import APTRunner
     from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
+    from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_resume
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
     from apt_dense.weights.files import CheckpointError

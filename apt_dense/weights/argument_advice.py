@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from apt_dense.weights.arguments_from_file import told_by
-from apt_dense.weights.arguments_from_metadata import options_of
+from apt_dense.weights.arguments_in_own_metadata import options_of
 from apt_dense.weights.formats import OURS, StateDict
 from apt_dense.weights.resize import Grid
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from apt_dense.option_checks import pair
 from apt_dense.weights.arguments_by_family import Family, family_of
-from apt_dense.weights.arguments_from_metadata import CHOICES, noted_options
 from apt_dense.weights.arguments_from_shapes import (
     block_arguments,
     check_whole,
@@ -14,6 +13,7 @@ from apt_dense.weights.arguments_from_shapes import (
     position_arguments,
     window_arguments,
 )
+from apt_dense.weights.arguments_in_own_metadata import CHOICES, noted_options
 from apt_dense.weights.convert import split_backbone, to_apt
 from apt_dense.weights.find_backbone_weights import innermost, unwrap
 from apt_dense.weights.formats import FORMATS, StateDict, detect_format

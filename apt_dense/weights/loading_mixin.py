@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from apt_dense.weights.arguments_from_file import arguments_of
-from apt_dense.weights.arguments_from_metadata import note_options
+from apt_dense.weights.arguments_in_own_metadata import note_options
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 from apt_dense.weights.load import LoadReport, convert_below, load_backbone
 from apt_dense.weights.resize import Grid, note_grid

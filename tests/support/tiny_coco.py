@@ -21,7 +21,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from apt_dense.hosts.detectron2.coco_data import use_data_root
-from apt_dense.hosts.detectron2.lazy_config import apply_overrides, load_config
+from apt_dense.hosts.detectron2.read_lazy_config import apply_overrides, load_config
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 
 from support.threads import one_thread  # noqa: F401 (a fixture, for those who import this)

@@ -30,10 +30,10 @@ from apt_dense.ops.kernels.interface import Inputs
 
 from benchmarks import detectors, segmentors
 from benchmarks.backbones import backbone_candidates, build_backbone
-from benchmarks.cases import Case
 from benchmarks.cheap_rivals import cheap_rivals
-from benchmarks.measure import Candidate, Result, Variant, Way, measure
+from benchmarks.measure_in_turns import Candidate, Result, Variant, Way, measure
 from benchmarks.meters import gflops_of, memory_of, share_outside
+from benchmarks.model_cases import Case
 from benchmarks.photos import photos
 from benchmarks.plot import plot
 from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv

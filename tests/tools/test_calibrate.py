@@ -19,7 +19,7 @@ from visualize import partition_photo
 from apt_dense import PatchSelector
 from apt_dense.patches.calibration import Calibration
 
-from calibration import latency
+from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
 from calibration.token_curves import PhotoCurve, Sizes, read_curves
 from shared.photo_files import read_photo

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from apt_dense import APTViT, PatchSelector
 
 from evidence import equal_token_rows as comparison
-from evidence import equal_tokens as token_shares
 from evidence import feature_similarity as features
+from evidence import match_token_counts as token_shares
 from evidence import plot_accuracy_curves as curves
 from evidence.model_forms import Form, check_names, parse_form
 from evidence.resumable_rows import KeptRows, markdown, write_csv

@@ -9,7 +9,7 @@ import prepare_camvid as tool
 import pytest
 from PIL import Image
 
-from evidence import camvid_to_ade20k as camvid
+from evidence import camvid_in_ade20k_layout as camvid
 from support.tiny_camvid import write_camvid
 
 

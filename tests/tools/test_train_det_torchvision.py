@@ -26,7 +26,7 @@ import train_det_torchvision as tool
 from apt_dense.hosts.torchvision import build_detector as model
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
-from apt_dense.hosts.vit_sizes import windowed_blocks
+from apt_dense.hosts.vit_sizes_and_windows import windowed_blocks
 
 from torchvision_detection import training
 from torchvision_detection.data import load_split

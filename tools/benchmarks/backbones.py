@@ -13,7 +13,9 @@ from apt_dense import APTViT
 from apt_dense.hosts.torchvision import PyramidBackbone
 from apt_dense.weights.convert import from_apt
 
-from benchmarks.cases import (
+from benchmarks.cheap_rivals import Rival, cheap_rivals
+from benchmarks.measure_in_turns import Candidate, Variant
+from benchmarks.model_cases import (
     AS_DETECTRON2,
     Case,
     feature_variant,
@@ -22,8 +24,6 @@ from benchmarks.cases import (
     our_variants,
     randomise_relative_positions,
 )
-from benchmarks.cheap_rivals import Rival, cheap_rivals
-from benchmarks.measure import Candidate, Variant
 from shared.token_counts import choose_patches
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from apt_dense import PatchSelector
 
-from benchmarks.cases import Case
+from benchmarks.model_cases import Case
 from shared.token_counts import choose_patches
 
 PATCH_SIZE = 16

@@ -14,7 +14,8 @@ from apt_dense.hosts.torchvision import mask_rcnn
 from apt_dense.options import PixelFormat
 from apt_dense.patches.image_preparation import denormalise
 
-from benchmarks.cases import (
+from benchmarks.measure_in_turns import Candidate, Variant
+from benchmarks.model_cases import (
     AS_DETECTRON2,
     CONFIGS,
     TINY_CHANNELS,
@@ -25,7 +26,6 @@ from benchmarks.cases import (
     randomise_relative_positions,
     task_variant,
 )
-from benchmarks.measure import Candidate, Variant
 
 INSTANCES = 8  # per image, in training
 CLASSES = 80

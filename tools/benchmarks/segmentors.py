@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.backbones import as_mmseg
-from benchmarks.cases import (
+from benchmarks.cheap_rivals import Rival, cheap_rivals
+from benchmarks.measure_in_turns import Candidate, Variant
+from benchmarks.model_cases import (
     CONFIGS,
     TINY_CHANNELS,
     Case,
@@ -22,8 +24,6 @@ from benchmarks.cases import (
     randomise_relative_positions,
     task_variant,
 )
-from benchmarks.cheap_rivals import Rival, cheap_rivals
-from benchmarks.measure import Candidate, Variant
 
 #: head -> config, of which the sizes are replaced by the case's.
 HEADS = {

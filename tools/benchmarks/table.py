@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from apt_dense.weights.files import write_whole
 
-from benchmarks.measure import Result
+from benchmarks.measure_in_turns import Result
 
 
 class Setting(NamedTuple):

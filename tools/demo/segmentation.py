@@ -17,10 +17,10 @@ from tqdm import tqdm
 from apt_dense.hosts.mmseg.training_config import load_config
 
 from demo import TWINS
+from demo.build_and_run_segmentors import build, load_model, partition, predict, save_weights
 from demo.dataset import make_demo_data
 from demo.resumable_stages import Record, Stage, run_stage
 from demo.segmentation_sheet import GAP, draw_sheet
-from demo.segmentors import build, load_model, partition, predict, save_weights
 from demo.training_bar import TrainingBar
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, stack, text_bar, write_png

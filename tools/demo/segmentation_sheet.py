@@ -10,7 +10,7 @@ from torch import nn
 
 from apt_dense.drawing import draw_patches
 
-from demo.segmentors import partition, predict
+from demo.build_and_run_segmentors import partition, predict
 from shared.photo_files import read_photo
 from shared.picture_layout import (
     describe_tokens,

@@ -18,7 +18,7 @@ from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.training_config import load_config
 
 from evidence.equal_token_rows import SMALLER, Case, check_size
-from evidence.equal_tokens import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
+from evidence.match_token_counts import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
 from shared.photo_files import is_photo, read_photo

@@ -200,7 +200,7 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     from detectron2.config import instantiate
     from detectron2.modeling import ViT
 
-    from apt_dense.hosts.detectron2.pretrained_weights import describes
+    from apt_dense.hosts.detectron2.arguments_from_pretrained import describes
     from apt_dense.hosts.detectron2.train_and_evaluate import load_config
 
     cfg = load_config(str(path))

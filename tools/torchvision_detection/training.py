@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration, continuing_from
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
-from apt_dense.hosts.run_checkpoints import check_iteration, continuing_from
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, settings_of

@@ -9,7 +9,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from apt_dense import vit
-from apt_dense.hosts.detectron2.pretrained_weights import described_by_file, norm_arguments
+from apt_dense.hosts.detectron2.arguments_from_pretrained import described_by_file, norm_arguments
 from apt_dense.hosts.detectron2.safe_checkpoints import errors_of
 from apt_dense.option_checks import flag, text
 from apt_dense.weights.load import LoadReport

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from apt_dense.hosts.detectron2.class_names_of_run import read_classes
-from apt_dense.hosts.detectron2.lazy_config import load_config
+from apt_dense.hosts.detectron2.read_lazy_config import load_config
 from apt_dense.hosts.detectron2.read_run_config import build, find_all, read_run_config, resolved
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 from apt_dense.hosts.detectron2.yacs import add_apt_config

@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from apt_dense import vit
-from apt_dense.hosts.run_checkpoints import check_parts, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameter_rules import is_new

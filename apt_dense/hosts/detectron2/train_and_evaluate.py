@@ -15,13 +15,19 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
-from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.read_lazy_config import (
+    apply_overrides,
+    check_parts,
+    complete_config,
+    load_config,
+    logger,
+)
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
-from apt_dense.hosts.run_checkpoints import check_iteration
 
 #: Everything that a tool needs for a run.
 __all__ = [

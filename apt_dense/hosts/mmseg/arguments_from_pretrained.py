@@ -9,7 +9,7 @@ from torch import Tensor
 from apt_dense.hosts.mmseg.read_init_cfg import Pretrained, split_init_cfg, with_resized_patches
 from apt_dense.hosts.mmseg.safe_checkpoints import read_address
 from apt_dense.weights.arguments_from_file import architecture_of
-from apt_dense.weights.arguments_from_metadata import plain_options
+from apt_dense.weights.arguments_in_own_metadata import plain_options
 from apt_dense.weights.files import CheckpointError
 from apt_dense.weights.find_backbone_weights import unwrap
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights

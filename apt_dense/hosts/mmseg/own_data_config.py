@@ -20,7 +20,7 @@ from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
 from apt_dense.hosts.mmseg.find_images_and_masks import find_folders
 from apt_dense.hosts.mmseg.own_data_dataset import read_own_classes
 from apt_dense.options import PixelFormat
-from apt_dense.weights.arguments_from_metadata import plain_options
+from apt_dense.weights.arguments_in_own_metadata import plain_options
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
 SPLITS = "train", "val", "test"

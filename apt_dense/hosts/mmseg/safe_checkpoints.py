@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
 from torch import Tensor, nn
 
-from apt_dense.hosts.run_checkpoints import check_iteration, check_parts, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_whole
 from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.tensor_checks import check_kinds, check_names

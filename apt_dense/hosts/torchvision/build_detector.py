@@ -11,7 +11,7 @@ from torchvision.models.detection import FasterRCNN
 from apt_dense import APTViT
 from apt_dense.hosts.torchvision.detectors import faster_rcnn, mask_rcnn
 from apt_dense.hosts.torchvision.run_settings import Settings
-from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, windowed_blocks
+from apt_dense.hosts.vit_sizes_and_windows import SIZES, WINDOW_SIZE, windowed_blocks
 from apt_dense.nn.feature_pyramid import check_patch_size
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone

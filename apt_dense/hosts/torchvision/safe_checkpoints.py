@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apt_dense.hosts.run_checkpoints import check_parts
+from apt_dense.hosts.check_resumed_checkpoints import check_parts
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.parameter_rules import is_new

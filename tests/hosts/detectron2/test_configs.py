@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from omegaconf import DictConfig, OmegaConf
 
 from apt_dense.hosts.detectron2 import APTViT
-from apt_dense.hosts.detectron2.lazy_config import apply_overrides, load_config
+from apt_dense.hosts.detectron2.read_lazy_config import apply_overrides, load_config
 
 from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
     ADAPTIVE,

@@ -16,7 +16,7 @@ from detectron2.config import instantiate
 
 from apt_dense.hosts.detectron2 import resumable_loader
 from apt_dense.hosts.detectron2.coco_data import use_data_root
-from apt_dense.hosts.detectron2.lazy_config import apply_overrides, load_config
+from apt_dense.hosts.detectron2.read_lazy_config import apply_overrides, load_config
 from apt_dense.hosts.detectron2.resumable_loader import build_resumable_loader, random_numbers, resumable
 
 from support.tiny_coco import ADAPTIVE, batches, one_thread, write_coco  # noqa: F401 (a fixture)

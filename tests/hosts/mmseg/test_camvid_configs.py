@@ -17,7 +17,7 @@ from mmseg.registry import DATASETS
 from apt_dense.hosts.mmseg.training_config import load_config
 from apt_dense.weights.parameter_rules import decays
 
-from evidence.camvid_to_ade20k import CLASSES, prepare_camvid
+from evidence.camvid_in_ade20k_layout import CLASSES, prepare_camvid
 
 CONFIGS = sorted((ROOT / "configs" / "mmseg").glob("*_camvid-*.py"))
 TINY = {

@@ -12,7 +12,7 @@ pytest.importorskip("mmengine")
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from apt_dense.hosts.mmseg.runner import APTRunner
+from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
 from apt_dense.weights.files import CheckpointError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apt_dense.hosts.run_checkpoints import check_iteration, check_parts, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError
 
 KINDS = {"optimizer": dict, "iteration": int}

@@ -1,7 +1,7 @@
 """One call on a machine with a GPU: the tests that need one, the benchmark's tables for ViT-L, and the kernels.
 
-    python tools/benchmark_gpu.py --out gpu                  # writes gpu.csv and gpu.md, in ten minutes at most
-    python tools/benchmark_gpu.py --out gpu --minutes 20
+    python tools/gpu_report.py --out gpu                  # writes gpu.csv and gpu.md, in ten minutes at most
+    python tools/gpu_report.py --out gpu --minutes 20
 
 What there is no time left for is listed on the page instead of being left out silently; the most telling settings come
 first. A setting that fails keeps its reason in the table.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from shared.packages import needed_packages
 
-with needed_packages("benchmark_gpu"):
+with needed_packages("gpu_report"):
     import benchmark
     import benchmark_kernels
     import torch
@@ -132,12 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=9, help="start nothing after these (default: %(default)s)")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        raise SystemExit("benchmark_gpu: PyTorch finds no GPU (torch.cuda.is_available() is False)")
+        raise SystemExit("gpu_report: PyTorch finds no GPU (torch.cuda.is_available() is False)")
     torch.backends.cuda.matmul.allow_tf32 = True
     run(everything("cuda"), options.out, 60 * options.minutes, environment(torch.device("cuda")))
     print(options.out.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    with needed_packages("benchmark_gpu"):
+    with needed_packages("gpu_report"):
         shared.interrupts.run(main)

@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from apt_dense.hosts.run_checkpoints import continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import continuing_from
 
 
 @RUNNERS.register_module()

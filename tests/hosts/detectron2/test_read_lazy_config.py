@@ -13,7 +13,13 @@ pytest.importorskip("detectron2", reason="Detectron2 is built from source (see i
 
 from omegaconf import OmegaConf
 
-from apt_dense.hosts.detectron2.lazy_config import apply_overrides, check_parts, complete_config, load_config, logger
+from apt_dense.hosts.detectron2.read_lazy_config import (
+    apply_overrides,
+    check_parts,
+    complete_config,
+    load_config,
+    logger,
+)
 
 from support.tiny_coco import ADAPTIVE, ROOT, one_thread  # noqa: F401 (a fixture)
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from apt_dense import APTViT
-from apt_dense.hosts.vit_sizes import SIZES, WINDOW_SIZE, ViTSize, windowed_blocks
+from apt_dense.hosts.vit_sizes_and_windows import SIZES, WINDOW_SIZE, ViTSize, windowed_blocks
 from apt_dense.weights.parameter_rules import COARSE
 
-from benchmarks.measure import Variant
+from benchmarks.measure_in_turns import Variant
 from shared.token_counts import choose_patches
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -12,7 +12,7 @@ from torch import nn
 from apt_dense.nn.feature_pyramid import check_patch_size, fits_pyramid
 from apt_dense.option_checks import flag, text
 from apt_dense.weights.arguments_from_file import architecture_of
-from apt_dense.weights.arguments_from_metadata import plain_options
+from apt_dense.weights.arguments_in_own_metadata import plain_options
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 from apt_dense.weights.load import load_backbone
 

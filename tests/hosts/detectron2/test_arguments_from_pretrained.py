@@ -18,7 +18,7 @@ from detectron2.modeling import ViT, build_model
 from omegaconf import DictConfig, OmegaConf
 
 from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid, add_apt_config
-from apt_dense.hosts.detectron2.pretrained_weights import fill_in_config
+from apt_dense.hosts.detectron2.arguments_from_pretrained import fill_in_config
 from apt_dense.weights.files import CheckpointError
 
 from support.families import HEADS, WIDTH, timm_model

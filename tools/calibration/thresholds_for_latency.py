@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT, PatchSelector
-from apt_dense.hosts.vit_sizes import SIZES
+from apt_dense.hosts.vit_sizes_and_windows import SIZES
 from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
 
 from calibration.token_curves import Sizes

@@ -10,8 +10,8 @@ import torch
 for package in ("skimage", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason="the benchmark needs it")
 
-import benchmark_gpu
-from benchmark_gpu import Work, benchmark_work, everything, kernel_table, run, run_tests
+import gpu_report
+from gpu_report import Work, benchmark_work, everything, kernel_table, run, run_tests
 
 from benchmarks.table import read_csv
 
@@ -41,7 +41,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 def test_a_machine_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="finds no GPU"):
-        benchmark_gpu.main(["--out", str(tmp_path / "found")])
+        gpu_report.main(["--out", str(tmp_path / "found")])
     assert not list(tmp_path.iterdir())
 
 
@@ -49,7 +49,7 @@ def test_failed_tests_show_why(monkeypatch: pytest.MonkeyPatch) -> None:
     class Done:
         returncode, stdout, stderr = 1, "\n".join(f"line {i}" for i in range(60)), ""
 
-    monkeypatch.setattr(benchmark_gpu.subprocess, "run", lambda *_, **__: Done)
+    monkeypatch.setattr(gpu_report.subprocess, "run", lambda *_, **__: Done)
     assert "line 20\n" in run_tests() and "line 19\n" not in run_tests()
     Done.returncode = 0
     assert run_tests() == "```\nline 59\n```"

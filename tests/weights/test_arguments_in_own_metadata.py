@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.options import Rotary
-from apt_dense.weights.arguments_from_metadata import NOT_NOTED, noted_options, options_of
+from apt_dense.weights.arguments_in_own_metadata import NOT_NOTED, noted_options, options_of
 from apt_dense.weights.files import read_checkpoint
 
 SMALL = {"img_size": 36, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

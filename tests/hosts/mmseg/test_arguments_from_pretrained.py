@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the ex
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
-from mmengine.model import PretrainedInit
 from mmseg.registry import MODELS
 
 from apt_dense.hosts.mmseg import APTViT
@@ -59,40 +57,6 @@ def test_pretrained_weights(weights: Path, argument: str) -> None:
     assert not loaded(model)
     model.init_weights()
     assert loaded(model) and model.is_init
-
-
-@pytest.mark.parametrize("kind", ["Pretrained", PretrainedInit])
-@pytest.mark.parametrize("before", [[], [{"type": "Normal", "layer": "Linear", "std": 0.5}]], ids=str)
-def test_a_checkpoint_in_a_list(kind: object, before: list, weights: Path, tmp_path: Path) -> None:
-    """MMEngine itself would load what fits, if anything, and only log the rest."""
-    model = backbone(init_cfg=[*before, {"type": kind, "checkpoint": weights}])
-    model.init_weights()
-    assert loaded(model) and model.is_init
-    torch.save({"other.weight": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="other.pth: .*does not fit the backbone"):
-        backbone(init_cfg=[*before, {"type": kind, "checkpoint": tmp_path / "other.pth"}]).init_weights()
-
-
-@pytest.mark.parametrize(
-    ("init_cfg", "message"),
-    [
-        ({"type": "Pretrained"}, "init_cfg.checkpoint=None must be a name"),
-        ({"type": "Pretrained", "checkpoint": 3}, "init_cfg.checkpoint=3 must be a name"),
-        ({"type": "Pretrained", "checkpoint": ""}, "init_cfg.checkpoint='' must be a file"),
-        ({"type": "Pretrained", "checkpoint": "a", "prefix": 3}, "init_cfg.prefix=3 must be a name"),
-        ({"type": "Pretrained", "checkpoint": "a", "strict": "no"}, "init_cfg.strict='no' must be True or False"),
-        ({"type": "Pretrained", "checkpoint": "a", "resize_patches": 1}, "init_cfg.resize_patches=1 must be True"),
-        ({"type": "Pretrained", "checkpoint": "a", "stric": False}, "init_cfg has no 'stric'"),
-        ([{"type": "Pretrained", "checkpoint": "a"}] * 2, "names 2 checkpoints"),
-        ({"checkpoint": "a"}, "must be a dictionary with a type"),
-        (["a"], "'a' must be a dictionary with a type"),
-        ("a", "init_cfg='a' must be a dictionary, a list"),
-    ],
-    ids=str,
-)
-def test_an_init_cfg_that_cannot_be_meant_is_refused(init_cfg: object, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        backbone(init_cfg=init_cfg)
 
 
 def test_a_home_directory_is_understood(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,18 +159,6 @@ def test_models_of_timm_that_differ_are_refused(theirs: dict, named: str, small_
     model = APTViT(**SMALL, class_token=True, final_norm=True, pretrained="timm://vit_tiny_patch16_224")
     with pytest.raises(ValueError, match=named):
         model.init_weights()
-
-
-def test_without_weights_the_zero_initialised_parts_stay_zero() -> None:
-    model = APTViT(**SMALL, thresholds=(4.0,))
-    model.init_weights()
-    assert not model.coarse_embed.zero.weight.any() and model.blocks[0].attn.qkv.weight.std() > 0.01
-
-
-def test_an_init_cfg_for_all_linear_layers_keeps_the_zero_initialised_parts_zero() -> None:
-    model = APTViT(**SMALL, thresholds=(4.0,), init_cfg={"type": "TruncNormal", "layer": "Linear", "std": 0.5})
-    model.init_weights()
-    assert model.blocks[0].attn.qkv.weight.std() > 0.2 and not model.coarse_embed.zero.weight.any()
 
 
 # ---- weights that tell the arguments
