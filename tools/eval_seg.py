@@ -18,11 +18,11 @@ from shared.packages import needed_packages
 with needed_packages("eval_seg"):
     import torch.distributed as dist
     from mmengine.config import Config
-    from mmengine.runner import Runner
 
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
+    from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe, local_address
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
     from apt_dense.weights.files import CheckpointError
@@ -58,10 +58,10 @@ def prepare(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build(cfg: Config) -> Runner:
+def build(cfg: Config) -> APTRunner:
     """Build a Runner whose model fits the checkpoint. Raises ValueError."""
     checkpoint = load_from_safe(cfg.load_from)
-    runner = Runner.from_cfg(cfg)
+    runner = APTRunner.from_cfg(cfg)
     model = runner.model
     while hasattr(model, "module"):  # wrapped by DistributedDataParallel, test-time augmentation, or both
         model = model.module

@@ -1,5 +1,6 @@
-"""MMEngine's Runner, with errors of damaged checkpoints in one line."""
+"""MMEngine's Runner, with errors of damaged checkpoints in one line, and logs of its own."""
 
+from itertools import count
 from typing import Any
 
 from mmengine.registry import RUNNERS
@@ -7,10 +8,20 @@ from mmengine.runner import Runner
 
 from apt_dense.hosts.check_resumed_checkpoints import continuing_from
 
+_NUMBERS = count(1)
+
 
 @RUNNERS.register_module()
 class APTRunner(Runner):
-    """MMEngine's ``Runner``; raises CheckpointError if a part of a checkpoint that it resumes from is damaged."""
+    """MMEngine's ``Runner``; raises CheckpointError if a part of a checkpoint that it resumes from is damaged.
+
+    Two of a process that begin in the same second have logs of their own: MMEngine tells runs apart by name and second.
+    """
+
+    def __init__(self, *args: Any, experiment_name: str | None = None, **options: Any) -> None:
+        name = experiment_name or getattr(options.get("cfg"), "filename", None) or "run"
+        stem = str(name).replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+        super().__init__(*args, experiment_name=f"{stem}_{next(_NUMBERS)}", **options)
 
     def resume(self, filename: str, *args: Any, **options: Any) -> None:
         """Load all parts of a checkpoint."""

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("mmengine")
 
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -28,3 +29,18 @@ def test_damaged_parts_are_named_with_their_file(meta: object, tmp_path: Path, m
 
 def test_configs_can_name_it() -> None:
     assert RUNNERS.get("APTRunner") is APTRunner and issubclass(APTRunner, Runner)
+
+
+def test_runs_of_the_same_second_have_logs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda *args: "20260101_000000")
+    config = tmp_path / "same.py"
+    config.write_text("")
+    folders = []
+    for name in ("first", "second"):
+        cfg = Config.fromfile(config)
+        cfg.visualizer = {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]}
+        options = {"cfg": cfg, "visualizer": cfg.visualizer, "default_scope": "mmseg"}
+        runner = APTRunner(torch.nn.Linear(1, 1), str(tmp_path / name), **options)
+        runner.visualizer.add_scalar("loss", 1.0, 1)
+        folders.append([path.parent.parent.parent.name for path in tmp_path.glob("*/*/vis_data/scalars.json")])
+    assert folders[0] == ["first"] and sorted(folders[1]) == ["first", "second"]
