@@ -18,14 +18,18 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-#: Files that start whole programs. They go first, so that no worker ends with one of them while the others wait
-#: (together with xdist's --dist loadfile --no-loadscope-reorder).
-LONG = "test_readme.py", "test_interruptions.py", "test_packages.py", "test_graphs.py", "test_doors.py"
+#: Files that start whole programs, in their order. They go first, so that no worker ends with one of them while the
+#: others wait (together with xdist's --dist loadfile --no-loadscope-reorder). Those whose trainings are forked come
+#: before all that compile: after some graphs PyTorch's autograd refuses to run in a fork.
+LONG = (
+    "test_interruptions_at_every_write.py", "test_interruptions.py", "test_readme.py", "test_packages.py",
+    "test_graphs.py", "test_doors.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first, and skip the tests marked ``cuda`` where there is no GPU."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -176,6 +176,8 @@ def test_a_second_run_in_the_folder_is_refused(name: str, jobs: dict[str, Job], 
 
 @pytest.mark.parametrize("tool", sorted(path.name for path in TOOLS.glob("*.py")))
 def test_ctrl_c_during_the_imports_ends_in_a_line(tool: str) -> None:
+    if tool == "train_det.py":
+        pytest.importorskip("detectron2", reason="without Detectron2 the tool says so before the signal comes")
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", str(TOOLS / tool), "--help"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
