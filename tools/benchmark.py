@@ -18,7 +18,7 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -61,12 +61,17 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     ]
 
 
+@cache
+def thresholds_at(size: int, batch: int, thresholds: tuple[float, ...], keep: float | None) -> tuple[float, ...]:
+    """The thresholds, scaled to the share of tokens that is to be kept, if one is given."""
+    return thresholds if keep is None else thresholds_for(photos(size, batch), thresholds, keep)
+
+
 def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
     """Measure all variants at one setting."""
     device = torch.device(options.device)
-    images, thresholds = photos(setting.size, setting.batch), tuple(options.thresholds)
-    if options.keep is not None:
-        thresholds = thresholds_for(images, thresholds, options.keep)
+    images = photos(setting.size, setting.batch)
+    thresholds = thresholds_at(setting.size, setting.batch, tuple(options.thresholds), options.keep)
     if options.compile:
         torch.compiler.reset()  # what was compiled for other sizes counts against a limit
     case = Case(

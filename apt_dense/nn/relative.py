@@ -11,6 +11,7 @@ from torch import Tensor
 from apt_dense.layout.tokens import Cells, TokenLayout
 from apt_dense.ops.bias import first_run, runs_by_scale
 from apt_dense.ops.onednn_matmul import linear
+from apt_dense.runtime import runs_on_host
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -54,7 +55,7 @@ def _per_axis(q_NHD: Tensor, table: Tensor, first_N: Tensor, layout: TokenLayout
     Args:
         table: (2 * size - 1, D), by distance.
     """
-    if layout.is_fixed:
+    if layout.is_fixed or not runs_on_host(q_NHD):  # on GPUs, launches of kernels cost more than products
         return _per_axis_of_all_scales(q_NHD, table, first_N, layout)
     by_distance = linear(q_NHD, table)
     size = (by_distance.shape[-1] + 1) // 2

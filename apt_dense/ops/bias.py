@@ -108,9 +108,12 @@ def cover_of_keys(cells: Cells, dtype: torch.dtype) -> Tensor:
 def pooled_bias(bias: Tensor, size: tuple[int, int], num_scales: int) -> Tensor:
     """Bias channels (..., rows + columns) -> also those of coarse keys: for every scale, the mean of each run of 2**s
     rows or columns. See :func:`codes_of_keys`."""
-    return torch.cat(
-        [run for part in bias.split(list(size), dim=-1) for run in runs_by_scale(part, num_scales)], dim=-1
-    )
+    return torch.cat(pooled_by_axis(bias, size, num_scales), dim=-1)
+
+
+def pooled_by_axis(bias: Tensor, size: tuple[int, int], num_scales: int) -> list[Tensor]:
+    """The two parts of :func:`pooled_bias`, of rows and of columns."""
+    return [torch.cat(runs_by_scale(part, num_scales), dim=-1) for part in bias.split(list(size), dim=-1)]
 
 
 def runs_by_scale(values: Tensor, num_scales: int) -> list[Tensor]:

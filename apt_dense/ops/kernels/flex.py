@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apt_dense.ops.bias import PaddingKey, codes_of_keys, pooled_bias
+from apt_dense.ops.bias import PaddingKey, codes_of_keys, pooled_by_axis
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.varlen import segment_of_rows
 
@@ -26,11 +26,11 @@ def flex(inputs: Inputs) -> Tensor:
     q, k, v, segments, bias, padding, logit_R = inputs
     attend = _compiled() if q.is_cuda and not torch.compiler.is_compiling() else _attend
     segment_R = segment_of_rows(segments)
-    pooled = codes = None
+    by_axis = codes = None
     if bias is not None:
-        pooled = pooled_bias(bias.queries_RHK, bias.cells.size, bias.cells.num_scales)
+        by_axis = pooled_by_axis(bias.queries_RHK, bias.cells.size, bias.cells.num_scales)
         codes = codes_of_keys(bias.cells)
-    out, lse = attend(q, k, v, segment_R, segments.offsets, pooled, codes, logit_R)
+    out, lse = attend(q, k, v, segment_R, segments.offsets, by_axis, codes, logit_R)
     return out if padding is None else _merge(out, lse, q, padding)
 
 
@@ -51,19 +51,22 @@ def _compiled() -> Any:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, segment_R: Tensor, offsets: Tensor, pooled: Tensor | None, codes: Tensor | None,
-    logit_R: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, segment_R: Tensor, offsets: Tensor, by_axis: list[Tensor] | None,
+    codes: Tensor | None, logit_R: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Outputs (R, H, D) and the logarithms (R, H) of the sums of exponentials."""
+    # The backward takes one index into a tensor that needs gradients, so rows and columns are two.
+    rows, columns = by_axis or (None, None)
 
     def add_terms(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        if pooled is not None:
-            score = score + pooled[query, head, codes[key, 0]] + pooled[query, head, codes[key, 1]]
+        if rows is not None:
+            column = codes[key, 1] - rows.shape[-1]
+            score = score + rows[query, head, codes[key, 0]] + columns[query, head, column]
         return score if logit_R is None else score + logit_R[key]
 
     block_mask = _block_mask(segment_R, offsets)
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    score_mod = None if pooled is None and logit_R is None else add_terms
+    score_mod = None if rows is None and logit_R is None else add_terms
     out, aux = flex_attention(q, k, v, score_mod, block_mask, return_aux=AuxRequest(lse=True))
     return out[0].transpose(0, 1), aux.lse[0].T
 
