@@ -17,7 +17,6 @@ row. The figures do not change from run to run; times, in table.csv and with --t
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,8 @@ with needed_packages("measure_accuracy"):
 
     from evidence.equal_token_rows import Case, cases, check_size, crossings, parse_size
     from evidence.feature_similarity import find_photos, load_model, measure, photo_at, reference_at
+    from evidence.file_digest import digest
+    from evidence.labelled_photos import find_pairs
     from evidence.model_forms import PLAIN, Form, check_names, parse_form
     from evidence.plot_accuracy_curves import plot
     from evidence.resumable_rows import KeptRows, markdown, write_csv
@@ -102,15 +103,6 @@ def settings_of(case: Case, common: Mapping[str, Any], args: argparse.Namespace)
     return settings
 
 
-def digest(paths: Sequence[Path]) -> str:
-    """Tell apart the content of files, and their order."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
 def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     """The rows of the first table, made or found."""
     photos = find_photos(args.photos, args.limit)
@@ -147,7 +139,7 @@ def _depth(name: str) -> int:
 def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     """The rows of the second table, made or found."""
     with needed_packages("measure_accuracy"):
-        from evidence.miou_without_training import evaluate, find_pairs, load_segmentor, switch_for, zero_is_void
+        from evidence.miou_without_training import evaluate, load_segmentor, switch_for, zero_is_void
 
     pairs = find_pairs(args.images, args.masks, args.limit)
     void = zero_is_void(args.config)

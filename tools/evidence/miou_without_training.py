@@ -1,6 +1,6 @@
 """mIoU of one trained MMSegmentation model with the same weights: uniform, adaptive, on smaller images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,39 +17,11 @@ from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.training_config import load_config
 
 from evidence.equal_token_rows import SMALLER, Case, check_size
+from evidence.labelled_photos import Labelled, count, read_labels, scores_from
 from evidence.match_token_counts import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
-from shared.photo_files import is_photo, read_photo
-
-IGNORED = 255
-
-
-class Labelled(NamedTuple):
-    """A photo and its mask."""
-
-    photo: Path
-    mask: Path
-
-
-def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None = None) -> list[Labelled]:
-    """Photos of folders with the masks (PNG) of the same name in the folder of the same place in ``masks``.
-
-    Raises:
-        ValueError: if a folder or a mask is missing, or there are not as many folders.
-    """
-    if len(images) != len(masks):
-        raise ValueError(f"{len(images)} folders of images and {len(masks)} of masks; give one for each")
-    pairs = []
-    for folder, beside in zip(images, masks, strict=True):
-        found = [Labelled(path, beside / f"{path.stem}.png") for path in sorted(folder.glob("*")) if is_photo(path)]
-        missing = [pair.mask for pair in found if not pair.mask.is_file()]
-        if missing or not found:
-            raise ValueError(f"{folder}: {len(found)} images, {len(missing)} without a mask in {beside}")
-        pairs += found
-    if limit is None or len(pairs) <= limit:
-        return pairs
-    return [pairs[i * len(pairs) // limit] for i in range(limit)]
+from shared.photo_files import read_photo
 
 
 def load_segmentor(config: Path, checkpoint: Path, form: Form, thresholds: Sequence[float]) -> nn.Module:
@@ -77,16 +48,6 @@ def zero_is_void(config: Path) -> bool:
     """Whether label 0 in the files of a config's test data is not counted."""
     dataset = (load_config(str(config)).get("test_dataloader") or {}).get("dataset") or {}
     return bool(dataset.get("reduce_zero_label"))
-
-
-def read_labels(path: Path, zero_is_void: bool) -> np.ndarray:
-    """A mask (H, W) uint8, ``IGNORED`` where nothing is counted."""
-    labels = np.asarray(Image.open(path))
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"{path}: expected 8-bit labels (H, W), not {labels.dtype} {labels.shape}")
-    if not zero_is_void:
-        return labels
-    return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).astype(np.uint8)
 
 
 class Switch(NamedTuple):
@@ -151,26 +112,3 @@ def predict(model: nn.Module, picture: Tensor, size: tuple[int, int]) -> Tensor:
     logits = model.encode_decode(model_input(picture, model.backbone), [meta])
     align = model.decode_head.align_corners
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align).argmax(1)[0]
-
-
-def count(found: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class (row) that were given each class (column).
-
-    Raises:
-        ValueError: for a label that the model does not know.
-    """
-    counted = labels != IGNORED
-    if labels[counted].max(initial=0) >= classes:
-        raise ValueError(f"a mask has class {labels[counted].max()}, and the model {classes} classes, from 0")
-    pairs = labels[counted].astype(np.int64) * classes + found[counted]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def scores_from(confusion: np.ndarray) -> Mapping[str, float]:
-    """Mean intersection over union of the classes that occur, and the share of pixels that are right."""
-    right = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    return {
-        "mIoU": float((right[union > 0] / union[union > 0]).mean()),
-        "accuracy": float(right.sum() / max(confusion.sum(), 1)),
-    }

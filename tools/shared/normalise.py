@@ -13,10 +13,13 @@ def to_grey_levels(picture: np.ndarray) -> Tensor:
 
 
 def normalise(grey_levels: Tensor, pixel_format: PixelFormat) -> Tensor:
-    """Normalise RGB grey levels (B, 3, H, W) and order channels as a model expects them.
+    """Normalise RGB grey levels (B, 3, H, W), on their device, and order channels as a model expects them.
 
     The inverse of ``apt_dense.patches.image_preparation.denormalise``.
     """
     ordered = grey_levels if pixel_format.channel_order == "RGB" else grey_levels.flip(1)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pixel_format.mean, pixel_format.std))
+    mean, std = (
+        torch.tensor(values, device=grey_levels.device).view(3, 1, 1)
+        for values in (pixel_format.mean, pixel_format.std)
+    )
     return (ordered - mean) / std

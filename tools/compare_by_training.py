@@ -1,0 +1,186 @@
+"""Train a pretrained ViT and a linear head in several variants over several seeds, and compare their mIoU.
+
+    python tools/compare_by_training.py --model vit_small_patch14_dinov2 --weights dinov2_s14.pth --size 364x476 \\
+        --classes 11 --zero-is-void --images data/camvid/images/training --masks data/camvid/annotations/training \\
+        --test-images data/camvid/images/testing --test-masks data/camvid/annotations/testing \\
+        --row uniform --row "adaptive: tokens=0.6" --row "smaller image: size=(280,364)" \\
+        --row "finer: tokens=1.0, patch_size=7, thresholds=(5.5,4.0)" \\
+        --row "switched: tokens=0.6, start='uniform', epochs=1, rate=0.1" --out runs/camvid
+
+A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
+model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
+weights it starts from; "epochs"; "rate", as a share of --rate. All photos are held in memory and need one size. It
+needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
+
+OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
+after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
+lines of their rows.jsonl into one file, and the command with all seeds makes the table.
+"""
+
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
+import argparse
+import shlex
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from shared.packages import needed_packages
+
+with needed_packages("compare_by_training"):
+    import torch
+
+    from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
+
+    from evidence.equal_token_rows import parse_size
+    from evidence.file_digest import digest
+    from evidence.labelled_photos import find_pairs
+    from evidence.miou_after_training import Plan, run
+    from evidence.photos_in_memory import LabelledSet, load_set
+    from evidence.resumable_rows import KeptRows, markdown, write_csv
+    from evidence.training_variants import Variant, in_order, parse_variant
+    from shared.machine_and_versions import environment
+
+COLUMNS = {
+    "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",
+    "spread": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
+}  # fmt: skip
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="a timm name")
+    add("--weights", type=Path, metavar="FILE", help="default: timm's, downloaded")
+    add("--size", required=True, metavar="HxW", help="pixels, whole patches")
+    add("--classes", type=int, required=True, help="number of classes, without void")
+    add("--zero-is-void", action="store_true", help="label 0 is not counted, and label n is class n - 1")
+    for name, whose in (("", "to train on"), ("test-", "to test on")):
+        add(f"--{name}images", type=Path, nargs="+", required=True, metavar="DIR", help=f"folders of photos {whose}")
+        add(f"--{name}masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files, 8-bit labels")
+    add("--row", action="append", required=True, metavar="TEXT", help='"NAME" or "NAME: OPTION=VALUE, ..."')
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--epochs", type=int, default=20)
+    add("--batch", type=int, default=4)
+    add("--rate", type=float, default=1e-3, help="of the head (default: %(default)s); the backbone's is a fiftieth")
+    add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", type=Path, required=True, help="folder of the results")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Turn text into values. Raises ValueError."""
+    args.size = parse_size(args.size)
+    args.rows = in_order([parse_variant(text) for text in args.row])
+    for name, least in (("classes", 2), ("epochs", 1), ("batch", 2), ("limit", args.batch)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} {value}: expected {least} or more")
+
+
+def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, str]) -> dict[str, Any]:
+    """All that the results of a row depend on besides its seed and versions; those of the row it starts from, too."""
+    size = "x".join(map(str, variant.size or args.size))
+    own = {"row": variant.name, "options": {name: repr(value) for name, value in variant.options.items()}, "size": size}
+    own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
+    own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
+    if variant.start is not None:
+        own["start"] = settings_of(next(row for row in args.rows if row.name == variant.start), args, data)
+    return own
+
+
+class Trainings:
+    """The trainings of a command, made or found."""
+
+    def __init__(self, args: argparse.Namespace, kept: KeptRows) -> None:
+        pairs = find_pairs(args.images, args.masks, args.limit), find_pairs(args.test_images, args.test_masks)
+        weights = "timm's" if args.weights is None else digest([args.weights])
+        self.data = {"model": args.model, "weights": weights}
+        for name, found in zip(("trained", "tested"), pairs, strict=True):
+            self.data[name] = digest([path for pair in found for path in pair])
+        self.args, self.kept, self._pairs = args, kept, pairs
+        self._sets: list[LabelledSet] = []
+
+    def rows(self) -> Iterator[dict]:
+        """Yield the results of all rows and seeds."""
+        for seed in self.args.seeds:
+            for variant in self.args.rows:
+                yield self._result(variant, seed)
+
+    def _result(self, variant: Variant, seed: int) -> dict:
+        settings = {**settings_of(variant, self.args, self.data), "seed": seed}
+        found = self.kept.get(settings)
+        return found or self._make(variant, seed, settings)
+
+    def _make(self, variant: Variant, seed: int, settings: Mapping[str, Any]) -> dict:
+        start = None if variant.start is None else self._weights(variant.start, seed)
+        args = self.args
+        if not self._sets:
+            self._sets = [load_set(pairs, args.zero_is_void, torch.device(args.device)) for pairs in self._pairs]
+        plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
+        results, state = run(plan, variant, seed, *self._sets, start)
+        if any(other.start == variant.name for other in args.rows):
+            with write_whole(self._path(variant.name, seed)) as partial:
+                torch.save(state, partial)
+        print(
+            f"{variant.name}, seed {seed}: mIoU {results['mIoU']:.2f} with {results['tokens']:.0f} tokens", flush=True
+        )
+        return self.kept.add(settings, results)
+
+    def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
+        """Weights of a row that was trained; trained again if they are gone."""
+        path = self._path(name, seed)
+        if not path.is_file():
+            variant = next(row for row in self.args.rows if row.name == name)
+            self._make(variant, seed, {**settings_of(variant, self.args, self.data), "seed": seed})
+        return read_checkpoint(path)
+
+    def _path(self, name: str, seed: int) -> Path:
+        number = [row.name for row in self.args.rows].index(name)
+        folder = self.args.out / "weights"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"row{number}_seed{seed}.pth"
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each row's name: means over seeds, and the standard deviation of mIoU."""
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        same = [row for row in rows if row["row"] == name]
+        line = {**same[0], "seeds": len(same)}
+        for key in ("share", "tokens", "mIoU", "accuracy", "loss"):
+            values = [row[key] for row in same if row[key] is not None]
+            line[key] = statistics.fmean(values) if values else None
+        line["spread"] = statistics.stdev(row["mIoU"] for row in same) if len(same) > 1 else None
+        lines.append(line)
+    return lines
+
+
+def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) -> str:
+    """Write the tables; return the one in Markdown with what it was made by."""
+    write_csv(found, args.out / "table.csv")
+    text = f"    {command}\n\n{markdown(over_seeds(found), COLUMNS)}\n\n"
+    text += f"{date.today().isoformat()}, {environment(torch.device(args.device))}.\n"
+    write_text_whole(args.out / "table.md", text)
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    command = shlex.join(["python", "tools/compare_by_training.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        check(args)
+        args.out.mkdir(parents=True, exist_ok=True)
+        found = list(Trainings(args, KeptRows(args.out / "rows.jsonl")).rows())
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"compare_by_training: {' '.join(str(error).split())}")
+    print(write_tables(args, found, command))
+
+
+if __name__ == "__main__":
+    with needed_packages("compare_by_training"):
+        shared.interrupts.run(main)

@@ -1,0 +1,72 @@
+"""Photos with masks of classes, and the mIoU of what was found on them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from shared.photo_files import is_photo
+
+IGNORED = 255
+
+
+class Labelled(NamedTuple):
+    """A photo and its mask."""
+
+    photo: Path
+    mask: Path
+
+
+def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None = None) -> list[Labelled]:
+    """Photos of folders with the masks (PNG) of the same name in the folder of the same place in ``masks``.
+
+    Raises:
+        ValueError: if a folder or a mask is missing, or there are not as many folders.
+    """
+    if len(images) != len(masks):
+        raise ValueError(f"{len(images)} folders of images and {len(masks)} of masks; give one for each")
+    pairs = []
+    for folder, beside in zip(images, masks, strict=True):
+        found = [Labelled(path, beside / f"{path.stem}.png") for path in sorted(folder.glob("*")) if is_photo(path)]
+        missing = [pair.mask for pair in found if not pair.mask.is_file()]
+        if missing or not found:
+            raise ValueError(f"{folder}: {len(found)} images, {len(missing)} without a mask in {beside}")
+        pairs += found
+    if limit is None or len(pairs) <= limit:
+        return pairs
+    return [pairs[i * len(pairs) // limit] for i in range(limit)]
+
+
+def read_labels(path: Path, zero_is_void: bool) -> np.ndarray:
+    """A mask (H, W) uint8, ``IGNORED`` where nothing is counted."""
+    labels = np.asarray(Image.open(path))
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"{path}: expected 8-bit labels (H, W), not {labels.dtype} {labels.shape}")
+    if not zero_is_void:
+        return labels
+    return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).astype(np.uint8)
+
+
+def count(found: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class (row) that were given each class (column).
+
+    Raises:
+        ValueError: for a label that the model does not know.
+    """
+    counted = labels != IGNORED
+    if labels[counted].max(initial=0) >= classes:
+        raise ValueError(f"a mask has class {labels[counted].max()}, and the model {classes} classes, from 0")
+    pairs = labels[counted].astype(np.int64) * classes + found[counted]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def scores_from(confusion: np.ndarray) -> Mapping[str, float]:
+    """Mean intersection over union of the classes that occur, and the share of pixels that are right."""
+    right = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - right
+    return {
+        "mIoU": float((right[union > 0] / union[union > 0]).mean()),
+        "accuracy": float(right.sum() / max(confusion.sum(), 1)),
+    }

@@ -1,0 +1,86 @@
+"""Labelled photos as tensors on one device, and the random views of them that are trained on."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from evidence.labelled_photos import Labelled, read_labels
+from shared.photo_files import read_photo
+
+LARGEST_ZOOM = 1.5
+
+
+class LabelledSet(NamedTuple):
+    """Photos (N, 3, H, W) and masks (N, H, W), both uint8."""
+
+    photos: Tensor
+    masks: Tensor
+
+
+def load_set(pairs: Sequence[Labelled], void: bool, device: torch.device) -> LabelledSet:
+    """Read all photos of a set, which have one size.
+
+    Args:
+        void: whether label 0 is not counted, and label n is class n - 1.
+
+    Raises:
+        ValueError, OSError: for photos of several sizes or damaged ones.
+    """
+    photos, masks = [], []
+    for pair in tqdm(pairs, "reading", leave=False):
+        photos.append(read_photo(pair.photo))
+        masks.append(read_labels(pair.mask, void))
+    sizes = {array.shape[:2] for array in (*photos, *masks)}
+    if len(sizes) > 1:
+        raise ValueError(f"photos and masks of several sizes, {sorted(sizes)[:3]}: resize them to one first")
+    pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+    return LabelledSet(pixels.to(device), torch.from_numpy(np.stack(masks)).to(device))
+
+
+def epochs_of(count: int, batch: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Numbers of the photos of each step: every photo once an epoch, the last ones that fill no batch left out."""
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count // batch * batch].split(batch)
+
+
+def random_views(
+    data: LabelledSet, numbers: Tensor, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Parts of photos enlarged to ``size``, mirrored half of the time.
+
+    A part is 1 / zoom as high and as wide as the photo, with zooms drawn evenly from 1 to ``LARGEST_ZOOM``.
+
+    Returns:
+        Grey levels (B, 3, *size) float32 and classes (B, *size) int64.
+    """
+    views = [_view(data, int(number), size, torch.rand(5, generator=generator).tolist()) for number in numbers]
+    photos, masks = zip(*views, strict=True)
+    return torch.cat(photos), torch.cat(masks)
+
+
+def _view(data: LabelledSet, number: int, size: tuple[int, int], draws: Sequence[float]) -> tuple[Tensor, Tensor]:
+    slices = []
+    for side, draw, place in zip(data.masks.shape[1:], draws[:2], draws[2:4], strict=True):
+        length = max(1, round(side / (1 + draw * (LARGEST_ZOOM - 1))))
+        first = int(place * (side - length + 1))
+        slices.append(slice(first, first + length))
+    photo = data.photos[number, :, slices[0], slices[1]][None].float()
+    mask = data.masks[number, slices[0], slices[1]][None, None].float()
+    photo = F.interpolate(photo, size=size, mode="bilinear", antialias=True).round().clamp(0, 255)
+    mask = F.interpolate(mask, size=size, mode="nearest-exact")[:, 0].long()
+    return (photo.flip(-1), mask.flip(-1)) if draws[4] < 0.5 else (photo, mask)
+
+
+def resized_photos(data: LabelledSet, size: tuple[int, int], batch: int) -> Iterator[Tensor]:
+    """Grey levels (n, 3, *size) of all photos, in order."""
+    for photos in data.photos.split(batch):
+        if tuple(photos.shape[-2:]) == size:
+            yield photos.float()
+        else:
+            yield F.interpolate(photos.float(), size=size, mode="bilinear", antialias=True).round().clamp(0, 255)
