@@ -120,9 +120,11 @@ class Trainings:
         start = None if variant.start is None else self._weights(variant.start, seed)
         args = self.args
         if not self._sets:
-            self._sets = [load_set(pairs, args.zero_is_void, torch.device(args.device)) for pairs in self._pairs]
+            device = torch.device(args.device)
+            self._sets = [load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs]
         plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
         results, state = run(plan, variant, seed, *self._sets, start)
+        results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
             with write_whole(self._path(variant.name, seed)) as partial:
                 torch.save(state, partial)
@@ -164,7 +166,7 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) 
     """Write the tables; return the one in Markdown with what it was made by."""
     write_csv(found, args.out / "table.csv")
     text = f"    {command}\n\n{markdown(over_seeds(found), COLUMNS)}\n\n"
-    text += f"{date.today().isoformat()}, {environment(torch.device(args.device))}.\n"
+    text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
     write_text_whole(args.out / "table.md", text)
     return text
 

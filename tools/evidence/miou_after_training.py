@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     rate: float = 1e-3
     backbone_rate: float = 0.02
     weight_decay: float = 0.05
-    calibrated: int = 200
+    calibrated: int = 100
 
 
 class LinearSegmentor(nn.Module):

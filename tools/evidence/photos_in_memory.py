@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from evidence.labelled_photos import Labelled, read_labels
+from evidence.labelled_photos import IGNORED, Labelled, read_labels
 from shared.photo_files import read_photo
 
 LARGEST_ZOOM = 1.5
@@ -22,14 +22,14 @@ class LabelledSet(NamedTuple):
     masks: Tensor
 
 
-def load_set(pairs: Sequence[Labelled], void: bool, device: torch.device) -> LabelledSet:
+def load_set(pairs: Sequence[Labelled], void: bool, classes: int, device: torch.device) -> LabelledSet:
     """Read all photos of a set, which have one size.
 
     Args:
         void: whether label 0 is not counted, and label n is class n - 1.
 
     Raises:
-        ValueError, OSError: for photos of several sizes or damaged ones.
+        ValueError, OSError: for photos of several sizes, damaged ones, labels out of range, and masks without any.
     """
     photos, masks = [], []
     for pair in tqdm(pairs, "reading", leave=False):
@@ -38,8 +38,17 @@ def load_set(pairs: Sequence[Labelled], void: bool, device: torch.device) -> Lab
     sizes = {array.shape[:2] for array in (*photos, *masks)}
     if len(sizes) > 1:
         raise ValueError(f"photos and masks of several sizes, {sorted(sizes)[:3]}: resize them to one first")
+    _check_labels(masks, classes)
     pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
     return LabelledSet(pixels.to(device), torch.from_numpy(np.stack(masks)).to(device))
+
+
+def _check_labels(masks: Sequence[np.ndarray], classes: int) -> None:
+    found = [int(label) for mask in masks for label in np.unique(mask) if label != IGNORED]
+    if not found:
+        raise ValueError(f"{len(masks)} masks hold no class: all is void")
+    if max(found) >= classes:
+        raise ValueError(f"a mask has class {max(found)}, and there are {classes} classes, from 0")
 
 
 def epochs_of(count: int, batch: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -62,7 +62,8 @@ def parse_variant(text: str) -> Variant:
 def _split(text: str, given: str) -> tuple[dict[str, Any], str]:
     """Take the fields of :class:`Variant` out of the options of a form."""
     try:
-        words = ast.parse(f"dict({given.strip()})", mode="eval").body.keywords
+        call = ast.parse(f"dict({given.strip()})", mode="eval").body
+        words = [*call.args, *call.keywords]
         own = {word.arg: ast.literal_eval(word.value) for word in words if word.arg in OWN}
         others = ", ".join(ast.unparse(word) for word in words if word.arg not in OWN)
     except (SyntaxError, ValueError, AttributeError):

@@ -1,0 +1,201 @@
+"""tools/compare_by_training.py: variants, views to train on, equal tokens, rows that survive interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import compare_by_training as tool
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from evidence import miou_after_training as training
+from evidence import photos_in_memory as memory
+from evidence.labelled_photos import Labelled, find_pairs
+from evidence.training_variants import Variant, in_order, parse_variant
+from support.threads import one_thread  # noqa: F401
+from support.tiny_camvid import write_camvid
+
+MODEL, SIZE = "test_vit", (32, 48)  # patches of 16
+ROWS = (
+    "uniform",
+    "adaptive: tokens=0.5, thresholds=(5.5,)",
+    "smaller: size=(16, 32)",
+    "switched: tokens=0.5, start='uniform', epochs=0",
+    "finer: tokens=1.0, patch_size=8",
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_camvid(tmp_path_factory.mktemp("camvid"), images=4)
+
+
+def pairs(folders: Path) -> list[Labelled]:
+    return find_pairs([folders / "val"], [folders / "valannot"])
+
+
+def arguments(folders: Path, out: Path, *more: str) -> list[str]:
+    argv = ["--model", MODEL, "--weights", str(folders / "weights.pth"), "--size", "32x48", "--classes", "12"]
+    argv += ["--images", str(folders / "train"), "--masks", str(folders / "trainannot")]
+    argv += ["--test-images", str(folders / "val"), "--test-masks", str(folders / "valannot")]
+    argv += [word for row in ROWS for word in ("--row", row)]
+    return [*argv, "--epochs", "1", "--batch", "2", "--device", "cpu", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def whole(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import timm
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model(MODEL).state_dict(), folders / "weights.pth")
+    out = tmp_path_factory.mktemp("whole")
+    tool.main(arguments(folders, out, "--seeds", "0", "1"))
+    return out
+
+
+def test_rows_at_equal_tokens_over_seeds(whole: Path) -> None:
+    rows = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines() if line.startswith("| ")]
+    head, *lines = ([cell.strip("| ") for cell in row] for row in rows if "---" not in row[0])
+    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(found) == ["uniform", "adaptive", "smaller", "switched", "finer"]
+    assert {name: row["tokens"] for name, row in found.items()} == {
+        "uniform": "6", "adaptive": "3", "smaller": "2", "switched": "3", "finer": "6",
+    }  # fmt: skip
+    assert {row["seeds"] for row in found.values()} == {"2"}
+    assert all(0 <= float(row["mIoU"]) <= 100 and float(row["spread"]) >= 0 for row in found.values())
+    assert found["switched"]["loss"] == "" and float(found["uniform"]["loss"]) > 0
+
+
+def test_interrupted_it_continues_with_the_same_figures(
+    whole: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run, calls = training.run, []
+
+    def dies_at_the_third(*args: object) -> object:
+        calls.append(args[1].name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(tool, "run", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(arguments(folders, out, "--seeds", "0", "1"))
+    (out / "weights" / "row0_seed0.pth").unlink()  # trained again where a row starts from it
+    tool.main(arguments(folders, out, "--seeds", "0", "1"))
+    # The third was not kept; the uniform one is trained again where a row of its seed starts from it.
+    assert calls[:6] == ["uniform", "adaptive", "smaller", "smaller", "uniform", "switched"]
+    assert (out / "table.csv").read_text() == (whole / "table.csv").read_text()
+
+
+def test_a_row_that_starts_from_another_has_its_weights(folders: Path, whole: Path) -> None:
+    """With nothing merged, switching without training gives the mIoU that was measured."""
+    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
+    data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
+    first, state = training.run(plan, Variant("a", {}), 3, data, data, None)
+    again, _ = training.run(plan, Variant("b", {"thresholds": (0.0,)}, start="a", epochs=0), 4, data, data, state)
+    assert again["mIoU"] == first["mIoU"] and again["loss"] is None
+    with pytest.raises(ValueError, match="starts from a model of another form"):
+        training._load(training.build(plan, Variant("c", {})), {"norm.weights": state.pop("norm.weight"), **state})
+
+
+def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
+    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 60, 2, rate=0.01)
+    data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
+    data = data._replace(masks=(data.photos[:, 0] > 128).byte())  # can be learned
+    torch.manual_seed(0)
+    model, losses = training.build(plan, Variant("a", {})), []
+    training.train(model, data, plan, Variant("a", {}), 0, losses.append)
+    assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
+
+
+# ---- variants
+
+
+def test_variants_are_names_options_and_fields() -> None:
+    found = parse_variant("b: tokens=0.6, size=(28, 42), start='a', epochs=1, rate=0.1, scorer='laplacian'")
+    assert found == Variant("b", {"scorer": "laplacian"}, (28, 42), 0.6, "a", 1, 0.1)
+    assert parse_variant("uniform") == Variant("uniform", {}) and not parse_variant("uniform").is_adaptive
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: tokens=0", "tokens=0, expected a number above 0"),
+        ("a: tokens=True", "tokens=True, expected a number above 0"),
+        ("a: tokens=float('nan')", "expected NAME or"),
+        ("a: size=3", "size=3, expected two numbers"),
+        ("a: size=(3, 0)", "size=.3, 0., expected two numbers"),
+        ("a: epochs=-1", "epochs=-1, expected 0 or more"),
+        ("a: epochs=1.5", "epochs=1.5, expected 0 or more"),
+        ("a: rate=0", "rate=0, expected a number above 0"),
+        ("a: start=1", "start=1, expected the name"),
+        ("a: tokens", "expected NAME or"),
+        ("a: nothing=1", "APTViT has no option nothing"),
+    ],
+)
+def test_other_variants_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_variant(text)
+
+
+def test_rows_start_from_rows_before_them() -> None:
+    first, second = Variant("a", {}), Variant("b", {}, start="a")
+    assert in_order([first, second]) == [first, second]
+    with pytest.raises(ValueError, match="row 'b' starts from 'a'; list that row before it"):
+        in_order([second, first])
+    with pytest.raises(ValueError, match="several rows are called 'a'"):
+        in_order([first, first])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0: expected 1 or more"),
+        (["--batch", "1"], "--batch 1: expected 2 or more"),
+        (["--limit", "1"], "--limit 1: expected 2 or more"),
+        (["--classes", "5"], "a mask has class 11, and there are 5 classes"),
+        (["--size", "32"], "expected HEIGHTxWIDTH"),
+    ],
+)
+def test_wrong_arguments_end_in_a_line(
+    more: list[str], message: str, folders: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=f"^compare_by_training: .*{message}"):
+        tool.main(arguments(folders, tmp_path, "--seeds", "0", *more))
+
+
+# ---- photos
+
+
+def test_views_are_parts_of_photo_and_mask_alike() -> None:
+    masks = torch.arange(6 * 8, dtype=torch.uint8).view(1, 6, 8).repeat_interleave(10, 1).repeat_interleave(10, 2)
+    data = memory.LabelledSet(masks[:, None].expand(-1, 3, -1, -1).contiguous(), masks)
+    photos, labels = memory.random_views(data, torch.zeros(32, dtype=torch.long), (60, 80), torch.Generator())
+    assert photos.shape == (32, 3, 60, 80) and labels.shape == (32, 60, 80) and labels.dtype == torch.int64
+    inner = F.max_pool2d(labels[:, None].float(), 5, 1, 2) == -F.max_pool2d(-labels[:, None].float(), 5, 1, 2)
+    assert torch.equal(photos[:, :1][inner], labels[:, None].float()[inner])  # away from borders, where photos mix
+    seen = [view.unique().numel() for view in labels]
+    assert min(seen) >= 4 * 5 and max(seen) <= 48 and len(set(seen)) > 1  # parts of 1 / 1.5 at least
+    mirrored = labels[:, 30, 10] > labels[:, 30, 70]
+    assert 4 < mirrored.sum() < 28
+
+
+def test_each_photo_is_seen_once_an_epoch() -> None:
+    steps = list(memory.epochs_of(7, 3, 2, torch.Generator().manual_seed(0)))
+    assert [len(step) for step in steps] == [3] * 4
+    assert len(set(torch.cat(steps[:2]).tolist())) == 6 and not torch.equal(steps[0], steps[2])
+
+
+def test_photos_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    for name, size in (("0", (4, 6)), ("1", (4, 7))):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    found = find_pairs([tmp_path / "images"], [tmp_path / "masks"])
+    with pytest.raises(ValueError, match="several sizes, .*resize them to one first"):
+        memory.load_set(found, False, 12, torch.device("cpu"))
