@@ -305,6 +305,22 @@ def test_configs_that_cannot_be_tested(parts: dict, flags: tuple[str, ...], mess
     assert message in failure(eval_seg.main, [config, "any.pth", "--work-dir", str(tmp_path), *flags])
 
 
+@pytest.mark.parametrize("tool", [train_seg, eval_seg], ids=["train", "test"])
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("model.decode_head.type=Nope", "model.decode_head in"), ("model.backbone.depth=0", "model.backbone in"),
+     ("test_dataloader.dataset.pipeline.1.foo=1", "test_dataloader.dataset.pipeline[1] in"), ("work_dir=3", "")],
+)  # fmt: skip
+def test_mistakes_in_configs_are_named(tool: object, option: str, key: str, tmp_path: Path) -> None:
+    config = binary_config(write_binary(tmp_path / "data", "0.png"), tmp_path / "own.py")
+    torch.save({}, tmp_path / "any.pth")
+    argv = [config] if tool is train_seg else [config, str(tmp_path / "any.pth")]
+    option = option.replace("test_", "train_") if tool is train_seg else option
+    key = key.replace("test_", "train_") if tool is train_seg else key
+    argv += ["--work-dir", str(tmp_path / "work"), "--cfg-options", option]
+    assert failure(tool.main, argv).partition(": ")[2].startswith(key or "the config's work_dir=3 must be")
+
+
 def test_masks_of_the_data_set_are_not_overwritten(tmp_path: Path) -> None:
     config = binary_config(write_binary(tmp_path / "data", "0.png"), tmp_path / "own.py")
     argv = [config, "any.pth", "--work-dir", str(tmp_path), "--out", str(tmp_path / "data" / "masks")]

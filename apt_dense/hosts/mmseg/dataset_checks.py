@@ -174,7 +174,7 @@ def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> N
     for part in _flat(heads) + steps:
         if classes and part.get("num_classes", classes) != classes:
             raise ValueError(
-                f"{part['type']} has num_classes={part['num_classes']}, but {type(dataset).__name__} has {classes} "
+                f"{part['type']} has num_classes={part['num_classes']!r}, but {type(dataset).__name__} has {classes} "
                 "classes: set num_classes of decode_head, auxiliary_head and CheckLabels to the data set's number"
             )
 

@@ -51,7 +51,7 @@ def check_labels(
     Raises:
         ValueError: naming the classes and what the files hold.
     """
-    steps = [TRANSFORMS.build(dict(step)) for step in _steps(pipeline) if type_name(step) in READING]
+    steps = [TRANSFORMS.build(step) for step in _steps(pipeline) if type_name(step) in READING]
     classes = dataset.metainfo.get("classes") or ()
     entries = dataset.load_data_list()
     loads = any(isinstance(step, LoadAnnotations) for step in steps)
