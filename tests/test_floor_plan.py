@@ -43,7 +43,6 @@ TESTED_ELSEWHERE = {
     "hosts/torchvision/pyramid.py": "hosts/torchvision/test_detectors.py",
     "hosts/torchvision/safe_checkpoints.py": "tools/test_train_det_torchvision.py",
     "hosts/torchvision/build_detector.py": "tools/test_train_det_torchvision.py",
-    "hosts/torchvision/run_settings.py": "tools/test_train_det_torchvision.py",
     "hosts/trained_model_types.py": "hosts/test_load_trained.py",
     "hosts/mmseg/trusted_config_types.py": "hosts/mmseg/test_load_trained_segmentor.py",
     "hosts/vit_sizes_and_windows.py": "tools/test_train_det_torchvision.py",

@@ -20,6 +20,7 @@ with needed_packages("eval_seg"):
     from mmengine.config import Config
 
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
@@ -51,7 +52,8 @@ def prepare(args: argparse.Namespace) -> Config:
         write_masks(cfg, args.out)
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
-    check_data(cfg, ("test",), every_class=not args.allow_empty_classes)
+    with building_from(cfg):
+        check_data(cfg, ("test",), every_class=not args.allow_empty_classes)
     start_processes(cfg, args.launcher)
     if args.tta:
         use_tta(cfg)
@@ -61,7 +63,8 @@ def prepare(args: argparse.Namespace) -> Config:
 def build(cfg: Config) -> APTRunner:
     """Build a Runner whose model fits the checkpoint. Raises ValueError."""
     checkpoint = load_from_safe(cfg.load_from)
-    runner = APTRunner.from_cfg(cfg)
+    with building_from(cfg):
+        runner = APTRunner.from_cfg(cfg)
     model = runner.model
     while hasattr(model, "module"):  # wrapped by DistributedDataParallel, test-time augmentation, or both
         model = model.module
@@ -78,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     except (OSError, ValueError) as error:
         sys.exit(f"eval_seg: {error}")
     try:
-        metrics = runner.test()
-    except (CheckpointError, OSError) as error:
+        with building_from(runner.cfg):
+            metrics = runner.test()
+    except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"eval_seg: {' '.join(str(error).split())}")
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -26,6 +26,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
     from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
@@ -55,7 +56,8 @@ def prepare(args: argparse.Namespace) -> Config:
     fill_in_config(cfg)
     if args.amp:
         use_amp(cfg)
-    check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)
+    with building_from(cfg):
+        check_data(cfg, ("train", "val"), every_class=not args.allow_empty_classes)
     make_resumable(cfg, check_resume(cfg) if cfg.resume else None)
     use_hooks(cfg)
     start_processes(cfg, args.launcher)
@@ -69,9 +71,10 @@ def train(cfg: Config) -> None:
     Raises:
         Stopped: on such a signal.
         CheckpointError: for weights that cannot be read, or do not fit the model.
+        ConfigError: for a part of the config that cannot be built.
         OSError: if a file cannot be read or written.
     """
-    with stop_requests() as asked:
+    with stop_requests() as asked, building_from(cfg):
         runner = APTRunner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
         runner.register_hook(FinalEvaluationHook())
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with lock_folder(cfg.work_dir) if alone_or_first else contextlib.nullcontext():
             train(cfg)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"train_seg: {' '.join(str(error).split())}")
     except Stopped as stopped:
         end_processes()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from apt_dense.option_checks import whole
 from apt_dense.weights.files import CheckpointError
 
@@ -15,6 +17,7 @@ _DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 _REMEDY = "continue from an older one, or start a new run"
 
 
@@ -50,6 +53,74 @@ def check_iteration(done: Any, end: int | None, path: str | Path) -> None:
             f"{path} cannot be continued from: {done} iterations are done, more than the {end} that are asked for; "
             f"ask for more, or start a new run from its weights"
         )
+
+
+ENTRIES = "optimizer_entries"  # in checkpoints: the number of parameters that the optimizer has a state of
+
+
+def entries_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """What to write into a checkpoint next to the state of its optimizer, or of several by name."""
+    return {ENTRIES: sum(len(one["state"]) for one in _optimizers(state))}
+
+
+def check_optimizer(state: Mapping[str, Any], content: Mapping[str, Any], path: str | Path) -> None:
+    """Check that the state of an optimizer, or of several by name, is whole: torch begins anew where it lacks a part.
+
+    Args:
+        state: of the optimizer.
+        content: of the checkpoint, with what :func:`entries_of` has returned; older ones are without.
+
+    Raises:
+        CheckpointError: if there is no state, or less than was saved.
+    """
+    with continuing_from(path):
+        optimizers = _optimizers(state)
+        found, saved = sum(len(one["state"]) for one in optimizers), content.get(ENTRIES)
+        groups = [group for one in optimizers for group in one["param_groups"]]
+        uneven = [key for one in optimizers for key in _uneven(one)]
+    if saved is None and not found and any("betas" in group or group.get("momentum") for group in groups):
+        saved = "one for each parameter"
+    if saved is not None and found != saved:
+        raise CheckpointError(
+            f"{path} cannot be continued from: its optimizer has {found} states of parameters, expected {saved}; some "
+            f"were taken out, and learning would begin anew. Take a whole checkpoint, or start a new run from its "
+            f"weights"
+        )
+    if uneven:
+        raise CheckpointError(
+            f"{path} cannot be continued from: the optimizer's state of parameter {uneven[0]!r:.40} lacks parts "
+            f"that those of others have; it is damaged, {_REMEDY}"
+        )
+
+
+def _optimizers(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [state] if "param_groups" in state else [one for one in state.values() if isinstance(one, Mapping)]
+
+
+def _uneven(state: Mapping[str, Any]) -> list[Any]:
+    """The parameters whose state lacks parts that those of others have, with the same switches (such as amsgrad)."""
+    parts: dict[tuple, dict[Any, set[str]]] = {}
+    for group in state["param_groups"]:
+        switches = (*((key, on) for key, on in group.items() if isinstance(on, bool)), bool(group.get("momentum")))
+        entries = {key: set(state["state"][key]) for key in group["params"] if key in state["state"]}
+        parts.setdefault(switches, {}).update(entries)
+    return [key for alike in parts.values() for key, own in alike.items() if own != set().union(*alike.values())]
+
+
+def check_moments(optimizer: torch.optim.Optimizer, path: str | Path) -> None:
+    """Check that the averages of gradients which were loaded have the shapes of their parameters.
+
+    Raises:
+        CheckpointError: naming the first that has not.
+    """
+    for parameter, state in optimizer.state.items():
+        for name in _MOMENTS & state.keys():
+            shape = getattr(state[name], "shape", None)
+            if state[name] is not None and shape != parameter.shape:
+                raise CheckpointError(
+                    f"{path} cannot be continued from: the optimizer's {name} is {shape and tuple(shape)} for a "
+                    f"parameter {tuple(parameter.shape)}; it is damaged, {_REMEDY}"
+                )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import pickle
 import re
@@ -19,9 +20,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from apt_dense.weights.nested_keys import check_keys
 from apt_dense.weights.safe_unpickler import NUMPY_GLOBALS, read_pickle
 
 SUFFIXES = ".pth", ".safetensors"  # of files that are written
+
+_LEGACY_PICKLES = 5  # before version 1.6: a magic number, the protocol, the system, the content, names of storages
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
@@ -141,9 +145,20 @@ def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
         return safetensors.torch.load_file(path)
     if path.name.endswith(".pkl"):  # also one of no other name, which has no suffix
         return _read_pickle(path)
+    _check_keys(path)
     numpy_types = [(function, name) for name, function in NUMPY_GLOBALS.items()]
     with _safe_types([argparse.Namespace, Counter, *numpy_types, *safe_types]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_keys(path: Path) -> None:
+    """Look at the pickles of a file of ``torch.save``."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # by which torch tells, too
+            file.seek(0)
+            check_keys(file, pickles=_LEGACY_PICKLES)
+            return
+    check_keys(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
 
 
 @contextmanager
@@ -198,6 +213,8 @@ def _culprit(error: Exception) -> str:
 
 def _read_pickle(path: Path) -> Mapping:
     with path.open("rb") as file:
+        check_keys(file)
+        file.seek(0)
         content = read_pickle(file)
     if not isinstance(content, Mapping):
         raise pickle.UnpicklingError(f"a pickle of {type(content).__name__}, not of a dictionary")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from apt_dense.hosts.locks import lock_folder
@@ -104,6 +106,42 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     assert len(job.checkpoints(out)) == 1 and not list(out.glob("*.lock"))
     assert run(job, out, True) == (0, "")
     assert job.losses(out) == pytest.approx(whole[name], rel=1e-5)
+
+
+def emptied(state: dict) -> None:
+    state["state"] = {}
+
+
+def shortened(state: dict) -> None:
+    del state["state"][max(state["state"])]
+
+
+def torn(state: dict) -> None:
+    del state["state"][max(state["state"])]["exp_avg"]
+
+
+def resized(state: dict) -> None:
+    entry = state["state"][max(state["state"])]
+    entry["exp_avg"] = entry["exp_avg"].flatten()[1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimizers_that_are_not_whole_are_refused(name: str, jobs: dict[str, Job], tmp_path: Path) -> None:
+    """torch begins anew where a state lacks something."""
+    job, out = jobs[name], tmp_path / "out"
+    run(job, out, False, partial(interrupt_at_step, 2))
+    (path,) = job.checkpoints(out)
+    for damage, message in (
+        (emptied, "has 0 states"), (shortened, "some were taken out"), (torn, "lacks parts"), (resized, "exp_avg"),
+    ):  # fmt: skip
+        content = dict(job.read(path))
+        damage(content["trainer"]["optimizer"] if name == "det" else content["optimizer"])
+        shutil.copytree(out, copy := tmp_path / damage.__name__)
+        torch.save(content, copy / path.name)
+        if name == "seg":
+            (copy / "last_checkpoint").write_text(str(copy / path.name))
+        code, said = run(job, copy, True)
+        assert code == 1 and "cannot be continued from" in said and message in said and "\n" not in said, (code, said)
 
 
 def start_seg(job: Job, out: Path, rank: int) -> None:

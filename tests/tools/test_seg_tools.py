@@ -285,10 +285,6 @@ def test_nothing_to_learn_is_refused(value: int, message: str, tmp_path: Path, m
     monkeypatch.setattr(Runner, "from_cfg", lambda cfg: pytest.fail("the Runner was built"))
     root = write_binary(tmp_path / "data", "0.png", "1.png", value=value)
     config = binary_config(root, tmp_path / "own.py")
-    cfg = train_seg.Config.fromfile(config)
-    for name in ("train_dataloader", "test_dataloader"):
-        cfg[name].dataset.pipeline.insert(2, dict(type="CheckLabels", num_classes=2))
-    cfg.dump(config)
     assert message in failure(train_seg.main, [config, "--work-dir", str(tmp_path / "work")])
     (tmp_path / "any.pth").touch()
     argv = [config, str(tmp_path / "any.pth"), "--work-dir", str(tmp_path / "work")]
@@ -307,6 +303,22 @@ def test_nothing_to_learn_is_refused(value: int, message: str, tmp_path: Path, m
 def test_configs_that_cannot_be_tested(parts: dict, flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
     config = binary_config(write_binary(tmp_path / "data", "0.png"), tmp_path / "own.py", **parts)
     assert message in failure(eval_seg.main, [config, "any.pth", "--work-dir", str(tmp_path), *flags])
+
+
+@pytest.mark.parametrize("tool", [train_seg, eval_seg], ids=["train", "test"])
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("model.decode_head.type=Nope", "model.decode_head in"), ("model.backbone.depth=0", "model.backbone in"),
+     ("test_dataloader.dataset.pipeline.1.foo=1", "test_dataloader.dataset.pipeline[1] in"), ("work_dir=3", "")],
+)  # fmt: skip
+def test_mistakes_in_configs_are_named(tool: object, option: str, key: str, tmp_path: Path) -> None:
+    config = binary_config(write_binary(tmp_path / "data", "0.png"), tmp_path / "own.py")
+    torch.save({}, tmp_path / "any.pth")
+    argv = [config] if tool is train_seg else [config, str(tmp_path / "any.pth")]
+    option = option.replace("test_", "train_") if tool is train_seg else option
+    key = key.replace("test_", "train_") if tool is train_seg else key
+    argv += ["--work-dir", str(tmp_path / "work"), "--cfg-options", option]
+    assert failure(tool.main, argv).partition(": ")[2].startswith(key or "the config's work_dir=3 must be")
 
 
 def test_masks_of_the_data_set_are_not_overwritten(tmp_path: Path) -> None:

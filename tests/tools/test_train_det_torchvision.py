@@ -304,7 +304,7 @@ def test_bad_checkpoints(data: Path, whole_run: Path, tmp_path: Path) -> None:
         ("optimizer", [None, "x", {}, {"state": None, "param_groups": []}]),
         ("scheduler", [None, {}, "x"]),
         ("iteration", [None, "3", -1, 1.5, float("nan"), 10**12, 1]),  # the schedule is at another
-        ("settings", [None, "x", {"size": "x"}, {"lr": None, "speed": 3}]),
+        ("settings", [None, "x", {"size": "x"}, {"lr": None, "speed": 3}, {"amp": "no"}, {"thresholds": "5"}]),
         ("categories", [None, 3]),
     ],
 )
@@ -329,12 +329,12 @@ def test_resume_with_other_settings(data: Path, whole_run: Path) -> None:
     [
         (("--thresholds", "a"), "--thresholds a: expected numbers such as 5.5 4.0, or none"),
         (("--thresholds", "4", "5"), "rise with the scale"),
-        (("--size", "3"), "size=3 must be at least 32"),
-        (("--lr", "0"), "lr=0.0 must be above 0"),
+        (("--size", "3"), "size=3 must be 32 or more"),
+        (("--lr", "0"), "lr=0.0 must be a finite number, above 0"),
         (("--model", "vit_tinny"), "timm has no model 'vit_tinny'"),
         (("--pretrained", "timm"), "--pretrained timm goes with a timm model"),
         (("--pretrained", "gone.pth"), "gone.pth does not exist"),
-        (("--scale-jitter", "2", "1"), "scale jitter (2.0, 1.0)"),
+        (("--scale-jitter", "2", "1"), "scale_jitter=(2.0, 1.0) must be a lowest"),
     ],
 )
 def test_bad_settings(data: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:

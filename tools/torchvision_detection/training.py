@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apt_dense.hosts.check_resumed_checkpoints import check_iteration, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import (
+    check_iteration,
+    check_moments,
+    check_optimizer,
+    continuing_from,
+    entries_of,
+)
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
@@ -108,6 +114,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(), "iteration": self.iteration,
             "settings": asdict(self.settings), "categories": self.split.categories,
         }  # fmt: skip
+        content |= entries_of(content["optimizer"])
         with write_whole(path) as partial_path:
             torch.save(content, partial_path)
 
@@ -122,11 +129,13 @@ class Trainer:
         check_same_categories(checkpoint["categories"], self.split.categories, path, "the training data")
         check_iteration(checkpoint["iteration"], self.settings.iterations, path)
         load_weights(self.model, checkpoint["model"], path)
+        check_optimizer(checkpoint["optimizer"], checkpoint, path)
         with continuing_from(path):
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scheduler.load_state_dict(checkpoint["scheduler"])
             if self.scheduler.last_epoch != checkpoint["iteration"]:
                 raise ValueError(f"the schedule is at iteration {self.scheduler.last_epoch!r:.40}")
+        check_moments(self.optimizer, path)
         self.iteration = checkpoint["iteration"]
 
 

@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from apt_dense import vit
-from apt_dense.hosts.check_resumed_checkpoints import check_parts, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_optimizer, check_parts, continuing_from, entries_of
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameter_rules import is_new
@@ -83,6 +83,8 @@ class APTCheckpointer(DetectionCheckpointer):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if "optimizer" in content.get("trainer", {}):
+            content |= entries_of(content["trainer"]["optimizer"])
         path = Path(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         with write_whole(path) as partial:
@@ -110,6 +112,9 @@ class APTCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Mapping) -> Any:
         if self.complete:  # Detectron2 passes over parts that are missing, and begins with a new optimizer
             check_parts(checkpoint, dict.fromkeys(self.checkpointables, Mapping), "the checkpoint")
+            if "trainer" in self.checkpointables:
+                check_parts(checkpoint["trainer"], {"optimizer": Mapping}, "the checkpoint")
+                check_optimizer(checkpoint["trainer"]["optimizer"], checkpoint, "the checkpoint")
         try:
             self._convert_ndarray_to_tensor(checkpoint["model"])
             check_kinds(checkpoint["model"], self.model.state_dict())

@@ -15,7 +15,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from apt_dense.hosts.check_resumed_checkpoints import check_iteration
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.read_lazy_config import (
     apply_overrides,
@@ -117,6 +117,7 @@ def _iterations_done(trainer: SimpleTrainer, cfg: DictConfig, checkpointer: APTC
     """The number of iterations of the run that was loaded. Raises CheckpointError if there is nothing to go on with."""
     done = trainer.iter + 1 if isinstance(trainer.iter, int) else trainer.iter
     check_iteration(done, cfg.train.max_iter, checkpointer.get_checkpoint_file())
+    check_moments(trainer.optimizer, checkpointer.get_checkpoint_file())
     return done
 
 

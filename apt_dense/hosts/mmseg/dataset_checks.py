@@ -14,9 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
+from mmseg.registry import TRANSFORMS as STEPS
 from PIL import Image
 
-from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels
+from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels, type_name
 
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
 
@@ -106,7 +107,7 @@ def _is_data_set(node: dict) -> bool:
 
 def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> None:
     """Check that images and masks of each split ("train", "val", "test") exist, the numbers of classes agree, and the
-    masks hold something to learn or score (``check_labels``).
+    masks hold something to learn or score (``check_labels``). Pipelines without CheckLabels get it.
 
     Args:
         every_class: whether each class needs a pixel.
@@ -124,9 +125,30 @@ def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> 
                 continue
             _check_classes(cfg, dataset, dataset_cfg)
             _check_files(dataset, split)
+            _add_label_check(dataset_cfg.get("pipeline"), len(dataset.metainfo.get("classes") or ()), dataset)
             if dataset_cfg not in checked:  # train and val may be the same
                 check_labels(dataset, dataset_cfg.get("pipeline") or (), split, dataset.ignore_index, every_class)
                 checked.append(dataset_cfg)
+
+
+def _add_label_check(pipeline: object, classes: int, dataset: BaseSegDataset) -> None:
+    """Insert CheckLabels after LoadAnnotations, also inside of ``TestTimeAug`` and the like, unless it is there or a
+    step of the user's own may change labels."""
+    if isinstance(pipeline, dict):
+        pipeline = list(pipeline.values())
+    if not isinstance(pipeline, list) or not 1 <= classes <= 255:
+        return
+    steps = [step for step in pipeline if isinstance(step, dict) and "type" in step]
+    names = [type_name(step) for step in steps]
+    if "LoadAnnotations" in names and "CheckLabels" not in names and all(map(_keeps_labels, names)):
+        check = {"type": "CheckLabels", "num_classes": classes, "ignore_index": dataset.ignore_index}
+        pipeline.insert(pipeline.index(steps[names.index("LoadAnnotations")]) + 1, check)
+    for child in pipeline:
+        _add_label_check(child, classes, dataset)
+
+
+def _keeps_labels(step: str) -> bool:
+    return getattr(STEPS.get(step), "__module__", "").startswith(("mm", "apt_dense"))
 
 
 def _build(dataset_cfg: dict, split: str) -> object:
@@ -148,11 +170,11 @@ def one_line(error: BaseException) -> str:
 def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> None:
     classes = len(dataset.metainfo.get("classes") or ())
     heads = [cfg.model.get("decode_head"), cfg.model.get("auxiliary_head")]
-    steps = [step for step in dataset_cfg.get("pipeline", ()) if step.get("type") == "CheckLabels"]
+    steps = [step for step in dataset_cfg.get("pipeline", ()) if type_name(step) == "CheckLabels"]
     for part in _flat(heads) + steps:
         if classes and part.get("num_classes", classes) != classes:
             raise ValueError(
-                f"{part['type']} has num_classes={part['num_classes']}, but {type(dataset).__name__} has {classes} "
+                f"{part['type']} has num_classes={part['num_classes']!r}, but {type(dataset).__name__} has {classes} "
                 "classes: set num_classes of decode_head, auxiliary_head and CheckLabels to the data set's number"
             )
 

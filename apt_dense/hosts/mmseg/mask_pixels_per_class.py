@@ -51,7 +51,7 @@ def check_labels(
     Raises:
         ValueError: naming the classes and what the files hold.
     """
-    steps = [TRANSFORMS.build(dict(step)) for step in _steps(pipeline) if step["type"] in READING]
+    steps = [TRANSFORMS.build(step) for step in _steps(pipeline) if type_name(step) in READING]
     classes = dataset.metainfo.get("classes") or ()
     entries = dataset.load_data_list()
     loads = any(isinstance(step, LoadAnnotations) for step in steps)
@@ -136,6 +136,12 @@ def _labels_of_file(path: str) -> np.ndarray:
     with Image.open(path) as mask:
         labels = np.asarray(mask)
     return np.bincount(labels.astype(np.uint8).ravel(), minlength=256)
+
+
+def type_name(step: Mapping) -> str:
+    """Return the name of a step's type, which configs also give as a class, or with a scope or package before it."""
+    kind = step.get("type")
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _steps(pipeline: Any) -> Iterator[Mapping]:

@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from apt_dense.hosts.check_resumed_checkpoints import entries_of
 from apt_dense.hosts.interrupts import Stopped, agreement
 from apt_dense.hosts.mmseg.safe_checkpoints import check_any_fits, check_weights
 from apt_dense.weights.files import write_text_whole
@@ -40,6 +41,11 @@ class APTCheckpointHook(CheckpointHook):
     A run killed while it writes therefore always leaves a checkpoint, also with ``max_keep_ckpts=1``, and a
     "last_checkpoint" that names it.
     """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note how much of an optimizer there is; runs without ``save_optimizer`` have none."""
+        if "optimizer" in checkpoint:
+            checkpoint.update(entries_of(checkpoint["optimizer"]))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._make_room(runner, step) if self.max_keep_ckpts > 0 else []

@@ -3,10 +3,11 @@
 from itertools import count
 from typing import Any
 
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from apt_dense.hosts.check_resumed_checkpoints import continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_moments, continuing_from
 
 _NUMBERS = count(1)
 
@@ -27,3 +28,6 @@ class APTRunner(Runner):
         """Load all parts of a checkpoint."""
         with continuing_from(filename):
             super().resume(filename, *args, **options)
+            wrapped = self.optim_wrapper
+            for one in wrapped.values() if isinstance(wrapped, OptimWrapperDict) else [wrapped]:
+                check_moments(one.optimizer, filename)

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
 from torch import Tensor, nn
 
-from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_parts, continuing_from
+from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_optimizer, check_parts, continuing_from
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_whole
 from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.tensor_checks import check_kinds, check_names
@@ -204,6 +204,7 @@ def _check_run(content: Mapping, cfg: Config, path: str) -> None:
     schedulers = _as_list(cfg.get("param_scheduler"))
     kinds = {"state_dict": Mapping, "message_hub": Mapping, "optimizer": Mapping}
     check_parts(content, kinds | ({"param_schedulers": (list, Mapping)} if schedulers else {}), path)
+    check_optimizer(content["optimizer"], content, path)
     check_parts(content["meta"], {"iter": int, "epoch": int}, path)
     check_iteration(content["meta"]["iter"], (cfg.get("train_cfg") or {}).get("max_iters"), path)
     states = content.get("param_schedulers") or []

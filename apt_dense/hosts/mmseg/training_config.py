@@ -12,6 +12,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from apt_dense.hosts.mmseg.config_errors import check_kinds_of_keys
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
 from apt_dense.hosts.mmseg.own_data_config import complete_own_data
 from apt_dense.hosts.mmseg.safe_checkpoints import check_start
@@ -52,6 +53,7 @@ def load_config(
         cfg.merge_from_dict(options)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"--cfg-options {' '.join(options)} does not fit {path}: {one_line(error)}") from error
+    check_kinds_of_keys(cfg)
     complete_own_data(cfg)
     check_start(cfg)
     return cfg

@@ -268,7 +268,11 @@ class Part:
         ({}, "it lacks trainer"),
         ({"trainer": None}, "its trainer is a NoneType"),
         ({"trainer": 3}, "its trainer is 3 int"),
-        ({"trainer": {}}, "a part of it is damaged .KeyError: 'iteration'"),
+        ({"trainer": {}}, "it lacks optimizer"),
+        (
+            {"trainer": {"optimizer": {"state": {}, "param_groups": []}}},
+            "a part of it is damaged .KeyError: 'iteration'",
+        ),
     ],
 )
 def test_runs_are_not_continued_without_their_trainer(parts: dict, message: str, tmp_path: Path) -> None:

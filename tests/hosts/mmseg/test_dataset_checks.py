@@ -10,9 +10,11 @@ from support.tiny_ade import CONFIGS, write_ade, write_mask
 
 pytest.importorskip("mmseg", reason="apt_dense.hosts.mmseg.dataset_checks checks data for MMSeg")
 
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS as STEPS
 
 from apt_dense.hosts.mmseg.dataset_checks import CheckLabels, check_data, dataset_configs
 from apt_dense.hosts.mmseg.training_config import load_config
@@ -119,6 +121,29 @@ def test_missing_list_of_images_is_named(ade: Path) -> None:
 def test_numbers_of_classes_must_agree(ade: Path, key: str) -> None:
     with pytest.raises(ValueError, match="has num_classes=19, but ADE20KDataset has 150"):
         check_data(config(ade, **{key: 19}), ("train",))
+
+
+@pytest.mark.parametrize("kind", ["LoadAnnotations", "mmseg.LoadAnnotations", LoadAnnotations], ids=str)
+@pytest.mark.parametrize("nested", [False, True])
+def test_labels_are_checked_where_a_pipeline_does_not(ade: Path, kind: object, nested: bool) -> None:
+    write_mask(ade, np.resize(np.uint8([1, 151, 200]), (64, 96)))
+    load, pack = dict(type=kind), dict(type="PackSegInputs")
+    steps = [dict(type="TestTimeAug", transforms=[[load], [pack]])] if nested else [load, pack]
+    pipeline = [dict(type="LoadImageFromFile"), *steps]
+    cfg = config(ade, **{"train_dataloader.dataset.pipeline": pipeline})
+    with pytest.raises(ValueError, match="label 150 .* 151 in the file, only 0 to 149"):
+        check_data(cfg, ("train",))
+
+
+def test_labels_stay_unchecked_where_a_step_of_ones_own_may_change_them(ade: Path) -> None:
+    @STEPS.register_module(force=True)
+    class LowerLabels(BaseTransform):
+        def transform(self, results: dict) -> dict:
+            return results
+
+    write_mask(ade, np.resize(np.arange(152, dtype=np.uint8), (64, 96)))
+    pipeline = [dict(type=name) for name in ("LoadImageFromFile", "LoadAnnotations", "LowerLabels")]
+    check_data(config(ade, **{"train_dataloader.dataset.pipeline": pipeline}), ("train",))
 
 
 def test_dataset_configs_looks_through_wrappers() -> None:
