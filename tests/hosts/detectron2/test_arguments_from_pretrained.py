@@ -42,9 +42,11 @@ def mae(tmp_path: Path) -> Path:
 
 
 @torch.inference_mode()
-def test_a_file_tells_the_arguments(mae: Path) -> None:
+def test_a_file_tells_the_arguments(mae: Path, caplog: pytest.LogCaptureFixture) -> None:
     theirs = timm_model("mae")
-    model = APTViT(pretrained=str(mae), num_heads=HEADS, out_feature="map").eval()
+    with caplog.at_level("INFO", "detectron2.apt_dense"):
+        model = APTViT(pretrained=str(mae), num_heads=HEADS, out_feature="map").eval()
+    assert f"APTViT weights from {mae}: {len(theirs.state_dict())} loaded" in caplog.text
     images = noise(1, 3, 64, 64)
     expected = theirs.forward_features(images)[:, 1:].mT
     torch.testing.assert_close(model(images)["map"].flatten(2), expected, atol=1e-4, rtol=0)
