@@ -188,8 +188,17 @@ def test_yacs_configs(dinov2: Path) -> None:
     assert torch.equal(net.blocks[1].mlp.fc2.weight, timm_model("dinov2").blocks[1].mlp.fc2.weight)
     with pytest.raises(ValueError, match="Add patch_size=16"):
         yacs(*file)
-    with pytest.raises(ValueError, match="do not tell num_heads"):
+    with pytest.raises(ValueError, match=r"do not tell num_heads.*given in MODEL\.APT\.PRETRAINED: .*NUM_HEADS"):
         yacs(*file[:2], "MODEL.APT.PRETRAINED.PATCH_SIZE", 16)
+
+
+def test_a_file_in_place_of_the_node_is_refused() -> None:
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(YAML))
+    cfg.MODEL.APT.PRETRAINED = "dinov2.pth"
+    with pytest.raises(ValueError, match=r"'dinov2\.pth' is a node; set MODEL\.APT\.PRETRAINED\.FILE"):
+        build_model(cfg)
 
 
 def test_yacs_answers(tmp_path: Path) -> None:
