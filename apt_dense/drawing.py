@@ -1,4 +1,6 @@
-"""Draw the patches of a scale map onto a picture. NumPy arrays in, a NumPy array out; nothing is read or written."""
+"""Draw the patches of a scale map onto a picture. Arrays or tensors in, a NumPy array out; no file is touched."""
+
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ def draw_patches(
     Args:
         image: (H, W, 3) uint8 RGB in [0, 255]; it is not changed.
         scale_map: (h, w) integers: the scale of the patch over each cell, -1 where there is none. The cells must cover
-            the image; what lies beyond its edges is ignored.
+            the image; what lies beyond its edges is ignored. Tensors are taken for either, on any device.
         patch_size: pixels of a cell in this image, which may be enlarged.
         line: width of the outlines in pixels.
         strength: of the outlines, in [0, 1]. Lower it for pictures of many small patches, which outlines would hide.
@@ -35,6 +37,7 @@ def draw_patches(
     Raises:
         ValueError: if an argument has another shape or type, or the cells do not cover the image.
     """
+    image, scale_map = _to_numpy(image), _to_numpy(scale_map)
     _check(image, scale_map, patch_size, line)
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} must be in [0, 1]")
@@ -51,11 +54,16 @@ def draw_patches(
     return np.rint(drawn).astype(np.uint8)
 
 
+def _to_numpy(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def _check(image: np.ndarray, scale_map: np.ndarray, patch_size: int, line: int) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3)")
+        raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3) in [0, 255]")
     if scale_map.ndim != 2 or scale_map.dtype.kind not in "iu":
-        raise ValueError(f"scale_map is {scale_map.dtype} of shape {scale_map.shape}; expected integers (h, w)")
+        one = ", such as scale_map[0] of a batch" if scale_map.ndim == 3 else ""
+        raise ValueError(f"scale_map is {scale_map.dtype} of shape {scale_map.shape}; expected integers (h, w){one}")
     if patch_size < 1 or line < 1:
         raise ValueError(f"patch_size={patch_size} and line={line}: expected pixels, at least 1")
     covered = tuple(cells * patch_size for cells in scale_map.shape)

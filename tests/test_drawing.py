@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,17 @@ def test_any_scale_map_that_covers_the_image(h: int, w: int, patch_size: int, li
 def test_arguments_that_do_not_fit(image: np.ndarray, scale_map: np.ndarray, patch_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_patches(image, scale_map, patch_size)
+
+
+def test_tensors_are_drawn_as_arrays_are() -> None:
+    image, scale_map = (
+        torch.full((32, 32, 3), 90, dtype=torch.uint8),
+        torch.tensor([[[1, 1], [1, 1]]], dtype=torch.int8),
+    )
+    drawn = draw_patches(image, scale_map[0], 16)
+    assert np.array_equal(drawn, draw_patches(image.numpy(), scale_map[0].numpy(), 16)) and (image == 90).all()
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 2\); expected integers \(h, w\), such as scale_map\[0\]"):
+        draw_patches(image, scale_map, 16)
 
 
 def test_neither_opencv_nor_pillow_is_imported() -> None:

@@ -23,6 +23,7 @@ from apt_dense.weights.files import CheckpointError, read_checkpoint
 
 TORCHVISION = "last.pth"  # of tools/train_det_torchvision.py
 DETECTRON2 = "config.yaml"  # of tools/train_det.py and Detectron2's DefaultTrainer
+FINAL = "model_final.pth"  # of either, also where config.yaml was forgotten
 _EXPECTED = (
     "expected the folder or a checkpoint of a run of train_det_torchvision.py (last.pth), train_seg.py, "
     "train_det.py or DefaultTrainer (both with config.yaml next to it)"
@@ -65,7 +66,10 @@ def _load(path: Path, config: str | None) -> TrainedDetector | TrainedSegmentor:
     if path.is_dir() and (path / TORCHVISION).is_file():
         path = path / TORCHVISION
     folder = path if path.is_dir() else path.parent
-    kind = "detectron2" if (folder / DETECTRON2).is_file() else "mmseg" if path.is_dir() else _kind_of_file(path)
+    if (folder / DETECTRON2).is_file() or (path / FINAL).is_file():
+        kind = "detectron2"
+    else:
+        kind = "mmseg" if path.is_dir() else _kind_of_file(path)
     if kind == "torchvision":
         if config is not None:
             raise ValueError(f"config={config}: {path} brings its own settings; leave config out")

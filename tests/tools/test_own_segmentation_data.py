@@ -19,6 +19,8 @@ import eval_seg
 import train_seg
 import visualize
 
+from apt_dense.hosts.load_trained import load_trained
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "mmseg"
@@ -67,6 +69,10 @@ def test_train_test_and_draw(
     assert len(list((tmp_path / "drawn").rglob("*.png"))) == 4
     predicted = np.asarray(Image.open(tmp_path / "masks" / "street_0.png"))
     assert predicted.shape == SIZE and set(np.unique(predicted)) <= {0, 1, 2}
+
+    trained = load_trained(work)  # photos go through the same pipeline, without the reading of masks
+    photo = np.asarray(Image.open(data / folders[0].format("val") / "street_0.jpg"))
+    assert trained.class_names == ("sky", "road", "car") and np.array_equal(trained.predict(photo), predicted)
 
 
 def test_augmented_tests_and_the_run_s_own_config(weights: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from apt_dense.weights.arguments_from_file import architecture_of
 from apt_dense.weights.arguments_in_own_metadata import plain_options
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 from apt_dense.weights.load import load_backbone
+
+logger = logging.getLogger("detectron2.apt_dense")  # below Detectron2's, whose lines its trainers show
 
 #: A config with one of these says what its backbone is; without, its weights do.
 SAY_IT_ALL = "embed_dim", "depth"
@@ -39,7 +42,8 @@ def described_by_file(init: Callable) -> Callable:
             options = completed(content, {**positional, **options})
             options.pop("self", None)
             init(self, **options)
-            load_backbone(self, content, resize_patches=flag("resize_patches", options.get("resize_patches", False)))
+            resize = flag("resize_patches", options.get("resize_patches", False))
+            logger.info("APTViT weights from %s: %s", path, load_backbone(self, content, resize_patches=resize))
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,9 +19,13 @@ FILE = "classes.json"  # [[id in annotation files, name], ...] in the order of t
 Classes = list[tuple[int, str]]
 
 
-def write_classes(cfg: DictConfig, folder: str | Path) -> None:
-    """Write the classes of a lazy config's data set to a run's folder, where they are known. Raises OSError."""
-    names = [OmegaConf.select(cfg, f"dataloader.{part}.dataset.names") for part in ("train", "test")]
+def write_classes(cfg: DictConfig | CfgNode, folder: str | Path) -> None:
+    """Write the classes of the data set of a config, lazy or yacs, to a run's folder, where they are known. Raises
+    OSError."""
+    if isinstance(cfg, CfgNode):
+        names = [cfg.DATASETS.TRAIN, cfg.DATASETS.TEST]
+    else:
+        names = [OmegaConf.select(cfg, f"dataloader.{part}.dataset.names") for part in ("train", "test")]
     classes = known_classes(_flat(names))
     if classes is not None:
         write_text_whole(Path(folder, FILE), json.dumps(classes) + "\n")
@@ -39,15 +44,18 @@ def read_classes(folder: Path, data_sets: Iterable[Any], count: int) -> Classes:
 
 
 def known_classes(data_sets: Iterable[str]) -> Classes | None:
-    """Ask Detectron2's catalogue, or an annotation file that a data set is named after; None if no one knows."""
+    """Ask Detectron2's catalogue, or the annotation file that a data set is registered with or named after; None if no
+    one knows."""
     for name in data_sets:
-        names = MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else None
+        metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+        names = metadata.get("thing_classes") if metadata else None
         if names:
-            labels = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+            labels = metadata.get("thing_dataset_id_to_contiguous_id")
             ids = sorted(labels, key=labels.get) if labels else range(1, len(names) + 1)
             return list(zip(ids, names, strict=True))
-        if name.endswith(".json") and Path(name).is_file():
-            listed = read_annotations(Path(name))["categories"]
+        file = str(metadata.get("json_file")) if metadata else name  # read by Detectron2 when training starts
+        if file.endswith(".json") and Path(file).is_file():
+            listed = read_annotations(Path(file))["categories"]
             return sorted((entry["id"], str(entry.get("name", entry["id"]))) for entry in listed)
     return None
 

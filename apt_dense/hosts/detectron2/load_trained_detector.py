@@ -67,7 +67,7 @@ def load_trained_detector(path: Path, config: str | None = None) -> Detectron2De
     if config is not None:
         parts = _of_lazy_config(config)
     else:
-        content = read_run_config(path.parent / CONFIG)
+        content = _with_weights_of_run(read_run_config(path.parent / CONFIG), path)
         read = _of_run if "model" in content else _of_yacs
         parts = read(content, path.parent / CONFIG)
     model, names = parts.pop("model"), parts.pop("names")
@@ -92,6 +92,17 @@ def _of_run(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return model, input and data sets of a lazy config as a run dumped it."""
     config = resolved(content, path)
     return {"model": build(config["model"], path), **_input(config.get("dataloader"), config["model"])}
+
+
+def _with_weights_of_run(content: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Let a run's checkpoint tell the architecture, where its yacs config names the file that training started from:
+    that one may be gone, and only files of the run are read."""
+    part: Any = content
+    for key in ("MODEL", "APT", "PRETRAINED"):
+        part = part.get(key) if isinstance(part, dict) else None
+    if isinstance(part, dict) and part.get("FILE"):
+        part["FILE"] = str(checkpoint)
+    return content
 
 
 def _of_lazy_config(config: str) -> dict[str, Any]:

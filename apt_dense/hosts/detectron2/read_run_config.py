@@ -64,7 +64,10 @@ def read_run_config(path: Path) -> dict[str, Any]:
         ValueError: if it is not YAML, or holds no config.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; Detectron2 writes it next to the checkpoints of a run")
+        raise FileNotFoundError(
+            f"{path} does not exist. Detectron2's default_setup and tools/train_det.py write it; for another run of a "
+            f"yacs config, call apt_dense.hosts.detectron2.save_run_config(cfg)"
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Reader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -1,15 +1,19 @@
 """The adaptive ViT in Detectron2's yacs configs."""
 
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.utils import comm
 
 from apt_dense.hosts.detectron2.backbone import APTViT
+from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions
+from apt_dense.weights.files import CheckpointError, write_text_whole
 
 #: Arguments that a file of weights tells, whatever the config says.
 _OF_FILE = (
@@ -63,6 +67,23 @@ def add_apt_config(cfg: CfgNode) -> None:
     })  # fmt: skip
 
 
+def save_run_config(cfg: CfgNode) -> None:
+    """Write what ``load_trained`` needs next to the checkpoints of a ``DefaultTrainer``: config.yaml and, if the data
+    sets of the config are known, classes.json, both in ``cfg.OUTPUT_DIR``.
+
+    Call it in a script that does not call Detectron2's ``default_setup``, and in others for the names of the classes.
+    In several processes, the first alone writes.
+
+    Raises:
+        OSError: if the files cannot be written.
+    """
+    if comm.is_main_process():
+        folder = Path(cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(folder / "config.yaml", cfg.dump())
+        write_classes(cfg, folder)
+
+
 @BACKBONE_REGISTRY.register()
 def build_apt_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
     """Build the backbone that yacs configs name in MODEL.BACKBONE.NAME: the adaptive ViT of MODEL.APT and its pyramid,
@@ -72,21 +93,25 @@ def build_apt_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFe
     INPUT.FORMAT.
 
     Raises:
-        ValueError: if the config has no node MODEL.APT.
+        ValueError: if the config has no node MODEL.APT, or PRETRAINED in it is no node.
+        FileNotFoundError, CheckpointError: for weights that cannot be read or do not tell an argument.
     """
     if "APT" not in cfg.MODEL:
         raise ValueError("the config has no node MODEL.APT; call add_apt_config(cfg) before merging files into it")
     options = {name.lower(): value for name, value in cfg.MODEL.APT.items()}
     pyramid, pretrained = options.pop("pyramid"), options.pop("pretrained")
+    if not isinstance(pretrained, CfgNode):
+        raise ValueError(f"MODEL.APT.PRETRAINED={pretrained!r} is a node; set MODEL.APT.PRETRAINED.FILE to the file")
     if pretrained.FILE:
         options = {name: value for name, value in options.items() if name not in _OF_FILE} | _answers(pretrained)
-    net = APTViT(
-        in_chans=input_shape.channels,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-        channel_order=cfg.INPUT.FORMAT,
-        **options,
-    )
+    pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD, "channel_order": cfg.INPUT.FORMAT}
+    try:
+        net = APTViT(in_chans=input_shape.channels, **pixels, **options)
+    except CheckpointError as error:
+        keys = ", ".join(name for name in pretrained if name != "FILE")
+        raise CheckpointError(
+            f"{error}. In this config, arguments are given in MODEL.APT.PRETRAINED: {keys}"
+        ) from error
     return SimpleFeaturePyramid(
         net,
         "last_feat",

@@ -42,9 +42,11 @@ def mae(tmp_path: Path) -> Path:
 
 
 @torch.inference_mode()
-def test_a_file_tells_the_arguments(mae: Path) -> None:
+def test_a_file_tells_the_arguments(mae: Path, caplog: pytest.LogCaptureFixture) -> None:
     theirs = timm_model("mae")
-    model = APTViT(pretrained=str(mae), num_heads=HEADS, out_feature="map").eval()
+    with caplog.at_level("INFO", "detectron2.apt_dense"):
+        model = APTViT(pretrained=str(mae), num_heads=HEADS, out_feature="map").eval()
+    assert f"APTViT weights from {mae}: {len(theirs.state_dict())} loaded" in caplog.text
     images = noise(1, 3, 64, 64)
     expected = theirs.forward_features(images)[:, 1:].mT
     torch.testing.assert_close(model(images)["map"].flatten(2), expected, atol=1e-4, rtol=0)
@@ -186,8 +188,17 @@ def test_yacs_configs(dinov2: Path) -> None:
     assert torch.equal(net.blocks[1].mlp.fc2.weight, timm_model("dinov2").blocks[1].mlp.fc2.weight)
     with pytest.raises(ValueError, match="Add patch_size=16"):
         yacs(*file)
-    with pytest.raises(ValueError, match="do not tell num_heads"):
+    with pytest.raises(ValueError, match=r"do not tell num_heads.*given in MODEL\.APT\.PRETRAINED: .*NUM_HEADS"):
         yacs(*file[:2], "MODEL.APT.PRETRAINED.PATCH_SIZE", 16)
+
+
+def test_a_file_in_place_of_the_node_is_refused() -> None:
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(YAML))
+    cfg.MODEL.APT.PRETRAINED = "dinov2.pth"
+    with pytest.raises(ValueError, match=r"'dinov2\.pth' is a node; set MODEL\.APT\.PRETRAINED\.FILE"):
+        build_model(cfg)
 
 
 def test_yacs_answers(tmp_path: Path) -> None:

@@ -10,18 +10,23 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed (it is built from source, see its INSTALL page)")
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
 
-from apt_dense.hosts.detectron2 import add_apt_config
+from apt_dense.hosts.detectron2 import add_apt_config, save_run_config
 from apt_dense.hosts.detectron2.load_trained_detector import load_trained_detector
+from apt_dense.hosts.load_trained import load_trained
 from apt_dense.hosts.trained_model_types import Detections
 
+from support.families import HEADS, timm_model
 from support.references import randomise
-from support.tiny_coco import ADAPTIVE, ROOT, TINY_YACS, one_thread, tiny_config  # noqa: F401 (an automatic fixture)
+from support.tiny_coco import ADAPTIVE, ROOT, TINY_YACS, one_thread, tiny_config, write_coco  # noqa: F401 (an automatic fixture)
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 PHOTO[:, :30] = 90
@@ -83,6 +88,34 @@ def test_runs_of_default_trainer(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: os.mkdir}\n")
     with pytest.raises(ValueError, match="its model cannot be built.*os.mkdir"):
         load_trained_detector(tmp_path)
+
+
+def test_a_run_of_default_trainer_that_a_file_described(tmp_path: Path) -> None:
+    """Its config is saved by hand, and the file that training started from is gone."""
+    file = tmp_path / "dinov2.pth"
+    torch.save(dict(timm_model("dinov2").state_dict()), file)
+    write_coco(tmp_path / "coco", images=2)
+    register_coco_instances("own", {}, str(tmp_path / "coco" / "annotations" / "instances_train2017.json"), "x")
+    cfg = get_cfg()
+    add_apt_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "detectron2" / "mask_rcnn_apt_vitdet_b.yaml"))
+    cfg.merge_from_list([*TINY_YACS, "MODEL.APT.PRETRAINED.FILE", str(file), "MODEL.APT.PRETRAINED.NUM_HEADS", HEADS])
+    cfg.merge_from_list(["MODEL.APT.PRETRAINED.PATCH_SIZE", 16, "INPUT.MIN_SIZE_TEST", 100, "DATASETS.TRAIN", ("own",)])
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.OUTPUT_DIR = 0.0, str(tmp_path / "run")
+    model = randomise(build_model(cfg)).eval()
+    file.unlink()
+    save_run_config(cfg)
+    DetectionCheckpointer(model, cfg.OUTPUT_DIR).save("model_final")
+    DatasetCatalog.remove("own"), MetadataCatalog.remove("own")
+    trained = load_trained(tmp_path / "run")
+    assert trained.class_names == ("red", "green", "blue") and trained.category_ids == (3, 7, 20)
+    resized = ResizeShortestEdge([100, 100], 1024).get_transform(PHOTO).apply_image(PHOTO)
+    image = torch.from_numpy(resized.transpose(2, 0, 1).copy()).float()
+    with torch.no_grad():
+        expect(trained.predict(PHOTO, 0), model([{"image": image, "height": 60, "width": 80}])[0]["instances"])
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist.*save_run_config\(cfg\)"):
+        load_trained(tmp_path / "run")
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
