@@ -41,7 +41,7 @@ with needed_packages("calibrate"):
 
     from apt_dense import PatchSelector
     from apt_dense.hosts.vit_sizes_and_windows import SIZES
-    from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
+    from apt_dense.patches.calibration import Calibration, CurveStatistics, Target, scalable
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
 
@@ -98,6 +98,7 @@ def calibrate(options: argparse.Namespace) -> Calibration:
     selector, sizes = selector_of(options), Sizes(options.size, options.square)
     if not selector.thresholds:
         raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
+    scalable(selector.thresholds)
     options.patch_size = selector.patch_size
     if options.milliseconds is None:
         target_of(options)  # before anything is measured
@@ -198,7 +199,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, default=2, help="processes that read photos (default: %(default)s)")
     add("--force", action="store_true", help="measure all photos again")
     options = parser.parse_args(argv)
-    for name, least in (("size", 1), ("square", 1), ("photos", 1), ("workers", 0), ("milliseconds", 0)):
+    if options.milliseconds is not None and not 0 < options.milliseconds < float("inf"):
+        parser.error(f"--milliseconds {options.milliseconds}: expected a finite number above 0")
+    for name, least in (("size", 1), ("square", 1), ("photos", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} {value}: expected at least {least}")

@@ -4,9 +4,12 @@ Curves come one image at a time and are kept in a histogram, so that memory does
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import numpy as np
+
+from apt_dense import option_checks
+from apt_dense.option_checks import Options, number, option, optional
 
 #: Factors that curves are made for: from a quarter to four times, 1.1 % apart.
 FACTORS = np.exp2(np.arange(-128, 129) / 64)
@@ -14,23 +17,26 @@ _BINS = 1000  # of the share of tokens, for quantiles
 _SIGNIFICANT = 1.96  # standard errors of 95 %
 
 
+def _above_0_to_1(name: str, value: object) -> float:
+    if number(above=0)(name, value) > 1:
+        raise ValueError(f"{name}={value} must be a share of all tokens, above 0 and at most 1")
+    return float(value)
+
+
 @dataclass(frozen=True)
-class Target:
+class Target(Options):
     """A share of tokens to reach.
 
     Args:
         share: tokens kept, in (0, 1].
-        quantile: of the images whose tokens are to be at most that share; None for the mean over images.
+        quantile: of the images whose tokens are to be at most that share, such as 0.95; None for the mean over images.
+
+    Raises:
+        ValueError, TypeError: for values of another type or out of range.
     """
 
-    share: float
-    quantile: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"target share {self.share}: expected a share of all tokens, above 0 and at most 1")
-        if self.quantile is not None and not 0 < self.quantile < 1:
-            raise ValueError(f"target quantile {self.quantile}: expected a number between 0 and 1, such as 0.95")
+    share: float = option(MISSING, _above_0_to_1, label="target share")
+    quantile: float | None = option(None, optional(number(above=0, below=1)), label="target quantile")
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,15 @@ class Calibration:
     quantiles: tuple[float, float, float]
     cells: tuple[float, ...]
     images: int
+
+
+def scalable(thresholds: Sequence[float]) -> tuple[float, ...]:
+    """Check thresholds that are to be scaled by a factor. Raises ValueError, TypeError."""
+    checked = option_checks.thresholds("thresholds", thresholds)
+    for each in checked:
+        if not 0 <= each < np.inf:
+            raise ValueError(f"thresholds={checked} cannot be scaled: {each:g} must be a finite number, 0 or more")
+    return checked
 
 
 class CurveStatistics:
@@ -97,13 +112,15 @@ class CurveStatistics:
         """Choose the factor with which the images keep the target's share of tokens.
 
         Raises:
-            ValueError: without images, and for a share that no factor reaches, naming those that are.
+            ValueError, TypeError: without images, for thresholds that cannot be scaled, and for a share that no factor
+                reaches, naming those that are.
         """
+        thresholds = scalable(thresholds)
         if not self.images:
             raise ValueError("no images to calibrate on: none could be read")
         curve = self.mean() if target.quantile is None else self.quantile(target.quantile)
         place = _place_of(curve, target.share)
-        return self._at(place, tuple(thresholds))
+        return self._at(place, thresholds)
 
     def _at(self, place: float, thresholds: tuple[float, ...]) -> Calibration:
         """Describe a place between two factors."""

@@ -102,6 +102,24 @@ def test_targets_out_of_range(share: float, quantile: float | None) -> None:
         Target(share, quantile)
 
 
+@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], float("inf")])
+@pytest.mark.parametrize("name", ["share", "quantile"])
+def test_targets_of_another_kind(name: str, value: object) -> None:
+    if (name, value) == ("quantile", None):
+        return
+    with pytest.raises((TypeError, ValueError), match=f"^target {name}="):
+        Target(**{"share": 0.5, name: value})
+
+
+@pytest.mark.parametrize(
+    "thresholds", [(np.inf, 3.0), (-3.0,), (3.0, -1.0), (np.nan,), (3.0, 4.0), ("3",), 3.0, "3", None, (True,)]
+)
+def test_thresholds_that_cannot_be_scaled(thresholds: object) -> None:
+    statistics = CurveStatistics(2)
+    with pytest.raises((TypeError, ValueError), match="^thresholds="):
+        statistics.calibrate(thresholds, Target(0.5))
+
+
 def test_no_images() -> None:
     with pytest.raises(ValueError, match="no images"):
         CurveStatistics(3).calibrate((5.5, 4.0), Target(0.5))

@@ -120,7 +120,8 @@ def test_another_target_needs_no_measurement(photos: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--tokens", "1.5"], "share 1.5"),
+        (["--tokens", "1.5"], "share=1.5"),
+        (["--tokens", "0.6", "--thresholds", "inf", "3"], "cannot be scaled"),
         (["--tokens", "0.6", "--thresholds", "4", "5"], "rise with the scale"),
         (["--tokens", "0.001"], "is not reached"),
         (["--tokens-per-image", "30"], "give --square"),
