@@ -5,9 +5,10 @@
     python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
     python tools/calibrate.py my_photos/ --out calibration/ --masks my_masks/ --mixed 0.3
 
-Thresholds do not carry over between data sets: at the same ones, a portrait keeps half of its tokens and a meadow
-nearly all. The thresholds given (--thresholds, or those of --config) are scaled by one factor, found from the scores of
-all photos in one pass. OUT then holds
+Photos are measured in their own sizes unless --size, --square or --config says in which one the model sees them: the
+same scene keeps fewer tokens the more pixels it has. Thresholds do not carry over between data sets, either: at the
+same ones, a portrait keeps half of its tokens and a meadow nearly all. The thresholds given (--thresholds, or those of
+--config) are scaled by one factor, found from the scores of all photos in one pass. OUT then holds
 
 - thresholds.json: thresholds, shares of tokens (mean, 5, 50 and 95 % of the photos), area by patch size, and what to
   expect of other photos of the same kind;
@@ -28,7 +29,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from shared.packages import needed_packages
 
 with needed_packages("calibrate"):
     import numpy as np
-    from visualize import selector_of
+    from visualize import config_scale, read_config, selector_of
 
     from apt_dense import PatchSelector
     from apt_dense.hosts.vit_sizes_and_windows import SIZES
@@ -93,9 +94,17 @@ def settings_of(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes, m
     return {**options, **pixels, **sizes._asdict(), "photos": f"{len(photos)}, names {names}", "masks": str(masks)}
 
 
+def sizes_of(options: argparse.Namespace, cfg: Mapping[str, Any] | None) -> Sizes:
+    """Return the size that is asked for, or else the one in which the config's model is tested."""
+    if options.size or options.square or cfg is None:
+        return Sizes(options.size, options.square)
+    return Sizes(within=config_scale(cfg))
+
+
 def calibrate(options: argparse.Namespace) -> Calibration:
     """Measure the curves, choose thresholds, write the report. Raises ValueError, TypeError, OSError."""
-    selector, sizes = selector_of(options), Sizes(options.size, options.square)
+    cfg = read_config(options.config) if options.config else None
+    selector, sizes = selector_of(options, cfg), sizes_of(options, cfg)
     if not selector.thresholds:
         raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
     scalable(selector.thresholds)
@@ -166,6 +175,8 @@ def write_report(
     content = {**asdict(found), "thresholds": chosen.thresholds, "settings": settings}
     write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
     print(describe(found, selector.patch_size))
+    if sizes == Sizes():
+        print("measured in the photos' own sizes; name the size that the model sees with --size, --square or --config")
     print(f"{out}/snippets.md has the lines for your config; look at {out}/worst.png and {out}/histogram.png")
 
 
@@ -191,7 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
     add("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")
     add("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
-    add("--config", type=Path, help="MMSeg config whose backbone's settings replace these defaults")
+    add("--config", type=Path, help="MMSeg config whose backbone's settings, and test size, replace these defaults")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
     size.add_argument("--square", type=int, metavar="N", help="cut the middle square, resized to N pixels")

@@ -8,7 +8,8 @@
 Each photo NAME.jpg gives NAME_patches.png: the photo, and next to it the same with the outline of every patch, larger
 patches tinted by their size, under a caption with the number of patches of each size, the share of tokens kept and the
 thresholds. Small photos are shown enlarged, large ones shrunk, with a lighter grid. With --stats-only, a line for each
-photo is printed instead. No weights are needed: the partition depends on the pixels only.
+photo is printed instead. No weights are needed: the partition depends on the pixels only. Photos keep their size unless
+--size or the config's tests resize them.
 
 A folder stands for the photos directly in it. A photo that cannot be read is named and left out; the others are still
 drawn, and the exit status is 1. A folder without photos or a missing path stops the run before anything is written.
@@ -18,7 +19,7 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,20 @@ with needed_packages("visualize"):
 
     from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
-    from shared.picture_layout import resize_longer_side, write_png
+    from shared.picture_layout import resize_longer_side, resize_within, write_png
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
+LINES_OF_OWN_DATA = {"pretrained", "architecture", "image_size"}  # of configs/mmseg/own_data_*.py
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
 
 
-def read_image(path: Path, size: int | None = None) -> np.ndarray:
-    """Read a photo as (H, W, 3) uint8 RGB, its longer side resized to ``size`` pixels. Raises ValueError, OSError."""
+def read_image(path: Path, size: int | None = None, scale: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a photo as (H, W, 3) uint8 RGB, its longer side resized to ``size`` pixels, or within those of ``scale``.
+    Raises ValueError, OSError."""
     image = read_photo(path)
-    return image if size is None else resize_longer_side(image, size)
+    if size is not None:
+        return resize_longer_side(image, size)
+    return image if scale is None else resize_within(image, scale)
 
 
 def name_pictures(photos: Sequence[Path], out: Path) -> list[Path]:
@@ -57,8 +62,8 @@ def name_pictures(photos: Sequence[Path], out: Path) -> list[Path]:
     return pictures
 
 
-def config_options(path: Path) -> dict[str, Any]:
-    """Return the options of an MMSeg config's backbone that decide about the patches. Raises ValueError."""
+def read_config(path: Path) -> Mapping[str, Any]:
+    """Read an MMSeg config with an ``APTViT``, completed by what its weights tell. Raises ValueError, OSError."""
     try:
         from mmengine.config import Config
     except ImportError as error:
@@ -73,16 +78,35 @@ def config_options(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not an MMSeg config: {type(error).__name__}: {reason[0]}") from error
     if backbone.get("type") != "APTViT":
         raise ValueError(f"--config {path}: its backbone is {backbone.get('type')}, expected APTViT")
-    if "patch_size" not in backbone and "pretrained" in backbone:  # its weights may tell
+    if "patch_size" not in backbone and not cfg.keys().isdisjoint(LINES_OF_OWN_DATA):
+        from apt_dense.hosts.mmseg.own_data_config import complete_from_weights
+
+        complete_from_weights(cfg)
+    elif "patch_size" not in backbone and "pretrained" in backbone:  # its weights may tell
         from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
 
         fill_in_config(cfg)
+    return cfg
+
+
+def config_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a config's backbone that decide about the patches."""
+    backbone = cfg["model"]["backbone"]
     return {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}
 
 
-def selector_of(args: argparse.Namespace) -> PatchSelector:
+def config_scale(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the scale that a config's tests resize photos within; None if they do not, or change their shape."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
+    pipeline = (loader.get("dataset") or {}).get("pipeline") or cfg.get("test_pipeline") or ()
+    steps = [step for step in pipeline if step.get("type") == "Resize" and step.get("keep_ratio")]
+    scale = steps[0].get("scale") if steps else None
+    return tuple(scale) if isinstance(scale, Sequence) and len(scale) == 2 else None
+
+
+def selector_of(args: argparse.Namespace, cfg: Mapping[str, Any] | None) -> PatchSelector:
     """Choose patches as the config says, except where the command line says otherwise. Raises ValueError, TypeError."""
-    options = config_options(args.config) if args.config else {}
+    options = {} if cfg is None else config_options(cfg)
     given = {"thresholds": args.thresholds, "scorer": args.scorer, "patch_size": args.patch_size}
     options |= {key: value for key, value in given.items() if value is not None}
     if options.get("scorer", "entropy") != "entropy" and "thresholds" not in options:
@@ -91,14 +115,18 @@ def selector_of(args: argparse.Namespace) -> PatchSelector:
 
 
 def draw_all(
-    photos: Sequence[Path], pictures: Sequence[Path | None], selector: PatchSelector, size: int | None
+    photos: Sequence[Path],
+    pictures: Sequence[Path | None],
+    selector: PatchSelector,
+    size: int | None,
+    scale: tuple[int, int] | None,
 ) -> list[float]:
     """Write all pictures, or a line for each photo without one, and return the shares of tokens kept; a damaged photo
     is reported and left out."""
     shares = []
     for photo, picture in zip(tqdm(photos, "drawing", unit="photo", disable=len(photos) == 1), pictures, strict=True):
         try:
-            image = read_image(photo, size)
+            image = read_image(photo, size, scale)
         except (ValueError, OSError) as error:
             tqdm.write(f"visualize: left out: {error}", file=sys.stderr)
             continue
@@ -128,7 +156,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")
     parser.add_argument("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
     parser.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
-    parser.add_argument("--config", type=Path, help="MMSeg config whose backbone's settings replace these defaults")
+    parser.add_argument(
+        "--config", type=Path, help="MMSeg config whose backbone's settings, and test size, replace these defaults"
+    )
     args = parser.parse_args(argv)
     if args.out is None and not args.stats_only:
         parser.error("give --out for pictures, or --stats-only for numbers alone")
@@ -140,10 +170,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        selector = selector_of(args)
+        cfg = read_config(args.config) if args.config else None
+        selector, scale = selector_of(args, cfg), None if cfg is None else config_scale(cfg)
         photos = find_photos(args.inputs)
         pictures = [None] * len(photos) if args.stats_only else name_pictures(photos, args.out)
-        shares = draw_all(photos, pictures, selector, args.size)
+        shares = draw_all(photos, pictures, selector, args.size, scale)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"visualize: {error}")
     if shares:

@@ -59,6 +59,7 @@ def test_the_target_is_met_and_everything_is_written(
     said = capsys.readouterr()
     assert mean_share(photos, found["thresholds"]) == pytest.approx(0.6, abs=0.01) and found["images"] == 12
     assert "broken.jpg is not a readable photograph" in said.err and "60.0% on average over 12 photos" in said.out
+    assert "in the photos' own sizes; name the size that the model sees" in said.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "curves.jsonl", "histogram.png", "snippets.md", "thresholds.json", "worst.png",
     ]  # fmt: skip
@@ -66,6 +67,8 @@ def test_the_target_is_met_and_everything_is_written(
 
 
 def test_other_targets(photos: Path, tmp_path: Path) -> None:
+    within = Sizes(within=(60, 30))
+    assert within.apply(np.zeros((40, 100, 3), np.uint8)).shape == (24, 60, 3)
     square = Sizes(square=64)
     found = run(photos, tmp_path / "a", "--tokens-per-image", "40", "--square", "64")
     assert mean_share(photos, found["thresholds"], square) * 64 == pytest.approx(40, abs=0.7)

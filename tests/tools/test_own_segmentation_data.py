@@ -85,6 +85,11 @@ def test_augmented_tests_and_the_run_s_own_config(weights: Path, tmp_path: Path)
     assert "mIoU" in eval_seg.main([left, str(tmp_path / "work" / "iter_1.pth"), *options])
     visualize.main([str(data / "images" / "val"), "--out", str(tmp_path / "patches"), "--config", left])
     assert len(list((tmp_path / "patches").glob("*.png"))) == 2
+    whole = visualize.read_config(Path(left))
+    Path(config).write_text(f"{Path(config).read_text()}image_size = 96\n")
+    short = visualize.read_config(Path(config))  # tells the same: patches and sizes of its weights and lines
+    assert visualize.config_options(short) == visualize.config_options(whole)
+    assert visualize.config_scale(short) == visualize.config_scale(whole) == (384, 96)
 
 
 def test_a_list_that_lacks_a_value_ends_in_a_line(weights: Path, tmp_path: Path) -> None:

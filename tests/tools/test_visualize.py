@@ -49,7 +49,32 @@ def test_the_patch_size_of_a_config_is_that_of_its_weights(tmp_path: Path) -> No
     torch.save(APTViT(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2).state_dict(), tmp_path / "x.pth")
     backbone = {"type": "APTViT", "pretrained": str(tmp_path / "x.pth"), "thresholds": (5.0,)}
     (tmp_path / "config.py").write_text(f"model = dict(backbone={backbone!r})")
-    assert visualize.config_options(tmp_path / "config.py")["patch_size"] == 8
+    assert visualize.config_options(visualize.read_config(tmp_path / "config.py"))["patch_size"] == 8
+
+
+def test_photos_have_the_size_that_a_config_tests_them_in(photo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmseg", reason="reads a config of MMSegmentation")
+    from mmcv.transforms import Resize
+
+    backbone = {"type": "APTViT", "patch_size": 4, "thresholds": (5.0,)}
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": (90, 29), "keep_ratio": True}]
+    lines = f"model = dict(backbone={backbone!r})", f"test_dataloader = dict(dataset=dict(pipeline={steps!r}))"
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    scale = visualize.config_scale(visualize.read_config(tmp_path / "config.py"))
+    expected = Resize((90, 29), keep_ratio=True)({"img": visualize.read_image(photo)})["img"]
+    assert expected.shape == (29, 44, 3) and np.array_equal(visualize.read_image(photo, None, scale), expected)
+    assert visualize.read_image(photo, 48, scale).shape == (32, 48, 3), "--size goes first"
+
+
+def test_a_config_s_size_is_that_of_the_pictures(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mmengine", reason="reads a config of MMSegmentation")
+    steps = [{"type": "Resize", "scale": (128, 32), "keep_ratio": True}]
+    lines = "model = dict(backbone=dict(type='APTViT', patch_size=8))", f"test_pipeline = {steps!r}"
+    (tmp_path / "config.py").write_text("\n".join(lines))
+    visualize.main([str(photo), "--stats-only", "--config", str(tmp_path / "config.py")])
+    assert "48 x 32   tokens kept 24 of 24" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("size", "longer"), [((64, 96), 576), ((400, 900), 900), ((300, 3000), 1875)])

@@ -24,7 +24,7 @@ from apt_dense.patches.token_curve import patches_by_factor
 
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
-from shared.picture_layout import resize_longer_side
+from shared.picture_layout import resize_longer_side, resize_within
 
 
 class PhotoCurve(NamedTuple):
@@ -43,20 +43,24 @@ class PhotoCurve(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How photos are resized before they are cut into patches: not at all if both are None.
+    """How photos are resized before they are cut into patches: not at all if all are None.
 
     Args:
         longer: pixels of the longer side.
         square: pixels of a square, to which the shorter side is resized and the middle of the longer one is cut.
+        within: most pixels of the longer and of the shorter side, as in MMSegmentation's configs.
     """
 
     longer: int | None = None
     square: int | None = None
+    within: tuple[int, int] | None = None
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
         """Resize a picture (H, W, 3) uint8."""
         if self.longer is not None:
             return resize_longer_side(picture, self.longer)
+        if self.within is not None:
+            return resize_within(picture, self.within)
         if self.square is None:
             return picture
         middle = _middle(picture)

@@ -83,6 +83,15 @@ def fit_canvas(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return canvas
 
 
+def resize_within(image: np.ndarray, scale: Sequence[int]) -> np.ndarray:
+    """Resize a picture as MMCV's Resize with keep_ratio: the longer side to at most max(scale) pixels, and the shorter
+    one to at most min(scale)."""
+    height, width = image.shape[:2]
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    size = max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
 def resize_longer_side(image: np.ndarray, longer: int) -> np.ndarray:
     """Resize to ``longer`` pixels along the longer side, keeping the proportions: area averages down, cubic up."""
     scale = longer / max(image.shape[:2])

@@ -50,6 +50,15 @@ def complete_own_data(cfg: Config) -> None:
     classes = len(read_own_classes(Path(datasets[0][1]["data_root"])).names)
     for head in _heads(cfg.model):
         head["num_classes"] = head.get("num_classes") or classes
+    complete_from_weights(cfg)
+
+
+def complete_from_weights(cfg: Config) -> None:
+    """Complete what the lines ``pretrained``, ``architecture`` and ``image_size`` of a config decide, without its data.
+
+    Raises:
+        FileNotFoundError, ValueError: if the weights are not there, or do not tell enough.
+    """
     if "pretrained" in cfg or "architecture" in cfg:
         complete_model(cfg, cfg.pop("pretrained", None), cfg.pop("architecture", None))
     if "image_size" in cfg:
