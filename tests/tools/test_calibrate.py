@@ -109,6 +109,9 @@ def test_an_interrupted_run_continues_with_the_same_result(
 
 
 def test_workers_give_the_same_in_the_same_order(photos: Path, tmp_path: Path) -> None:
+    """Also after OpenCV has started threads in the main process."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(photos, one, "--tokens", "0.6") == run(photos, two, "--tokens", "0.6", "--workers", "2")
     assert (one / "curves.jsonl").read_text() == (two / "curves.jsonl").read_text()
