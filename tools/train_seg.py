@@ -28,6 +28,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
+    from apt_dense.hosts.mmseg.readable_images import DataError, line_of
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
     from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with lock_folder(cfg.work_dir) if alone_or_first else contextlib.nullcontext():
             train(cfg)
+    except DataError as error:
+        sys.exit(f"train_seg: {line_of(error)}")
     except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"train_seg: {' '.join(str(error).split())}")
     except Stopped as stopped:
