@@ -84,7 +84,8 @@ def test_resume_continues_from_the_last_checkpoint(trained: Path, config: str, a
     work_dir.mkdir()
     shutil.copy(trained / "iter_2.pth", work_dir)
     (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_2.pth"))
-    train(config, ade, work_dir, "--resume")
+    train(config, ade, work_dir, "--resume", "--cfg-options", "train_cfg.val_interval=2")
+    assert [line["step"] for line in logged(work_dir, "mIoU")] == [2, 4], "an evaluation was due when it was stopped"
     before, after = logged(trained), logged(work_dir)
     assert [line["step"] for line in after] == [3, 4]
     assert [line["lr"] for line in after] == [line["lr"] for line in before[2:]]
