@@ -23,6 +23,7 @@ with needed_packages("eval_seg"):
     from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
+    from apt_dense.hosts.mmseg.readable_images import DataError, line_of
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe, local_address
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     try:
         with building_from(runner.cfg):
             metrics = runner.test()
+    except DataError as error:
+        sys.exit(f"eval_seg: {line_of(error)}")
     except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"eval_seg: {' '.join(str(error).split())}")
     if dist.is_initialized():

@@ -28,8 +28,9 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
     from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
+    from apt_dense.hosts.mmseg.readable_images import DataError, line_of
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
-    from apt_dense.hosts.mmseg.runner_hooks import FinalEvaluationHook, StopHook, use_hooks
+    from apt_dense.hosts.mmseg.runner_hooks import DueEvaluationHook, StopHook, use_hooks
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_resume
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
@@ -77,7 +78,7 @@ def train(cfg: Config) -> None:
     with stop_requests() as asked, building_from(cfg):
         runner = APTRunner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
-        runner.register_hook(FinalEvaluationHook())
+        runner.register_hook(DueEvaluationHook())
         runner.train()
 
 
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with lock_folder(cfg.work_dir) if alone_or_first else contextlib.nullcontext():
             train(cfg)
+    except DataError as error:
+        sys.exit(f"train_seg: {line_of(error)}")
     except (CheckpointError, ConfigError, OSError) as error:
         sys.exit(f"train_seg: {' '.join(str(error).split())}")
     except Stopped as stopped:

@@ -84,7 +84,8 @@ def test_resume_continues_from_the_last_checkpoint(trained: Path, config: str, a
     work_dir.mkdir()
     shutil.copy(trained / "iter_2.pth", work_dir)
     (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_2.pth"))
-    train(config, ade, work_dir, "--resume")
+    train(config, ade, work_dir, "--resume", "--cfg-options", "train_cfg.val_interval=2")
+    assert [line["step"] for line in logged(work_dir, "mIoU")] == [2, 4], "an evaluation was due when it was stopped"
     before, after = logged(trained), logged(work_dir)
     assert [line["step"] for line in after] == [3, 4]
     assert [line["lr"] for line in after] == [line["lr"] for line in before[2:]]
@@ -319,6 +320,21 @@ def test_mistakes_in_configs_are_named(tool: object, option: str, key: str, tmp_
     key = key.replace("test_", "train_") if tool is train_seg else key
     argv += ["--work-dir", str(tmp_path / "work"), "--cfg-options", option]
     assert failure(tool.main, argv).partition(": ")[2].startswith(key or "the config's work_dir=3 must be")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_end_a_run_in_a_line(workers: int, tmp_path: Path) -> None:
+    root = write_binary(tmp_path / "data", "0.png", "1.png")
+    config = binary_config(root, tmp_path / "own.py")
+    work = ["--work-dir", str(tmp_path / "work"), "--cfg-options"]
+    train_seg.main([config, *work[:2]])
+    (saved,) = (tmp_path / "work").glob("*.pth")
+    (root / "images" / "1.png").write_bytes((root / "images" / "1.png").read_bytes()[:60])
+    expected = f"{root}/images/1.png is not a readable image"
+    assert expected in failure(train_seg.main, [config, *work, f"train_dataloader.num_workers={workers}"])
+    argv = [config, str(saved), *work, f"test_dataloader.num_workers={workers}"]
+    for tta in ([], ["--tta"]):
+        assert expected in failure(eval_seg.main, [*argv, *tta])
 
 
 def test_masks_of_the_data_set_are_not_overwritten(tmp_path: Path) -> None:

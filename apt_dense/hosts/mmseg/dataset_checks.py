@@ -18,6 +18,7 @@ from mmseg.registry import TRANSFORMS as STEPS
 from PIL import Image
 
 from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels, type_name
+from apt_dense.hosts.mmseg.readable_images import DataError, name_unreadable_images
 
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
 
@@ -31,7 +32,7 @@ class CheckLabels(BaseTransform):
         ignore_index: the only label outside this range that is allowed.
 
     Raises:
-        ValueError: if a label is out of range, the mask has colour channels or another size than its image, or its
+        DataError: if a label is out of range, the mask has colour channels or another size than its image, or its
             labels do not fit 8 bits. The message names the file, the label and the allowed range.
     """
 
@@ -45,14 +46,14 @@ class CheckLabels(BaseTransform):
         """Check ``results["gt_seg_map"]``, (H, W) uint8, and return ``results`` unchanged."""
         mask, path = results["gt_seg_map"], results.get("seg_map_path", "(mask without a path)")
         if mask.ndim != 2:
-            raise ValueError(
+            raise DataError(
                 f"{path}: the mask has shape {mask.shape}, but one label per pixel (H, W) is needed. "
                 "Convert colour masks to 8-bit label indices first."
             )
         _check_size(mask, results, path)
         highest = np.where(mask == self.ignore_index, 0, mask).max(initial=0)
         if highest >= self.num_classes:
-            raise ValueError(self._out_of_range(mask, path, bool(results.get("reduce_zero_label"))))
+            raise DataError(self._out_of_range(mask, path, bool(results.get("reduce_zero_label"))))
         _check_depth(path)
         return results
 
@@ -74,7 +75,7 @@ def _check_size(mask: np.ndarray, results: dict, path: str) -> None:
     """Refuse a mask that has neither the size of its image now nor that of its file."""
     sizes = [tuple(results[key][:2]) for key in ("img_shape", "ori_shape", "pad_shape") if key in results]
     if sizes and mask.shape not in sizes:
-        raise ValueError(
+        raise DataError(
             f"{path}: the mask has height and width {mask.shape}, but its image has {sizes[-1]}; make them equal"
         )
 
@@ -87,7 +88,7 @@ def _check_depth(path: str) -> None:
         labels = np.zeros((), np.uint8) if image.mode in EXACT_IN_8_BITS else np.asarray(image)
     wrong = labels[(labels < 0) | (labels > 255) | (labels != np.floor(labels)) | np.isnan(labels)]
     if wrong.size:
-        raise ValueError(
+        raise DataError(
             f"{path}: label {wrong.max():g} in a mask of more than 8 bits; MMSegmentation reads whole labels 0 to 255"
         )
 
@@ -107,7 +108,8 @@ def _is_data_set(node: dict) -> bool:
 
 def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> None:
     """Check that images and masks of each split ("train", "val", "test") exist, the numbers of classes agree, and the
-    masks hold something to learn or score (``check_labels``). Pipelines without CheckLabels get it.
+    masks hold something to learn or score (``check_labels``). Pipelines without CheckLabels get it,
+    and read images by APTLoadImage.
 
     Args:
         every_class: whether each class needs a pixel.
@@ -125,6 +127,7 @@ def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> 
                 continue
             _check_classes(cfg, dataset, dataset_cfg)
             _check_files(dataset, split)
+            name_unreadable_images(dataset_cfg.get("pipeline"))
             _add_label_check(dataset_cfg.get("pipeline"), len(dataset.metainfo.get("classes") or ()), dataset)
             if dataset_cfg not in checked:  # train and val may be the same
                 check_labels(dataset, dataset_cfg.get("pipeline") or (), split, dataset.ignore_index, every_class)
@@ -136,11 +139,12 @@ def _add_label_check(pipeline: object, classes: int, dataset: BaseSegDataset) ->
     step of the user's own may change labels."""
     if isinstance(pipeline, dict):
         pipeline = list(pipeline.values())
-    if not isinstance(pipeline, list) or not 1 <= classes <= 255:
+    if not isinstance(pipeline, list):
         return
     steps = [step for step in pipeline if isinstance(step, dict) and "type" in step]
     names = [type_name(step) for step in steps]
-    if "LoadAnnotations" in names and "CheckLabels" not in names and all(map(_keeps_labels, names)):
+    unchecked = "LoadAnnotations" in names and "CheckLabels" not in names and all(map(_keeps_labels, names))
+    if unchecked and 1 <= classes <= 255:
         check = {"type": "CheckLabels", "num_classes": classes, "ignore_index": dataset.ignore_index}
         pipeline.insert(pipeline.index(steps[names.index("LoadAnnotations")]) + 1, check)
     for child in pipeline:

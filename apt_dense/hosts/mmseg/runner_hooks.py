@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from apt_dense.hosts.check_resumed_checkpoints import entries_of
 from apt_dense.hosts.interrupts import Stopped, agreement
@@ -133,13 +133,21 @@ class StopHook(Hook):
         raise Stopped(runner.iter + 1)
 
 
-class FinalEvaluationHook(Hook):
-    """Evaluate when a run is resumed that was killed between its last checkpoint and the end of its evaluation;
-    MMEngine evaluates after iterations, of which none is left."""
+class DueEvaluationHook(Hook):
+    """Evaluate when a run is resumed from a checkpoint of an iteration that an evaluation follows.
+
+    Checkpoints are written before it, so the one that is resumed from does not know its score, which "save_best" needs,
+    whether or not the run was killed before the evaluation ended.
+    """
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Evaluate if all iterations are done. Hooks have prepared in ``before_train``."""
-        if runner.iter >= runner.max_iters and runner.val_loop is not None:
+        """Evaluate if it is due. Hooks have prepared in ``before_train``."""
+        loop = runner.train_loop
+        if runner.val_loop is None or not runner.iter or not isinstance(loop, IterBasedTrainLoop):
+            return  # loops over epochs call this before each
+        loop._decide_current_val_interval()
+        due = runner.iter >= loop.val_begin and runner.iter % loop.val_interval == 0
+        if due or runner.iter >= runner.max_iters:
             runner.val_loop.run()
 
 

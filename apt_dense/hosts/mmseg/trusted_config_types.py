@@ -21,7 +21,14 @@ _MODULES = (
 #: What only matters for training, or names further files.
 _UNUSED = {"init_cfg", "pretrained", "class_weight", "train_cfg", "sampler"}
 #: Steps of a test pipeline that read a file or its labels, in place of which a photo is put in.
-_READING = {"LoadImageFromFile", "LoadImageFromNDArray", "LoadAnnotations", "APTLoadLabels", "CheckLabels"}
+_READING = {
+    "LoadImageFromFile",
+    "APTLoadImage",
+    "LoadImageFromNDArray",
+    "LoadAnnotations",
+    "APTLoadLabels",
+    "CheckLabels",
+}
 #: Steps that change a picture.
 _STEPS = {
     "Resize", "ResizeToMultiple", "ResizeShortestEdge", "Pad", "CenterCrop", "Normalize", "Rerange", "CLAHE",

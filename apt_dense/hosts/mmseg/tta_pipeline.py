@@ -24,7 +24,7 @@ def augmented(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [dict(step) for step in pipeline]
     resizes = [step for step, kind in zip(pipeline, kinds, strict=True) if kind in _RESIZES]
     unknown = [kind for kind in kinds if kind.startswith(("RandomResize", "RandomChoiceResize", "RandomFlip"))]
-    if not kinds or not kinds[0].startswith("Load") or len(resizes) > 1 or unknown:
+    if not kinds or not kinds[0].removeprefix("APT").startswith("Load") or len(resizes) > 1 or unknown:
         raise ValueError(
             f"--tta cannot be derived from the test pipeline {kinds}: expected loading of the image first, one "
             f"{' or '.join(_RESIZES)} at most, and nothing random; add tta_pipeline to the config (loading, then "

@@ -110,7 +110,7 @@ def test_augmentation_without_a_pipeline_is_that_of_the_test(value: object) -> N
     data = dataset() | dict(pipeline=[dict(type="LoadImageFromFile"), dict(type="PackSegInputs")])
     cfg = config(tta_pipeline=value, test_dataloader=dict(dataset=data))
     use_tta(cfg)
-    assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == ["LoadImageFromFile", "TestTimeAug"]
+    assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == ["APTLoadImage", "TestTimeAug"]
     with pytest.raises(ValueError, match="--tta cannot be derived from the test pipeline .*; add tta_pipeline"):
         use_tta(config(tta_pipeline=value))
     with pytest.raises(ValueError, match="--tta sets the pipeline of test_dataloader.dataset"):

@@ -13,12 +13,13 @@ pytest.importorskip("mmengine", reason="these are hooks of MMEngine's Runner")
 
 from mmengine.config import Config
 from mmengine.logging import MessageHub
+from mmengine.runner import IterBasedTrainLoop
 
 from apt_dense.hosts.interrupts import Stopped
 from apt_dense.hosts.mmseg.runner_hooks import (
     APTCheckpointHook,
     CheckLoadedWeights,
-    FinalEvaluationHook,
+    DueEvaluationHook,
     StopHook,
     use_hooks,
 )
@@ -107,13 +108,28 @@ def test_what_a_killed_run_did_not_remove_goes_when_it_is_resumed(
     assert [p.name for p in tmp_path.glob("*.pth")] == ["iter_2.pth"] and list(resumed.keep_ckpt_ids) == [2]
 
 
-@pytest.mark.parametrize(("done", "scores"), [(3, []), (4, [4])])
-def test_a_run_killed_in_its_last_evaluation_evaluates_when_resumed(done: int, scores: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("done", "begin", "intervals", "due"),
+    [(0, 1, [2], False), (1, 1, [2], False), (2, 1, [2], True), (2, 3, [2], False), (3, 1, [2, 3], True),
+     (4, 1, [2, 3], False), (5, 1, [2], True)],
+)  # fmt: skip
+def test_an_evaluation_that_a_resumed_run_missed_is_made(
+    done: int, begin: int, intervals: list[int], due: bool
+) -> None:
+    """Intervals may change at the third iteration; the fifth is the last."""
     found: list[int] = []
-    loop = SimpleNamespace(run=lambda: found.append(done))
-    FinalEvaluationHook().before_train_epoch(SimpleNamespace(iter=done, max_iters=4, val_loop=loop))
-    FinalEvaluationHook().before_train_epoch(SimpleNamespace(iter=done, max_iters=4, val_loop=None))
-    assert found == scores
+    loop = object.__new__(IterBasedTrainLoop)
+    loop._iter, loop.val_begin = done, begin
+    loop.dynamic_milestones, loop.dynamic_intervals = [0, 3][: len(intervals)], intervals
+    evaluation = SimpleNamespace(run=lambda: found.append(done))
+    for val_loop in (evaluation, None):
+        runner = SimpleNamespace(iter=done, max_iters=5, val_loop=val_loop, train_loop=loop)
+        DueEvaluationHook().before_train_epoch(runner)
+    assert found == [done] * due
+    DueEvaluationHook().before_train_epoch(
+        SimpleNamespace(iter=done, max_iters=5, val_loop=evaluation, train_loop=object())
+    )
+    assert found == [done] * due, "loops over epochs have begun anew"
 
 
 @pytest.mark.parametrize("saved", [True, False])
