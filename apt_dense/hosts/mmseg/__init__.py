@@ -4,8 +4,8 @@
 
 This import registers everything that a config can name, in MMEngine's root registries, where every OpenMMLab package
 finds it. The backbone, the constructor of optimizers, mixed precision on a CPU and the file backend "apt_atomic" need
-MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation, ``APTLoadImage``, ``CheckLabels`` and data
-sets in folders of one's own are registered as well.
+MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation, ``APTLoadImage``, ``CheckLabels``
+and data sets in folders of one's own are registered as well.
 """
 
 import importlib.util
