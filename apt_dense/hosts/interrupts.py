@@ -11,10 +11,13 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import get_worker_info
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 #: Seconds in which a signal that comes again is the same one: launchers pass on what a terminal has sent to all.
 ECHO = 1.0
+#: Seconds that a data worker goes on after SIGTERM. The main process ends it before, unless it is gone.
+WORKER_STAYS = 20
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,22 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def outlive_sigterm() -> None:
+    """Let a data worker of torch, in which this is called, go on for a while after SIGTERM, which schedulers send to
+    all processes of a run: the iteration that is to be finished may need its data. In other processes, do nothing.
+
+    torch ends its workers at once, and the main process for their sake with an error and without a checkpoint.
+    """
+    if get_worker_info() is not None and signal.getsignal(signal.SIGTERM) is not _exit_later:
+        signal.signal(signal.SIGTERM, _exit_later)
+
+
+def _exit_later(*_: object) -> None:
+    """Exit, later, without an error status, which the main process would stop for."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(WORKER_STAYS)
 
 
 def agreement(asked: Callable[[], bool]) -> Callable[[], bool]:

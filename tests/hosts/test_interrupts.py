@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
 
 from apt_dense.hosts import interrupts
-from apt_dense.hosts.interrupts import Stopped, agreement, passing_signals_on, stop_requests
+from apt_dense.hosts.interrupts import Stopped, agreement, outlive_sigterm, passing_signals_on, stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -53,6 +54,35 @@ def test_workers_ignore_ctrl_c_and_end_when_asked(number: int, status: int) -> N
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
         assert not asked()
+
+
+class Group(Dataset):
+    """Its worker gets the signal that its job gets, and reads on."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> int:
+        outlive_sigterm()
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def test_workers_of_torch_outlive_the_signal_that_stops_their_job() -> None:
+    outlive_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "only workers do"
+    assert [int(index) for index in DataLoader(Group(), num_workers=1)] == [0, 1, 2]
+
+
+def test_a_worker_that_nobody_needs_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "WORKER_STAYS", 1)
+    child = os.fork()
+    if child == 0:
+        interrupts._exit_later()
+        time.sleep(60)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_other_threads_are_left_alone() -> None:

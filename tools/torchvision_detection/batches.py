@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.torchvision.load_trained_detector import to_tensor
 
 from torchvision_detection.data import CocoSplit, read_boxes, read_image, read_objects
@@ -168,5 +169,6 @@ def _as_lists(samples: Sequence[tuple]) -> tuple[list, ...]:
 
 
 def _start_worker(_: int) -> None:
+    outlive_sigterm()
     cv2.setNumThreads(1)  # there already is a process per core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers itself

@@ -17,6 +17,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.randomness_from_seeds import random_numbers
 
 
@@ -114,6 +115,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
+        outlive_sigterm()
         image, draw = key
         with random_numbers(*self.seed, draw):
             return self.dataset[image]

@@ -12,6 +12,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
+from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.randomness_from_seeds import random_numbers, seed_all
 
 
@@ -49,6 +50,7 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        outlive_sigterm()
         with random_numbers(self.seed, get_rank(), getattr(index, "draw", 0)):
             return self.dataset[int(index)]
 
