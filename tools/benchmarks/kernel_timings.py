@@ -44,13 +44,13 @@ def _linear_steps(case: Case) -> dict[str, Step]:
     shapes = (LINEAR_ROWS, LINEAR_DIM), (4 * LINEAR_DIM, LINEAR_DIM), (4 * LINEAR_DIM,)
     operands = [_leaf(case, *shape) for shape in shapes]
     ways = {"pytorch": F.linear, "onednn": onednn_linear}
-    return {name: _step(partial(way, *operands), operands) for name, way in ways.items()}
+    return {name: step_of(partial(way, *operands), operands) for name, way in ways.items()}
 
 
 def _attention_steps(case: Case) -> dict[str, Step]:
     inputs, operands = attention_inputs(case)
     able = [name for name in ON_CPUS if KERNELS[name].obstacle(inputs) is None]
-    return {name: _step(partial(KERNELS[name].run, inputs), operands) for name in able}
+    return {name: step_of(partial(KERNELS[name].run, inputs), operands) for name in able}
 
 
 def attention_inputs(case: Case) -> tuple[Inputs, list[Tensor]]:
@@ -75,7 +75,7 @@ def _leaf(case: Case, *shape: int) -> Tensor:
     return torch.randn(shape).mul_(0.1).to(getattr(torch, case.dtype)).requires_grad_(case.trains)
 
 
-def _step(forward: Callable[[], Tensor], operands: Sequence[Tensor]) -> Step:
+def step_of(forward: Callable[[], Tensor], operands: Sequence[Tensor]) -> Step:
     """Return a forward pass, with the gradients of all operands if these want any."""
     if not operands[0].requires_grad:
         return torch.inference_mode()(forward)

@@ -6,7 +6,7 @@ Options are those of tools/benchmark_kernels.py.
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,18 +20,17 @@ from apt_dense.ops.bias import RelativeBias
 from apt_dense.ops.kernels.interface import Inputs
 from apt_dense.ops.onednn_matmul import linear
 
+from benchmarks.kernel_timings import Step, step_of
 from benchmarks.meters import seconds_of
 
-Run = Callable[[], object]
 
-
-def linear_variants(options: argparse.Namespace, trains: bool) -> list[tuple[str, Run]]:
+def linear_variants(options: argparse.Namespace, trains: bool) -> list[tuple[str, Step]]:
     """Return the first layer of an MLP by name, PyTorch's first."""
     operands = _leaves(trains, options, (options.rows, options.dim), (4 * options.dim, options.dim), (4 * options.dim,))
-    return [(name, _step(partial(f, *operands), operands)) for name, f in (("PyTorch", F.linear), ("ours", linear))]
+    return [(name, step_of(partial(f, *operands), operands)) for name, f in (("PyTorch", F.linear), ("ours", linear))]
 
 
-def attention_variants(options: argparse.Namespace, trains: bool, biased: bool) -> list[tuple[str, Run]]:
+def attention_variants(options: argparse.Namespace, trains: bool, biased: bool) -> list[tuple[str, Step]]:
     """Return attention by name: PyTorch's fused attention, which knows no relative positions, then our kernels."""
     shape = options.rows, options.heads, options.dim // options.heads
     side = math.isqrt(options.rows - 1) + 1
@@ -46,8 +45,8 @@ def attention_variants(options: argparse.Namespace, trains: bool, biased: bool) 
     # On a CPU "flex" is not compiled: it serves as a check only.
     backends = [name for name in BACKENDS if name != "flex" or qkv[0].is_cuda]
     return [
-        ("PyTorch, fused, no positions" if biased else "PyTorch, fused", _step(fused, qkv)),
-        *((f"ours, {name}", _step(partial(_attend, qkv, segments, bias, name), operands)) for name in backends),
+        ("PyTorch, fused, no positions" if biased else "PyTorch, fused", step_of(fused, qkv)),
+        *((f"ours, {name}", step_of(partial(_attend, qkv, segments, bias, name), operands)) for name in backends),
     ]
 
 
@@ -68,19 +67,7 @@ def _leaves(trains: bool, options: argparse.Namespace, *shapes: tuple[int, ...])
     return [torch.randn(shape, **kind).mul_(0.1).requires_grad_(trains) for shape in shapes]
 
 
-def _step(forward: Callable[[], Tensor], operands: Sequence[Tensor]) -> Run:
-    """Return a forward pass, with the gradients of all operands if these require any."""
-    if not operands[0].requires_grad:
-        return torch.inference_mode()(forward)
-
-    def run() -> None:
-        out = forward()
-        torch.autograd.grad(out, operands, torch.ones_like(out))
-
-    return run
-
-
-def compare(title: str, variants: Sequence[tuple[str, Run]], options: argparse.Namespace) -> Iterator[str]:
+def compare(title: str, variants: Sequence[tuple[str, Step]], options: argparse.Namespace) -> Iterator[str]:
     """Time the variants and yield the lines of the table."""
     seconds: dict[str, list[float]] = {name: [] for name, _ in variants}
     failures: dict[str, str] = {}
