@@ -1,6 +1,5 @@
 """mIoU of a linear head and a pretrained ViT trained together, for one variant and seed."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ class Plan(NamedTuple):
 
 
 class LinearSegmentor(nn.Module):
-    """A linear classifier of each cell's normalised features (B, C, h, w) -> (B, classes, h, w)."""
+    """A linear classifier of each cell's batch-normalised features, enlarged bilinearly."""
 
     def __init__(self, backbone: APTViT, classes: int) -> None:
         super().__init__()
@@ -59,9 +58,12 @@ class LinearSegmentor(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, grey_levels: Tensor) -> Tensor:
-        images = normalise(grey_levels, self.backbone.pixel_format)
-        return self.classifier(self.norm(self.backbone(images)[-1]))
+    def forward(self, grey_levels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, classes, *size); the model runs in bfloat16 on GPUs."""
+        images, device = normalise(grey_levels, self.backbone.pixel_format), grey_levels.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = self.classifier(self.norm(self.backbone(images)[-1]))
+        return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def build(plan: Plan, variant: Variant) -> LinearSegmentor:
@@ -101,7 +103,7 @@ def plain_patch_size(plan: Plan) -> int:
 
 def train(
     model: LinearSegmentor, data: LabelledSet, plan: Plan, variant: Variant, seed: int,
-    note: Callable[[float], None] = lambda loss: None,
+    note: Callable[[Tensor], None],
 ) -> None:  # fmt: skip
     """Train in place, with AdamW, a linear warm-up and a linear decay to zero; bfloat16 on GPUs.
 
@@ -122,10 +124,7 @@ def train(
     model.train()
     for numbers in tqdm(epochs_of(len(data.masks), plan.batch, epochs, generator), variant.name, steps, leave=False):
         photos, masks = random_views(data, numbers, variant.size or plan.size, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(photos)
-        logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(logits, masks, ignore_index=IGNORED)
+        loss = F.cross_entropy(model(photos, masks.shape[1:]), masks, ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -137,14 +136,12 @@ def train(
 def evaluate(model: LinearSegmentor, data: LabelledSet, size: tuple[int, int], batch: int = 8) -> Mapping[str, float]:
     """mIoU and pixel accuracy in per cent, and tokens of an image on average, with photos resized to ``size``."""
     model.eval()
-    classes, device = model.classifier.out_channels, data.photos.device
+    classes = model.classifier.out_channels
     confusion, tokens = np.zeros((classes, classes), np.int64), 0
     photos = resized_photos(data, size, batch)
     for grey_levels, masks in tqdm(zip(photos, data.masks.split(batch), strict=True), "testing", leave=False):
         tokens += int((model.backbone.patches.count(normalise(grey_levels, model.backbone.pixel_format))).sum())
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(grey_levels)
-        logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
+        logits = model(grey_levels, masks.shape[1:])
         confusion += count(logits.argmax(1).cpu().numpy(), masks.cpu().numpy(), classes)
     scores = {name: 100 * value for name, value in scores_from(confusion).items()}
     return {**scores, "tokens": tokens / len(data.masks)}
@@ -169,7 +166,7 @@ def run(
     results = evaluate(model, tested, variant.size or plan.size)
     loss = torch.stack(losses[-len(losses) // 10 :]).mean().item() if losses else None
     found = {"share": share, "loss": loss, "thresholds": list(model.backbone.thresholds), **results}
-    return found, {name: value.cpu() for name, value in copy.copy(model.state_dict()).items()}
+    return found, {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 def _load(model: LinearSegmentor, state: Mapping[str, Tensor]) -> None:
