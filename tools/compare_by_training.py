@@ -20,6 +20,8 @@ lines of their rows.jsonl into one file, and the command with all seeds makes th
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
+import hashlib
+import json
 import shlex
 import statistics
 import sys
@@ -126,7 +128,7 @@ class Trainings:
         results, state = run(plan, variant, seed, *self._sets, start)
         results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
-            with write_whole(self._path(variant.name, seed)) as partial:
+            with write_whole(self._path(settings)) as partial:
                 torch.save(state, partial)
         print(
             f"{variant.name}, seed {seed}: mIoU {results['mIoU']:.2f} with {results['tokens']:.0f} tokens", flush=True
@@ -135,17 +137,18 @@ class Trainings:
 
     def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
         """Weights of a row that was trained; trained again if they are gone."""
-        path = self._path(name, seed)
-        if not path.is_file():
-            variant = next(row for row in self.args.rows if row.name == name)
-            self._make(variant, seed, {**settings_of(variant, self.args, self.data), "seed": seed})
-        return read_checkpoint(path)
+        variant = next(row for row in self.args.rows if row.name == name)
+        settings = {**settings_of(variant, self.args, self.data), "seed": seed}
+        if not self._path(settings).is_file():
+            self._make(variant, seed, settings)
+        return read_checkpoint(self._path(settings))
 
-    def _path(self, name: str, seed: int) -> Path:
-        number = [row.name for row in self.args.rows].index(name)
+    def _path(self, settings: Mapping[str, Any]) -> Path:
+        """Where the weights of a row are: a file for all that they depend on, so that none are of another command."""
+        name = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]
         folder = self.args.out / "weights"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"row{number}_seed{seed}.pth"
+        return folder / f"seed{settings['seed']}_{name}.pth"
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

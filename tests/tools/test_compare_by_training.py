@@ -84,11 +84,18 @@ def test_interrupted_it_continues_with_the_same_figures(
     monkeypatch.setattr(tool, "run", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         tool.main(arguments(folders, out, "--seeds", "0", "1"))
-    (out / "weights" / "row0_seed0.pth").unlink()  # trained again where a row starts from it
+    (weights,) = (out / "weights").glob("seed0_*.pth")
+    weights.unlink()  # trained again where a row starts from it
     tool.main(arguments(folders, out, "--seeds", "0", "1"))
     # The third was not kept; the uniform one is trained again where a row of its seed starts from it.
     assert calls[:6] == ["uniform", "adaptive", "smaller", "smaller", "uniform", "switched"]
     assert (out / "table.csv").read_text() == (whole / "table.csv").read_text()
+
+
+def test_weights_of_another_command_are_not_started_from(folders: Path, whole: Path, tmp_path: Path) -> None:
+    for epochs in ("1", "2"):
+        tool.main(arguments(folders, tmp_path, "--seeds", "0", "--epochs", epochs))
+    assert len(list((tmp_path / "weights").glob("seed0_*.pth"))) == 2
 
 
 def test_a_row_that_starts_from_another_has_its_weights(folders: Path, whole: Path) -> None:
