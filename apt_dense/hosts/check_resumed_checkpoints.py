@@ -59,12 +59,13 @@ ENTRIES = "optimizer_entries"  # in checkpoints: the number of parameters that t
 
 
 def entries_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """What to write into a checkpoint next to the state of its optimizer, or of several by name."""
+    """The entries to save next to the state dict of an optimizer, or of several optimizers by name."""
     return {ENTRIES: sum(len(one["state"]) for one in _optimizers(state))}
 
 
 def check_optimizer(state: Mapping[str, Any], content: Mapping[str, Any], path: str | Path) -> None:
-    """Check that the state of an optimizer, or of several by name, is whole: torch begins anew where it lacks a part.
+    """Check that the state dict of an optimizer, or of several by name, is complete: torch silently reinitialises what
+    is missing.
 
     Args:
         state: of the optimizer.
@@ -83,7 +84,7 @@ def check_optimizer(state: Mapping[str, Any], content: Mapping[str, Any], path: 
     if saved is not None and found != saved:
         raise CheckpointError(
             f"{path} cannot be continued from: its optimizer has {found} states of parameters, expected {saved}; some "
-            f"were taken out, and learning would begin anew. Take a whole checkpoint, or start a new run from its "
+            f"were taken out, and would be reinitialised. Take a complete checkpoint, or start a new run from its "
             f"weights"
         )
     if uneven:

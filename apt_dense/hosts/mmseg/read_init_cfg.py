@@ -1,4 +1,4 @@
-"""What an ``init_cfg`` of the backbone says: a checkpoint, and MMEngine's initialisations."""
+"""Parse the backbone's ``init_cfg``: a checkpoint and MMEngine's initialisers."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""MMEngine's Runner, with errors of damaged checkpoints in one line, and logs of its own."""
+"""MMEngine's Runner with one-line errors for damaged checkpoints and separate logs for each run."""
 
 from itertools import count
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an init_cfg of the MMSeg backbone may say: a checkpoint, MMEngine's initialisations, lists of both."""
+"""The MMSeg backbone's init_cfg: checkpoints, MMEngine's initialisers, and lists of both."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_an_evaluation_that_a_resumed_run_missed_is_made(
     DueEvaluationHook().before_train_epoch(
         SimpleNamespace(iter=done, max_iters=5, val_loop=evaluation, train_loop=object())
     )
-    assert found == [done] * due, "loops over epochs have begun anew"
+    assert found == [done] * due, "epoch-based loops must not restart"
 
 
 @pytest.mark.parametrize("saved", [True, False])
