@@ -50,12 +50,12 @@ with needed_packages("calibrate"):
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_share
     from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
-    from shared.photo_files import PHOTO_SUFFIXES, is_photo
+    from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
 
 NAMED = 10  # unreadable photos that are named
 
 
-def find_photos(inputs: Sequence[Path], most: int | None) -> list[Path]:
+def find_photos(inputs: Sequence[Path], most: int | None) -> Sequence[Path]:
     """List the photos of all inputs, each once; of more than ``most``, so many at even distances. Raises ValueError."""
     photos: dict[Path, None] = {}
     for path in inputs:
@@ -65,10 +65,7 @@ def find_photos(inputs: Sequence[Path], most: int | None) -> list[Path]:
         if not found:
             raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
         photos |= dict.fromkeys(found)
-    every = list(photos)
-    if most is None or len(every) <= most:
-        return every
-    return [every[number * len(every) // most] for number in range(most)]
+    return evenly_spread(list(photos), most)
 
 
 def target_of(options: argparse.Namespace, hidden: HiddenLabels | None = None) -> Target:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from shared.photo_files import is_photo
+from shared.photo_files import evenly_spread, is_photo
 
 IGNORED = 255
 
@@ -19,7 +19,7 @@ class Labelled(NamedTuple):
     mask: Path
 
 
-def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None = None) -> list[Labelled]:
+def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None = None) -> Sequence[Labelled]:
     """Photos of folders with the masks (PNG) of the same name in the folder of the same place in ``masks``.
 
     Raises:
@@ -34,9 +34,7 @@ def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None 
         if missing or not found:
             raise ValueError(f"{folder}: {len(found)} images, {len(missing)} without a mask in {beside}")
         pairs += found
-    if limit is None or len(pairs) <= limit:
-        return pairs
-    return [pairs[i * len(pairs) // limit] for i in range(limit)]
+    return evenly_spread(pairs, limit)
 
 
 def read_labels(path: Path, zero_is_void: bool) -> np.ndarray:

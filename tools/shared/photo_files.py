@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
+Item = TypeVar("Item")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -51,6 +53,13 @@ def read_photo(path: Path) -> np.ndarray:
     if pixels is None:
         raise ValueError(f"{path} is not a readable photograph; remove it or save it again")
     return pixels
+
+
+def evenly_spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
+    """Take at most so many items at even distances; None for all."""
+    if most is None or len(items) <= most:
+        return items
+    return [items[number * len(items) // most] for number in range(most)]
 
 
 def find_photos(inputs: Sequence[Path]) -> list[Path]:
