@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,9 @@ def test_an_interrupted_run_continues_with_the_same_result(
 
 
 def test_workers_give_the_same_in_the_same_order(photos: Path, tmp_path: Path) -> None:
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (3000, 3000), interpolation=cv2.INTER_CUBIC)
+    time.sleep(0.2)  # OpenCV's threads are idle, as the workers that are forked will find them
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(photos, one, "--tokens", "0.6") == run(photos, two, "--tokens", "0.6", "--workers", "2")
     assert (one / "curves.jsonl").read_text() == (two / "curves.jsonl").read_text()

@@ -164,6 +164,9 @@ def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: 
     left = [path for path in paths if str(path) not in done]
     photos = _Photos(left, source)
     loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    if workers:
+        # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
+        cv2.setNumThreads(1)
     with record.open("a", encoding="utf-8") as file:
         if not file.tell():
             file.write(json.dumps(settings) + "\n")
