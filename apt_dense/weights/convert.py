@@ -59,12 +59,34 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
             raise ValueError(f"the checkpoint holds two different values of {ours}, one of them as {name}")
         renamed[ours] = value
     check_kinds(renamed)
+    renamed = _in_our_shapes(_join_projections(renamed))
     if "dist_token" in renamed:
         raise ValueError(
             "the checkpoint is of a distilled DeiT: its dist_token, an extra token with a position, has no place of "
             "that name. Take the DeiT without distillation, or rename dist_token to reg_token and set reg_tokens=1"
         )
     return renamed
+
+
+def _join_projections(state: StateDict) -> StateDict:
+    """Join the projections that transformers has for queries, keys and values, where there are all three."""
+    joined = {}
+    for name, value in state.items():
+        parts = [name.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
+        if ".attn.query." in name and all(part in state for part in parts):
+            joined[name.replace(".attn.query.", ".attn.qkv.")] = torch.cat([state[part] for part in parts])
+        else:
+            joined[name] = value
+    whole = [name for name in joined if ".attn.qkv." in name]
+    used = {name.replace(".qkv.", f".{part}.") for name in whole for part in ("key", "value")}
+    return {name: value for name, value in joined.items() if name not in used}
+
+
+def _in_our_shapes(state: StateDict) -> StateDict:
+    """Give a class token (C) and positions (N, C), as CLIP has them, the axes that others have."""
+    axes = {"cls_token": 3, "pos_embed": 3}
+    return {name: value[(None,) * max(0, axes.get(name, 0) - value.ndim)] if name in axes and value.ndim else value
+            for name, value in state.items()}  # fmt: skip
 
 
 def split_backbone(state: StateDict) -> tuple[StateDict, list[str]]:

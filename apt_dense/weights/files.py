@@ -191,7 +191,9 @@ def _size_of(part: Any) -> int:
 
 
 def _culprit(error: Exception) -> str:
-    """The pickled type that was refused, if that is the error."""
+    """The pickled type that was refused, or the kind of program, if that is the error."""
+    if "TorchScript" in str(error):
+        return " (it is a TorchScript program; torch.jit.load(FILE).state_dict() has its weights, if you trust it)"
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" (it asks for {found[1]})" if found else ""
 
