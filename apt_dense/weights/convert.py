@@ -54,12 +54,13 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
     renamed: StateDict = {}
     check_names(state)
     for name, value in state.items():
+        value = _with_axes(name, value)
         ours = rename(name, state) if source is None else translate_back(name, FORMATS[source].table)
         if ours in renamed and not torch.equal(renamed[ours], value):
             raise ValueError(f"the checkpoint holds two different values of {ours}, one of them as {name}")
         renamed[ours] = value
     check_kinds(renamed)
-    renamed = _in_our_shapes(_join_projections(renamed))
+    renamed = _join_projections(renamed)
     if "dist_token" in renamed:
         raise ValueError(
             "the checkpoint is of a distilled DeiT: its dist_token, an extra token with a position, has no place of "
@@ -82,11 +83,13 @@ def _join_projections(state: StateDict) -> StateDict:
     return {name: value for name, value in joined.items() if name not in used}
 
 
-def _in_our_shapes(state: StateDict) -> StateDict:
-    """Give a class token (C) and positions (N, C), as CLIP has them, the axes that others have."""
-    axes = {"cls_token": 3, "pos_embed": 3}
-    return {name: value[(None,) * max(0, axes.get(name, 0) - value.ndim)] if name in axes and value.ndim else value
-            for name, value in state.items()}  # fmt: skip
+def _with_axes(name: str, value: Tensor) -> Tensor:
+    """Give a class token (C) and positions (N, C), as CLIP has them, the axes that those of others have."""
+    if name.endswith("class_embedding") and value.ndim == 1:
+        return value[None, None]
+    if name.endswith(("positional_embedding", "position_embedding.weight")) and value.ndim == 2:
+        return value[None]
+    return value
 
 
 def split_backbone(state: StateDict) -> tuple[StateDict, list[str]]:
