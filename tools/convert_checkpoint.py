@@ -20,11 +20,12 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from apt_dense.weights.arguments_in_own_metadata import with_notes
 from apt_dense.weights.convert import from_apt, problems, split_backbone, to_apt
 from apt_dense.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 from apt_dense.weights.find_backbone_weights import innermost, unwrap
@@ -72,11 +73,11 @@ def image_size(sizes: Sequence[int] | None) -> tuple[int, int] | None:
     return None if sizes is None else (sizes[0], sizes[-1])
 
 
-def convert(state: StateDict, args: argparse.Namespace, noted: Grid | None = None) -> tuple[StateDict, LoadReport]:
+def convert(state: StateDict, args: argparse.Namespace, content: Mapping | None = None) -> tuple[StateDict, LoadReport]:
     """Convert a backbone's state dict to the one to write, and report on each weight by our names.
 
     Args:
-        noted: the grid that the file says its positions are of.
+        content: the state dict with the file's notes, of the grid of the positions and of options.
 
     Raises:
         ValueError: for weights that are missing, unknown or without a place in the format to write.
@@ -87,12 +88,15 @@ def convert(state: StateDict, args: argparse.Namespace, noted: Grid | None = Non
     if (missing or unexpected) and not (args.partial and "patch_embed.proj.weight" in known):
         report = LoadReport(list(known), [], [], missing, unused, unexpected)
         raise ValueError(f"this is not a whole backbone: {report}. Try --from, or --partial for the rest")
-    resized, grid = resize(known, args, source_grid(known, args.grid and tuple(args.grid), noted))
+    content = {} if content is None else content
+    resized, grid = resize(known, args, source_grid(known, args.grid and tuple(args.grid), noted_grid(content)))
     written = from_apt(resized, args.to, args.drop_coarse, grid)
     changed = [name for name in resized if not torch.equal(resized[name], known[name])]
     loaded = [name for name in resized if name not in written.left_out]
     report = LoadReport(loaded, changed, written.added, missing, unused + written.left_out, unexpected)
-    return written.state, report
+    prefix = PREFIXES.get(args.to, "") if args.prefix is None else args.prefix
+    named = {prefix + name: value for name, value in written.state.items()}
+    return with_notes(named, prefix, content, grid if "pos_embed" in resized else None), report
 
 
 def resize(state: StateDict, args: argparse.Namespace, grid: Grid | None) -> tuple[StateDict, Grid | None]:
@@ -109,9 +113,8 @@ def run(args: argparse.Namespace) -> None:
     state = unwrap(content)
     found = args.source_format or detect_format(state)
     print(f"{args.source}: {len(state)} weights of {FORMATS[found].title} ({found})")
-    converted, report = convert(state, args, noted_grid(innermost(content)))
-    prefix = PREFIXES.get(args.to, "") if args.prefix is None else args.prefix
-    write_checkpoint({prefix + name: value for name, value in converted.items()}, args.out)
+    converted, report = convert(state, args, innermost(content))
+    write_checkpoint(converted, args.out)
     print(f"{args.out}: {len(converted)} weights of {FORMATS[args.to].title}: {report}")
 
 

@@ -2,14 +2,17 @@
 
 They tell what names and shapes cannot: heads, activation, epsilon, rotary positions, windows, pixels, thresholds. What
 names and shapes do tell is believed before them.
-``torch.save`` keeps them, safetensors does not.
+``torch.save`` keeps them, and so does ``files.write_checkpoint`` in .safetensors, which safetensors itself does not.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from apt_dense.weights.resize import Grid, note_grid
 
 #: Options that are not noted, since they concern only training or the machine.
 NOT_NOTED = "drop_path_rate", "checkpoint_blocks", "attention_backend"
@@ -52,6 +55,21 @@ def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
         return {}
     left_out = () if has_coarse else _OF_COARSE_PATCHES
     return {name: value for name, value in found[0].items() if name not in (*NOT_NOTED, *left_out)}
+
+
+def with_notes(state: Mapping[str, Tensor], prefix: str, source: Mapping, grid: Grid | None) -> dict[str, Tensor]:
+    """Copy a state dict made of another one's weights, with the options that that one notes.
+
+    Args:
+        prefix: before the names of the backbone in ``state``.
+        source: the state dict with the notes.
+        grid: rows and columns of the positions in ``state``, if they are known.
+    """
+    noted, options = OrderedDict(state), noted_options(source, has_coarse=True)
+    noted._metadata = {prefix.removesuffix("."): {"options": options}} if options else {}
+    if grid is not None:
+        note_grid(noted, prefix, grid)
+    return noted
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,17 +54,42 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
     renamed: StateDict = {}
     check_names(state)
     for name, value in state.items():
+        value = _with_axes(name, value)
         ours = rename(name, state) if source is None else translate_back(name, FORMATS[source].table)
         if ours in renamed and not torch.equal(renamed[ours], value):
             raise ValueError(f"the checkpoint holds two different values of {ours}, one of them as {name}")
         renamed[ours] = value
     check_kinds(renamed)
+    renamed = _join_projections(renamed)
     if "dist_token" in renamed:
         raise ValueError(
             "the checkpoint is of a distilled DeiT: its dist_token, an extra token with a position, has no place of "
             "that name. Take the DeiT without distillation, or rename dist_token to reg_token and set reg_tokens=1"
         )
     return renamed
+
+
+def _join_projections(state: StateDict) -> StateDict:
+    """Join the projections that transformers has for queries, keys and values, where there are all three."""
+    joined = {}
+    for name, value in state.items():
+        parts = [name.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
+        if ".attn.query." in name and all(part in state for part in parts):
+            joined[name.replace(".attn.query.", ".attn.qkv.")] = torch.cat([state[part] for part in parts])
+        else:
+            joined[name] = value
+    whole = [name for name in joined if ".attn.qkv." in name]
+    used = {name.replace(".qkv.", f".{part}.") for name in whole for part in ("key", "value")}
+    return {name: value for name, value in joined.items() if name not in used}
+
+
+def _with_axes(name: str, value: Tensor) -> Tensor:
+    """Give a class token (C) and positions (N, C), as CLIP has them, the axes that those of others have."""
+    if name.endswith("class_embedding") and value.ndim == 1:
+        return value[None, None]
+    if name.endswith(("positional_embedding", "position_embedding.weight")) and value.ndim == 2:
+        return value[None]
+    return value
 
 
 def split_backbone(state: StateDict) -> tuple[StateDict, list[str]]:

@@ -3,12 +3,13 @@
 import argparse
 import errno
 import io
+import json
 import os
 import pickle
 import re
 import shutil
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from apt_dense.weights.safe_unpickler import NUMPY_GLOBALS, read_pickle
 SUFFIXES = ".pth", ".safetensors"  # of files that are written
 
 _LEGACY_PICKLES = 5  # before version 1.6: a magic number, the protocol, the system, the content, names of storages
+_NOTES = "apt_dense"  # key in the metadata of .safetensors files
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
@@ -65,18 +67,45 @@ def read_checkpoint(path: str | Path, safe_types: Sequence[Any] = ()) -> Mapping
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write a state dict whole or not at all, as .safetensors or by ``torch.save``. The suffix is one of ``SUFFIXES``.
+    """Write a state dict whole or not at all, as .safetensors or by ``torch.save``, with what our backbones note in
+    torch's metadata. The suffix is one of ``SUFFIXES``.
 
     Raises:
         OSError: if the file cannot be written, for example on a full disk; an existing file is left as it was.
     """
     # Clones, since safetensors refuses tensors that share memory, and torch.save would store all of what a view views.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    notes = _notes(getattr(state, "_metadata", None))
+    state = OrderedDict((name, value.detach().cpu().contiguous().clone()) for name, value in state.items())
     with write_whole(path) as partial:
         if Path(path).suffix == ".safetensors":
-            safetensors.torch.save_file(state, partial, metadata={"format": "pt"})
+            metadata = {_NOTES: json.dumps(notes)} if notes else {}
+            safetensors.torch.save_file(state, partial, metadata={"format": "pt", **metadata})
         else:
+            if notes:
+                state._metadata = notes
             torch.save(state, partial)
+
+
+def _notes(metadata: Any) -> dict[str, dict[str, Any]]:
+    """The entries of torch's metadata that are more than a module's version."""
+    entries = metadata.items() if isinstance(metadata, Mapping) else ()
+    return {key: dict(entry) for key, entry in entries if isinstance(entry, Mapping) and entry.keys() - {"version"}}
+
+
+def _read_safetensors(path: Path) -> Mapping:
+    """Read weights and notes, whose lists become the tuples that they were."""
+    state = OrderedDict(safetensors.torch.load_file(path))
+    with safetensors.safe_open(path, "pt") as file:
+        notes = (file.metadata() or {}).get(_NOTES)
+    if notes is not None:
+        state._metadata = _with_tuples(json.loads(notes))
+    return state
+
+
+def _with_tuples(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_tuples(value) for key, value in content.items()}
+    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
 
 
 @contextmanager
@@ -142,7 +171,7 @@ def write_text_whole(path: str | Path, text: str) -> None:
 
 def _read(path: Path, safe_types: Sequence[Any]) -> Mapping:
     if path.name.endswith(".safetensors"):
-        return safetensors.torch.load_file(path)
+        return _read_safetensors(path)
     if path.name.endswith(".pkl"):  # also one of no other name, which has no suffix
         return _read_pickle(path)
     _check_keys(path)
@@ -206,7 +235,9 @@ def _size_of(part: Any) -> int:
 
 
 def _culprit(error: Exception) -> str:
-    """The pickled type that was refused, if that is the error."""
+    """The pickled type that was refused, or the kind of program, if that is the error."""
+    if "TorchScript" in str(error):
+        return " (it is a TorchScript program; torch.jit.load(FILE).state_dict() has its weights, if you trust it)"
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" (it asks for {found[1]})" if found else ""
 

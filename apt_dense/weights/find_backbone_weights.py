@@ -15,20 +15,23 @@ from apt_dense.weights.tensor_checks import check_names, describe
 _WRAPPERS = "state_dict", "model", "model_ema", "module"
 #: Prefixes that DDP and torch.compile put before the names of a whole model.
 _TRAINING_PREFIXES = "module.", "_orig_mod."
-_PREFIXES = *_TRAINING_PREFIXES, "backbone.", "net.", "image_encoder.", "model."
+#: And those of transformers' models, of CLIP and of open_clip's around a timm model.
+_OF_MODELS = "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "vision_model.", "visual.", "trunk."
+_PREFIXES = *_TRAINING_PREFIXES, "backbone.", "net.", "image_encoder.", "model.", *_OF_MODELS
 #: Names that a backbone alone has, below any of these prefixes.
 _BACKBONE = re.compile(
     rf"({'|'.join(map(re.escape, _PREFIXES))})*"
-    r"(patch_embed\.|pos_embed$|cls_token$|blocks\.\d+\.|layers\.\d+\.(ln|attn\.|ffn\.)|mixed_patch\.)"
+    r"(patch_embed\.|pos_embed$|cls_token$|blocks\.\d+\.|layers\.\d+\.(ln|attn\.|ffn\.)|mixed_patch\."
+    r"|embeddings\.(cls_token$|class_embedding$|patch_embeddings?\.)|class_embedding$)"
 )
 
 
 def unwrap(checkpoint: Mapping, backbone: bool = True) -> StateDict:
     """Find the backbone's state dict inside a checkpoint file's content.
 
-    Looks into "state_dict", "model", "model_ema" and "module". Then takes off ``module.``, ``_orig_mod.``,
-    ``backbone.``, ``net.``, ``image_encoder.`` and ``model.``, in any order, each where all names that a backbone alone
-    has lie below it, and drops what lies elsewhere.
+    Looks into "state_dict", "model", "model_ema" and "module". Then takes off ``_PREFIXES``, such as ``module.``,
+    ``backbone.`` and ``net.``, in any order, each where all names that a backbone alone has lie below it, and drops
+    what lies elsewhere.
 
     Args:
         backbone: False takes off only ``module.`` and ``_orig_mod.`` and keeps the other parts of the model.

@@ -83,6 +83,57 @@ _EVA02: Table = (
     ("blocks.#.mlp.norm.", "blocks.#.mlp.ffn_ln."),
     *_SWIGLU,
 )
+#: ViT, DeiT, MAE and DINOv2, then CLIP and SigLIP. Queries, keys and values are joined in convert.py.
+_TRANSFORMERS: Table = (
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("cls_token", "embeddings.cls_token"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("mask_token", "embeddings.mask_token"),
+    ("dist_token", "embeddings.distillation_token"),
+    ("blocks.#.norm1.", "encoder.layer.#.layernorm_before."),
+    ("blocks.#.norm2.", "encoder.layer.#.layernorm_after."),
+    ("blocks.#.attn.query.", "encoder.layer.#.attention.attention.query."),
+    ("blocks.#.attn.key.", "encoder.layer.#.attention.attention.key."),
+    ("blocks.#.attn.value.", "encoder.layer.#.attention.attention.value."),
+    ("blocks.#.attn.proj.", "encoder.layer.#.attention.output.dense."),
+    ("blocks.#.mlp.fc1.", "encoder.layer.#.intermediate.dense."),
+    ("blocks.#.mlp.fc2.", "encoder.layer.#.output.dense."),
+    ("blocks.#.norm1.", "encoder.layer.#.norm1."),
+    ("blocks.#.norm2.", "encoder.layer.#.norm2."),
+    ("blocks.#.ls1.gamma", "encoder.layer.#.layer_scale1.lambda1"),
+    ("blocks.#.ls2.gamma", "encoder.layer.#.layer_scale2.lambda1"),
+    ("blocks.#.mlp.fc1.", "encoder.layer.#.mlp.weights_in."),
+    ("blocks.#.mlp.fc2.", "encoder.layer.#.mlp.weights_out."),
+    ("blocks.#.mlp.", "encoder.layer.#.mlp."),
+    ("norm.", "layernorm."),
+    ("patch_embed.proj.", "embeddings.patch_embedding."),
+    ("pos_embed", "embeddings.position_embedding.weight"),
+    ("cls_token", "embeddings.class_embedding"),
+    ("blocks.#.norm1.", "encoder.layers.#.layer_norm1."),
+    ("blocks.#.norm2.", "encoder.layers.#.layer_norm2."),
+    ("blocks.#.attn.query.", "encoder.layers.#.self_attn.q_proj."),
+    ("blocks.#.attn.key.", "encoder.layers.#.self_attn.k_proj."),
+    ("blocks.#.attn.value.", "encoder.layers.#.self_attn.v_proj."),
+    ("blocks.#.attn.proj.", "encoder.layers.#.self_attn.out_proj."),
+    ("blocks.#.mlp.", "encoder.layers.#.mlp."),
+    ("norm_pre.", "pre_layrnorm."),
+    ("norm.", "post_layernorm."),
+)
+_CLIP_PATCHES: Table = (("patch_embed.proj.", "conv1."),)  # a name that convolutional networks have, too
+_OPENAI_CLIP: Table = (
+    *_CLIP_PATCHES,
+    ("pos_embed", "positional_embedding"),
+    ("cls_token", "class_embedding"),
+    ("blocks.#.norm1.", "transformer.resblocks.#.ln_1."),
+    ("blocks.#.norm2.", "transformer.resblocks.#.ln_2."),
+    ("blocks.#.attn.qkv.", "transformer.resblocks.#.attn.in_proj_"),
+    ("blocks.#.attn.proj.", "transformer.resblocks.#.attn.out_proj."),
+    ("blocks.#.mlp.fc1.", "transformer.resblocks.#.mlp.c_fc."),
+    ("blocks.#.mlp.fc2.", "transformer.resblocks.#.mlp.c_proj."),
+    ("norm_pre.", "ln_pre."),
+    ("norm.", "ln_post."),
+)
 
 #: By name. detect_format() takes the first whose sign matches, so the more telling signs come first.
 FORMATS = {
@@ -122,6 +173,8 @@ FORMATS = {
         r"blocks\.\d+\.mlp\.lin1\.",
         _place(*_PLAIN, "use_rel_pos", position_grid=True, leaves_out=_NO_CLASS),
     ),
+    "transformers": Format("transformers", _TRANSFORMERS, r"(embeddings|encoder\.layers?\.\d+)\."),
+    "openai_clip": Format("OpenAI's CLIP", _OPENAI_CLIP, r"transformer\.resblocks\.\d+\."),
     "mae": Format("MAE", sign=r"decoder_"),
     "dinov3": Format("DINOv3", (("reg_token", "storage_tokens"), *_SWIGLU), r"storage_tokens$|.*\.qkv\.bias_mask$"),
     "dinov2": Format(
@@ -161,8 +214,8 @@ WRITABLE = tuple(name for name, format_ in FORMATS.items() if format_.place is n
 OURS = FORMATS["apt"].place.names
 #: Parts of other models that a dense backbone has no use for.
 NOT_BACKBONE = re.compile(
-    r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|neck|decoder_\w+|decode_head|lm_head|local_cls_norm)\."
-    r"|mask_token|decoder_|mixed_patch\.base_mini_pos_embed"
+    r"(head|head_dist|head_drop|fc_norm|attn_pool|pre_logits|neck|decoder_\w+|decode_head|lm_head|local_cls_norm|pooler|classifier)\."
+    r"|proj$|embeddings\.position_ids$|mask_token|decoder_|mixed_patch\.base_mini_pos_embed"
 )
 # Tables that follow from the arguments: those of rotary positions (not timm's rope.freqs, which are learned) and those
 # of DINOv3's missing key bias.
@@ -215,14 +268,20 @@ def _swapped(table: Table) -> Table:
 
 
 _EVERYTHING = tuple(dict.fromkeys(pair for format_ in FORMATS.values() for pair in format_.table))
-_WITHOUT_EVA_BIASES = tuple(pair for pair in _EVERYTHING if pair not in _EVA_BIASES)
 
 
 def rename(name: str, others: Container[str]) -> str:
     """Translate a weight's name in any format to ours.
 
     Args:
-        others: all names of the state dict, which tell whether a ``q_bias`` belongs to a ``q_proj``.
+        others: all names of the state dict, which tell whether a ``q_bias`` belongs to a ``q_proj``, and ``conv1`` to
+            CLIP.
     """
     separate = re.sub(r"\.[qv]_bias$", ".q_proj.weight", name) in others
-    return translate_back(name, _EVERYTHING if separate else _WITHOUT_EVA_BIASES)
+    return translate_back(name, _tables(separate, "class_embedding" in others))
+
+
+@functools.cache
+def _tables(eva_biases: bool, clip: bool) -> Table:
+    left_out = (() if eva_biases else _EVA_BIASES) + (() if clip else _CLIP_PATCHES)
+    return tuple(pair for pair in _EVERYTHING if pair not in left_out)

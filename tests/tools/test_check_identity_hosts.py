@@ -40,6 +40,13 @@ model = dict(
     )),
 )
 """
+DETECTRON2_BY_FILE = """
+from detectron2.config import LazyCall as L
+from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid
+model = dict(backbone=L(SimpleFeaturePyramid)(
+    net=L(APTViT)(pretrained="{pretrained}", out_feature="last_feat", {options}), in_feature="last_feat",
+    out_channels=8, scale_factors=(1.0,)))
+"""
 
 
 def check(text: str, folder: Path, *arguments: object) -> int | str:
@@ -174,11 +181,21 @@ def test_mmsegs_weights_tell_the_backbone(tmp_path: Path, capsys: pytest.Capture
     assert "PASS" in capsys.readouterr().out
 
 
-def test_detectron2s_must_give_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["num_heads=2, window_size=0", "window_block_indexes=(0,)"])
+def test_detectron2s_weights_tell_the_backbone(options: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    modeling = pytest.importorskip("detectron2.modeling")
+    windows = {"window_size": 2, "window_block_indexes": (0,), "use_rel_pos": True} if "indexes" in options else {}
+    theirs = modeling.ViT(img_size=128, embed_dim=24, depth=2, num_heads=2, pretrain_img_size=64, **windows)
+    torch.save({"model": randomise(theirs).state_dict()}, tmp_path / "vit.pth")
+    text = DETECTRON2_BY_FILE.format(pretrained=tmp_path / "vit.pth", options=options)
+    assert check(text, tmp_path, "--checkpoint", tmp_path / "vit.pth") == 0
+    assert "Detectron2's ViT, config.py" in capsys.readouterr().out
+
+
+def test_what_weights_tell_and_detectron2_lacks_is_named(tmp_path: Path) -> None:
     pytest.importorskip("detectron2")
-    text = """
-from detectron2.config import LazyCall as L
-from apt_dense.hosts.detectron2 import APTViT, SimpleFeaturePyramid
-model = dict(backbone=L(SimpleFeaturePyramid)(net=L(APTViT)(pretrained="vit.pth")))
-"""
-    assert "leaves its backbone to the file in pretrained" in str(check(text, tmp_path))
+    source = APTViT(img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, class_token=True, init_values=1.0)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    text = DETECTRON2_BY_FILE.format(pretrained=tmp_path / "vit.pth", options="num_heads=2")
+    message = str(check(text, tmp_path))
+    assert "Detectron2's ViT has no" in message and "init_values" in message

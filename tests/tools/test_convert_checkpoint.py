@@ -245,3 +245,17 @@ def test_damaged_files(tmp_path: Path, suffix: str) -> None:
         damaged.write_bytes(content[:part])
         assert "cannot be read as weights: it is damaged" in refusal(damaged, tmp_path / "out.pth")
     convert(good, tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize(("out", "more"), [
+    ("x.pth", []), ("x.safetensors", []), ("x.pth", ["--to", "timm"]), ("x.pth", ["--to", "detectron2"]),
+])  # fmt: skip
+def test_our_own_options_stay_in_converted_files(out: str, more: list[str], tmp_path: Path) -> None:
+    """Nothing is asked of such a file, whose names and shapes tell neither heads nor epsilon nor activation."""
+    options = {"act_layer": "quick_gelu", "norm_eps": 1e-3, "img_size": (32, 16), "pos_antialias": False}
+    state = weights(**options)
+    convert(saved(tmp_path, state), tmp_path / out, *more, "--img-size", "64", "32")
+    back = APTViT.from_weights(tmp_path / out, pretrain_img_size=None)
+    assert (back.block_options.num_heads, back.block_options.norm_eps) == (2, 1e-3)
+    assert back.block_options.act_layer == "quick_gelu" and back.pos_grid == (8, 4)
+    assert torch.equal(back.blocks[1].mlp.fc1.weight, state["blocks.1.mlp.fc1.weight"])

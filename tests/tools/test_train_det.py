@@ -143,6 +143,8 @@ def test_training_learns_saves_and_logs(trained: Path) -> None:
     assert sorted(lines) == list(range(20))
     assert np.mean(losses(trained)[-5:]) < 0.8 * np.mean(losses(trained)[:5])
     assert all(0 < line["tokens_kept"] <= 1 for line in lines.values())
+    of_test = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    assert "bbox/AP" in of_test and 0 < of_test["test/tokens_kept"] <= 1
     saved = {path.name for path in trained.glob("*.pth")}
     assert saved == {"model_0000007.pth", "model_0000015.pth", "model_final.pth"}
     assert json.loads((trained / "classes.json").read_text()) == [[c["id"], c["name"]] for c in CATEGORIES]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.options import Rotary
 from apt_dense.weights.arguments_in_own_metadata import NOT_NOTED, noted_options, options_of
-from apt_dense.weights.files import read_checkpoint
+from apt_dense.weights.files import CheckpointError, read_checkpoint, write_checkpoint
 
 SMALL = {"img_size": 36, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -28,6 +29,22 @@ def with_options(model: nn.Module, **changed: Any) -> dict[str, Tensor]:
         if "options" in entry:
             entry["options"] = {**entry["options"], **changed}
     return state
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_options_survive_files_that_we_write(name: str, tmp_path: Path) -> None:
+    model = small(thresholds=(5.0, 3.0), token_budget=0.8, rotary=Rotary(ref_feat_shape=(2, 3)), img_size=(32, 64))
+    write_checkpoint(model.state_dict(), tmp_path / name)
+    back = APTViT.from_weights(tmp_path / name)
+    assert {key: options_of(back)[key] for key in options_of(model)} == options_of(model)
+    assert back.pos_grid == model.pos_grid
+
+
+def test_damaged_notes_in_safetensors_are_an_error(tmp_path: Path) -> None:
+    for notes in ("{", "[" * 100_000):
+        save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"apt_dense": notes})
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_options_survive_the_file(tmp_path: Path) -> None:

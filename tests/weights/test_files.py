@@ -331,3 +331,9 @@ def test_other_errors_stay_as_they_are(error: Exception, tmp_path: Path) -> None
 def test_errors_of_full_disks_are_told_apart(number: int, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a cannot be written: .*the disk of .* MB free"), naming_file(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_program_of_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match=r"it is a TorchScript program; torch\.jit\.load\(FILE\)\.state_dict\(\)"):
+        read_checkpoint(tmp_path / "clip.pt")

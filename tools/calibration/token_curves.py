@@ -167,6 +167,9 @@ def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: 
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)
     loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    if workers:
+        # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
+        cv2.setNumThreads(1)
     with record.open("a", encoding="utf-8") as file:
         if not file.tell():
             file.write(json.dumps(settings) + "\n")

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,6 +193,20 @@ def _pixels(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("pixel_mean", "pixel_std", "channel_order") if name in options}
 
 
+def _as_detectron2_says(net: MutableMapping[str, Any]) -> None:
+    """Give what a weights file told in the way that Detectron2's ViT takes it; what it does not have stays."""
+    for name in ("img_size", "pretrain_img_size"):
+        sides = net.get(name)
+        if sides is not None and not isinstance(sides, int):
+            if sides[0] != sides[1]:
+                raise ValueError(f"Detectron2's ViT takes square images only, and {name} is {tuple(sides)}")
+            net[name] = sides[0]
+    if net.get("norm_layer") == "layernorm" and "norm_eps" in net:
+        net["norm_layer"] = partial(nn.LayerNorm, eps=net.pop("norm_eps"))
+    if net.get("act_layer", "gelu") in (None, "gelu"):
+        net.pop("act_layer", None)
+
+
 def detectron2_pair(path: Path, weights: Weights) -> Pair:
     """Pair the backbone of a lazy config of Detectron2 with ``detectron2.modeling.ViT``."""
     if importlib.util.find_spec("detectron2") is None:
@@ -200,16 +214,15 @@ def detectron2_pair(path: Path, weights: Weights) -> Pair:
     from detectron2.config import instantiate
     from detectron2.modeling import ViT
 
-    from apt_dense.hosts.detectron2.arguments_from_pretrained import describes
+    from apt_dense.hosts.detectron2.arguments_from_pretrained import describes, fill_in_config
     from apt_dense.hosts.detectron2.train_and_evaluate import load_config
 
     cfg = load_config(str(path))
     if "backbone" not in cfg.get("model", {}) or "net" not in cfg.model.backbone:
         raise ValueError(f"{path} has no model.backbone.net, as the configs of ViTDet have")
     if describes(cfg.model.backbone.net):
-        raise ValueError(
-            f"{path} leaves its backbone to the file in pretrained; give its numbers, or the name of a timm model"
-        )
+        fill_in_config(cfg, keep_weights=False)
+        _as_detectron2_says(cfg.model.backbone.net)
     known = set(inspect.signature(ViT).parameters)
     remark = ". EVA-02's detectors are in no package; tests/weights/test_timm_families.py compares blocks with timm's"
     _refuse(cfg.model.backbone.net, known, "crop", "Detectron2's ViT", remark)

@@ -17,6 +17,7 @@ from torch import nn
 
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
+from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
 from apt_dense.hosts.detectron2.read_lazy_config import (
     apply_overrides,
     check_parts,
@@ -132,7 +133,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
     evaluator = instantiate(cfg.dataloader.evaluator)
     if OmegaConf.is_list(cfg.dataloader.evaluator):
         evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    with tokens_counted(model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     print_csv_format(results)
     return results
 
