@@ -116,3 +116,8 @@ def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
     channels = [images[:, i].float() * pixel_format.std[i] + pixel_format.mean[i] for i in range(3)]
     ordered = channels if pixel_format.channel_order == "RGB" else channels[::-1]
     return torch.stack(ordered, 1).round_().clamp_(0, 255)
+
+
+def rounded_mean(pixel_format: PixelFormat) -> tuple[float, ...]:
+    """RGB grey levels of padding, which is 0 in normalised images, as :func:`denormalise` gives them."""
+    return tuple(denormalise(torch.zeros(1, 3, 1, 1), pixel_format).flatten().tolist())

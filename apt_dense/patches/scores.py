@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
-from apt_dense.patches.image_preparation import denormalise
+from apt_dense.patches.image_preparation import denormalise, rounded_mean
+from apt_dense.patches.learned_scores import SUFFIX, LearnedScorer
 from apt_dense.runtime import bin_counts, without_autocast
 
 #: ``scorer(pixels, patch_size, scales) -> maps``: pixels (B, 3, H, W) float32 RGB in [0, 255]; one float32 map
@@ -146,16 +147,25 @@ SCORERS: dict[str, Scorer] = {
 }
 
 
-def resolve_scorer(scorer: str | Scorer) -> Scorer:
-    """The scorer of that name, or the callable itself.
+def resolve_scorer(scorer: str | Scorer, pixel_format: PixelFormat) -> Scorer:
+    """The scorer of that name, the learned one in that file, or the callable itself.
+
+    Args:
+        pixel_format: of the images, whose mean is the colour of their padding.
 
     Raises:
-        ValueError: for a name that is not one of ``SCORERS``.
+        ValueError: for a name that is not one of ``SCORERS``, and a file that holds no scorer.
+        FileNotFoundError: for a file that is not there.
     """
     if callable(scorer):
         return scorer
+    if scorer.endswith(SUFFIX):
+        return LearnedScorer.load(scorer, rounded_mean(pixel_format))
     if scorer not in SCORERS:
-        raise ValueError(f"scorer={scorer!r} is unknown; expected one of {sorted(SCORERS)} or a callable (see Scorer)")
+        raise ValueError(
+            f"scorer={scorer!r} is unknown; expected one of {sorted(SCORERS)}, a {SUFFIX} file of tools/fit_scorer.py "
+            f"or a callable (see Scorer)"
+        )
     return SCORERS[scorer]
 
 

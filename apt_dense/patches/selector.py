@@ -46,7 +46,7 @@ class PatchSelector(PatchOptions):
 
     def _check_together(self) -> None:
         super()._check_together()
-        resolve_scorer(self.scorer)
+        self._set(score=resolve_scorer(self.scorer, self.pixel_format))
         if self.thresholds and self.in_chans != 3:
             raise ValueError(
                 f"in_chans={self.in_chans} with thresholds={self.thresholds}: scores are made of RGB images only"
@@ -155,7 +155,7 @@ class PatchSelector(PatchOptions):
     def scores(self, images: Tensor) -> tuple[Tensor, ...]:
         """One score map (B, H // size, W // size) per threshold, size = patch_size * 2**scale, of normalised images."""
         scales = range(1, self.num_scales)
-        return score_maps(images, self.patch_size, scales, resolve_scorer(self.scorer), self.pixel_format)
+        return score_maps(images, self.patch_size, scales, self.score, self.pixel_format)
 
     def tokens_per_image(self, grid: tuple[int, int]) -> int:
         """Tokens that the budget gives each image of a grid: at least as many as any image can be cut into; all if

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import train_over_seeds as tool
 
-from evidence import training_queue
-from evidence.training_queue import Setting, parse_setting, read_results, summary
+from evidence import queued_trainers
+from evidence.queued_trainers import SegmentationTrainer
+from evidence.training_queue import Setting, parse_setting, summary
 from support.tiny_ade import CONFIGS, ROOT, shrink_options, write_ade
 
 #: A training that takes no time: it notes its arguments, and logs a score that follows from the seed and the options.
@@ -51,7 +52,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a config, and the stand-in in place of train_seg.py."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     (tmp_path / "config.py").write_text("x = 1\n")
-    monkeypatch.setattr(training_queue, "TRAIN", tmp_path / "stand_in.py")
+    monkeypatch.setattr(queued_trainers, "TRAIN_SEG", tmp_path / "stand_in.py")
     return tmp_path
 
 
@@ -104,8 +105,8 @@ def test_interrupted_it_continues_from_the_checkpoint(stand_in: Path) -> None:
 import runpy, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tools")!r}]
 from pathlib import Path
-from evidence import training_queue
-training_queue.TRAIN = Path({str(stand_in / "stand_in.py")!r})
+from evidence import queued_trainers
+queued_trainers.TRAIN_SEG = Path({str(stand_in / "stand_in.py")!r})
 sys.argv[0] = {str(ROOT / "tools" / "train_over_seeds.py")!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -156,11 +157,53 @@ def test_results_are_those_of_the_last_validation(tmp_path: Path) -> None:
         (tmp_path / name / "vis_data").mkdir(parents=True)
         (tmp_path / name / "vis_data" / "scalars.json").write_text("\n".join(map(json.dumps, entries)))
     expected = {"step": 2, "mIoU": 5.0, "best": 7.0, "tokens": pytest.approx(0.7), "seconds": 2}
-    assert read_results(tmp_path, "mIoU") == expected
+    assert SegmentationTrainer(Path("config.py"), ()).results(tmp_path, ["mIoU"]) == expected
+
+
+#: A detection training that takes no time: its score follows from the seed and the number of thresholds.
+DETECTION = """
+import argparse, json
+from pathlib import Path
+parser = argparse.ArgumentParser()
+parser.add_argument("data")
+parser.add_argument("--out", type=Path)
+parser.add_argument("--seed", type=int)
+parser.add_argument("--resume", action="store_true", required=True)
+parser.add_argument("--amp", action=argparse.BooleanOptionalAction, required=True)
+parser.add_argument("--thresholds", nargs="+")
+parser.add_argument("--batch-size", type=int, required=True)
+args = parser.parse_args()
+score = (args.seed + len(args.thresholds) + 10 * args.amp) / 100
+(args.out / "log.jsonl").write_text(json.dumps({"iteration": 0, "loss": 1.0}) * 1 + "\\n")
+results = {"bbox": {"AP": score, "APs": score / 2}, "tokens_kept": 0.25}
+(args.out / "results.json").write_text(json.dumps(results))
+"""
+
+
+def test_detection_is_trained_from_a_folder_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "stand_in.py").write_text(DETECTION)
+    monkeypatch.setattr(queued_trainers, "TRAIN_DET", tmp_path / "stand_in.py")
+    (tmp_path / "data" / "annotations").mkdir(parents=True)
+    (tmp_path / "data" / "annotations" / "instances_train.json").write_text("{}")
+    settings = ["--setting", "two: thresholds=5.5,4.0 amp=true", "--setting", "one: thresholds=5 amp=false"]
+    command = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--seeds", "1", "3", *settings]
+    tool.main([*command, "--metric", "bbox/AP", "bbox/APs", "--", "--batch-size", "2"])
+    printed = capsys.readouterr().out
+    assert f"| two | 2 | 14.00 | 7.00 | {2**0.5:.2f} | 13.00 | 15.00 | 25.0% | 1 |" in printed
+    assert "| one | 2 | 3.00 | 1.50 |" in printed
+    with pytest.raises(SystemExit, match=r"has no segm/AP; choose --metric of bbox/AP, bbox/APs"):
+        tool.main(
+            [*command[:3], str(tmp_path / "other"), *command[4:], "--metric", "segm/AP", "--", "--batch-size", "2"]
+        )
+    (tmp_path / "data" / "annotations" / "instances_train.json").write_text("{ }")
+    with pytest.raises(SystemExit, match="holds a training of other settings"):
+        tool.main([*command, "--", "--batch-size", "2"])
 
 
 def test_one_seed_has_no_deviation() -> None:
-    (row,) = summary([{"setting": "a", "mIoU": 3.0, "tokens": None, "step": 4}], "mIoU")
+    (row,) = summary([{"setting": "a", "mIoU": 3.0, "tokens": None, "step": 4}], ["mIoU"])
     assert (row["mIoU"], row["deviation"], row["tokens"], row["seeds"]) == (3.0, None, None, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,29 @@ def make_demo_data(
     check_target(out, images, force)
     materials, backdrops = load_folder(Path(images)) if images is not None else load_shipped()
     names = [BACKGROUND, *(material.name for material in materials)]
+    splits = []
+    for split, count in enumerate((train, val)):
+        seeds = [(seed, split, index) for index in range(count)]
+        scenes = (compose_scene(materials, backdrops, size, np.random.default_rng(entropy)) for entropy in seeds)
+        splits.append(tqdm(scenes, f"{SPLITS[split][0]} scenes", total=count, unit="scene", leave=False))
+    write_data_set(out, names, splits)
+    return names
+
+
+def write_data_set(out: Path, names: Sequence[str], splits: Sequence[Iterable[Scene]]) -> None:
+    """Write training and validation scenes into ``out``, which is whole or absent.
+
+    Args:
+        names: of label 1 (background) and on.
+        splits: the scenes of training and of validation.
+    """
     partial = out.with_name(out.name + ".partial")
     make_room(partial)
     partial.mkdir(parents=True)
     (partial / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    for split, count in enumerate((train, val)):
-        seeds = [(seed, split, index) for index in range(count)]
-        scenes = (compose_scene(materials, backdrops, size, np.random.default_rng(entropy)) for entropy in seeds)
-        write_split(
-            partial,
-            split,
-            tqdm(scenes, f"{SPLITS[split][0]} scenes", total=count, unit="scene", leave=False),
-            names[1:],
-        )
+    for split, scenes in enumerate(splits):
+        write_split(partial, split, scenes, names[1:])
     move_into_place(partial, out)
-    return names
 
 
 def check_numbers(train: int, val: int, size: int, seed: int) -> None:
@@ -111,7 +119,7 @@ def move_into_place(partial: Path, out: Path) -> None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def write_split(root: Path, split: int, scenes: Iterator[Scene], categories: list[str]) -> None:
+def write_split(root: Path, split: int, scenes: Iterable[Scene], categories: Sequence[str]) -> None:
     """Write the pictures and masks of one split, and their COCO file last."""
     ade_name, coco_name = SPLITS[split]
     pictures, masks = root / "images" / ade_name, root / "annotations" / ade_name

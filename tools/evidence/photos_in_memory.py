@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from demo.image_edits import resize_to
 from evidence.labelled_photos import IGNORED, Labelled, read_labels
 from shared.photo_files import read_photo
 
@@ -22,19 +24,25 @@ class LabelledSet(NamedTuple):
     masks: Tensor
 
 
-def load_set(pairs: Sequence[Labelled], void: bool, classes: int, device: torch.device) -> LabelledSet:
-    """Read all photos of a set, which have one size.
+def load_set(
+    pairs: Sequence[Labelled], void: bool, classes: int, device: torch.device, size: tuple[int, int] | None = None
+) -> LabelledSet:
+    """Read all photos of a set.
 
     Args:
         void: whether label 0 is not counted, and label n is class n - 1.
+        size: pixels (H, W) that photos and masks are resized to; None if they have one size, which is kept.
 
     Raises:
         ValueError, OSError: for photos of several sizes, damaged ones, labels out of range, and masks without any.
     """
     photos, masks = [], []
     for pair in tqdm(pairs, "reading", leave=False):
-        photos.append(read_photo(pair.photo))
-        masks.append(read_labels(pair.mask, void))
+        photo, mask = read_photo(pair.photo), read_labels(pair.mask, void)
+        if photo.shape[:2] != mask.shape:
+            raise ValueError(f"{pair.mask} has {mask.shape} pixels (H, W), and its photo {photo.shape[:2]}")
+        photos.append(photo if size is None else resize_to(photo, *size))
+        masks.append(mask if size is None else cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
     sizes = {array.shape[:2] for array in (*photos, *masks)}
     if len(sizes) > 1:
         raise ValueError(f"photos and masks of several sizes, {sorted(sizes)[:3]}: resize them to one first")

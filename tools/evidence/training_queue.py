@@ -1,20 +1,19 @@
-"""A queue of trainings of one MMSegmentation config: several settings, several seeds, each in a folder of its own."""
+"""A queue of trainings: several settings, several seeds, each in a folder of its own."""
 
 import contextlib
 import json
 import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_dense.weights.files import write_text_whole
 
+from evidence.queued_trainers import Trainer, TrainingFailed
 from evidence.resumable_rows import KeptRows
 
-TRAIN = Path(__file__).resolve().parents[1] / "train_seg.py"
 ASKED = "asked_for.json"
 
 
@@ -46,32 +45,22 @@ class Run(NamedTuple):
 
     setting: Setting
     seed: int
-    config: Path
-    arguments: tuple[str, ...]  # of train_seg, the same for all runs
+    trainer: Trainer
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the result depends on besides versions and data."""
-        text = self.config.read_text(encoding="utf-8")
-        options = {"setting": self.setting.name, "options": list(self.setting.options), "seed": self.seed}
-        return {**options, "config": self.config.name, "content": text, "arguments": list(self.arguments)}
-
-    def command(self, folder: Path, resume: bool) -> list[str]:
-        """The command line of the training."""
-        options = [*self.setting.options, f"randomness.seed={self.seed}"]
-        around = ["--work-dir", str(folder), *(["--resume"] if resume else [])]
-        return [sys.executable, str(TRAIN), str(self.config), *around, *self.arguments, "--cfg-options", *options]
+        return {
+            "setting": self.setting.name, "options": list(self.setting.options), "seed": self.seed,
+            **self.trainer.settings,
+        }  # fmt: skip
 
 
-class TrainingFailed(RuntimeError):
-    """A training ended with an error; the message is its last line."""
-
-
-def result_of(run: Run, root: Path, kept: KeptRows, metric: str) -> dict[str, Any]:
+def result_of(run: Run, root: Path, kept: KeptRows, metrics: Sequence[str]) -> dict[str, Any]:
     """Settings and results of a run: those that are kept, or else it is trained, from its last checkpoint on.
 
     Raises:
-        TrainingFailed: if the training does, or logs no such metric.
+        TrainingFailed: if the training does, or notes no such metric.
         ValueError: if the folder is of a training that was asked for otherwise.
     """
     found = kept.get(run.settings)
@@ -80,7 +69,7 @@ def result_of(run: Run, root: Path, kept: KeptRows, metric: str) -> dict[str, An
     folder = root / run.setting.name / f"seed_{run.seed}"
     _check_same(folder, run.settings)
     _train(run, folder)
-    return kept.add(run.settings, read_results(folder, metric))
+    return kept.add(run.settings, run.trainer.results(folder, metrics))
 
 
 def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -94,7 +83,7 @@ def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _train(run: Run, folder: Path) -> None:
     """Train in a process of its own, which ends after a checkpoint when this one is interrupted."""
-    command = run.command(folder, resume=(folder / "last_checkpoint").exists())
+    command = run.trainer.command(folder, run.setting.options, run.seed)
     with (folder / "output.log").open("a", encoding="utf-8") as log:
         # Its own session: Ctrl-C in a terminal reaches this process, and is passed on once.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -110,47 +99,17 @@ def _train(run: Run, folder: Path) -> None:
         raise TrainingFailed(f"{folder}: exit status {code}: {lines[-1] if lines else 'no output'}")
 
 
-def read_results(folder: Path, metric: str) -> dict[str, Any]:
-    """The last value of a metric in a run's own logs, its best, the share of tokens and the seconds of a step.
-
-    Raises:
-        TrainingFailed: if there is no such metric.
-    """
-    entries = [entry for path in sorted(folder.glob("*/vis_data/scalars.json")) for entry in _entries(path)]
-    scores = {entry["step"]: entry[metric] for entry in entries if metric in entry}
-    steps = [entry for entry in entries if "loss" in entry]
-    if not scores:
-        raise TrainingFailed(f"{folder}: its logs hold no {metric}; set val_dataloader, val_cfg and val_evaluator")
-    kept = [entry["tokens_kept"] for entry in steps if "tokens_kept" in entry]
-    return {
-        "step": max(scores),
-        metric: scores[max(scores)],
-        "best": max(scores.values()),
-        "tokens": statistics.mean(kept) if kept else None,
-        "seconds": statistics.median(entry["time"] for entry in steps) if steps else None,
-    }
-
-
-def _entries(path: Path) -> list[dict]:
-    """The entries of a log of one JSON object a line; the last may have been cut off."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries
-
-
-def summary(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """One row a setting: mean and standard deviation over seeds, least and greatest, mean share of tokens."""
+def summary(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a setting: means over seeds, the first metric's standard deviation, least and greatest, mean tokens."""
     table = []
     for name in dict.fromkeys(row["setting"] for row in rows):
         own = [row for row in rows if row["setting"] == name]
-        scores = [row[metric] for row in own]
+        scores = [row[metrics[0]] for row in own]
         tokens = [row["tokens"] for row in own if row["tokens"] is not None]
         table.append({
             "setting": name,
             "seeds": len(own),
-            metric: statistics.mean(scores),
+            **{metric: statistics.mean(row[metric] for row in own) for metric in metrics},
             "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
             "least": min(scores),
             "greatest": max(scores),

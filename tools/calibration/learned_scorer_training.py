@@ -1,0 +1,134 @@
+"""Train a learned scorer: which patches hold more than one class, told from pixels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from tqdm import tqdm
+
+from apt_dense.patches.learned_scores import LAYERS, Layer, canvas, inside
+from apt_dense.patches.scores import Scorer
+
+from evidence.labelled_photos import IGNORED
+from evidence.photos_in_memory import LabelledSet, epochs_of, random_views
+
+PADDING = 124.0, 116.0, 104.0  # what networks are padded with, as grey levels; a scorer is given its host's when used
+_RATE, _DECAY, _LIGHTER = 4e-3, 0.01, 0.2  # the last: how much lighter or darker photos are made at most
+
+
+class Fit(NamedTuple):
+    """How a scorer is trained.
+
+    Args:
+        patch_size: pixels of the smallest patches of the model that it is for.
+        scales: coarse scales that it scores.
+        size: pixels (H, W) that photos have for the model.
+    """
+
+    patch_size: int
+    scales: int
+    size: tuple[int, int]
+    epochs: int = 15
+    batch: int = 8
+
+
+def other_classes(masks: Tensor, size: int) -> Tensor:
+    """The share of each complete patch's labelled pixels that are not of its most frequent class.
+
+    Args:
+        masks: (B, H, W) integers; ``IGNORED`` is not labelled.
+        size: pixels of a patch.
+
+    Returns:
+        (B, H // size, W // size) float32 in [0, 1); NaN where nothing is labelled.
+    """
+    most = total = torch.zeros(1, device=masks.device)
+    for label in masks.unique().tolist():
+        if label != IGNORED:
+            count = F.avg_pool2d((masks == label).float()[:, None], size)[:, 0]
+            most, total = torch.maximum(most, count), total + count
+    if total.ndim == 1:
+        rows, columns = (n // size for n in masks.shape[1:])
+        return torch.full((len(masks), rows, columns), torch.nan, device=masks.device)
+    return 1 - most / total
+
+
+def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0) -> list[Layer]:
+    """Train on photos of labelled classes, mirrored, zoomed and lightened at random; return the weights.
+
+    The network learns the square root of :func:`other_classes`, so that small objects count; its score is the square.
+    """
+    torch.manual_seed(seed)
+    device, generator = data.photos.device, torch.Generator().manual_seed(seed)
+    network = _Network().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+    steps = len(data.masks) // fit.batch * fit.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    order = epochs_of(len(data.masks), fit.batch, fit.epochs, generator)
+    bar = tqdm(order, "training the scorer", steps, leave=False)
+    for numbers in bar:
+        photos, masks = random_views(data, numbers, fit.size, generator)
+        lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
+        pixels = (photos * lightness.to(device)).clamp(0, 255)
+        loss = sum(_loss(network, pixels, masks, fit.patch_size << s) for s in range(1, fit.scales + 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    return network.layers()
+
+
+class _Network(nn.Module):
+    """The scorer's network with a batch norm after each layer but the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, k, s, k // 2) for i, o, k, s in LAYERS)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in LAYERS[:-1])
+
+    def forward(self, pixels: Tensor, size: int) -> Tensor:
+        """RGB grey levels (B, 3, H, W) -> logits (B, H // size, W // size)."""
+        x = canvas((pixels - pixels.new_tensor(PADDING).view(3, 1, 1)) / 255, size)
+        for convolution, norm in zip(self.convolutions[:-1], self.norms, strict=True):
+            x = norm(convolution(x)).relu()
+        return inside(self.convolutions[-1](x))
+
+    def layers(self) -> list[Layer]:
+        """Weights that give the same without norms, by their running means."""
+        fused = []
+        for conv, norm in zip(self.convolutions[:-1], self.norms, strict=True):
+            of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            fused.append(Layer(*(p.detach() for p in fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm))))
+        last = self.convolutions[-1]
+        return [*fused, Layer(last.weight.detach(), last.bias.detach())]
+
+
+def _loss(network: _Network, pixels: Tensor, masks: Tensor, size: int) -> Tensor:
+    wanted = other_classes(masks, size)
+    labelled = ~wanted.isnan()
+    found = torch.sigmoid(network(pixels, size))
+    return F.mse_loss(found[labelled], wanted[labelled].sqrt())
+
+
+@torch.inference_mode()
+def hidden_by(scorer: Scorer, data: LabelledSet, fit: Fit, tokens: Sequence[float]) -> list[float]:
+    """What patches of scale 1 hide if those of the lowest scores are merged.
+
+    Args:
+        tokens: shares of an image's tokens to keep on average, each from 1/4 to 1.
+
+    Returns:
+        For each, the pixels that a merged patch gives another class than theirs, as a share of those that all would.
+    """
+    scores, others = [], []
+    for photos, masks in zip(data.photos.split(8), data.masks.split(8), strict=True):
+        scores.append(scorer(photos.float(), fit.patch_size, [1])[0].flatten())
+        others.append(other_classes(masks, 2 * fit.patch_size).flatten())
+    found, wanted = torch.cat(scores), torch.cat(others).nan_to_num(0)
+    order = wanted[found.argsort(stable=True)].cumsum(0)
+    merged = [min(len(order) - 1, round((1 - share) / 0.75 * len(order))) for share in tokens]
+    return [float(order[count - 1] / order[-1]) if count else 0.0 for count in merged]

@@ -1,0 +1,103 @@
+"""Learn from labels which patches may be merged, and write a scorer for the backbone's option "scorer".
+
+    python tools/fit_scorer.py --images data/camvid/images/training --masks data/camvid/annotations/training \\
+        --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
+    python tools/calibrate.py data/camvid/images/training --scorer scorer.safetensors --tokens 0.6 --out calibration/
+
+Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
+from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
+masks in minutes. Its scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
+expected to be something else. Every tenth photo is held out, and printed is what merging would hide there.
+"""
+
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.packages import needed_packages
+
+with needed_packages("fit_scorer"):
+    import torch
+
+    from apt_dense.patches.learned_scores import SUFFIX, LearnedScorer, as_bytes
+    from apt_dense.patches.scores import SCORERS
+    from apt_dense.weights.files import write_whole
+
+    from calibration.learned_scorer_training import PADDING, Fit, hidden_by, train_scorer
+    from evidence.equal_token_rows import parse_size
+    from evidence.labelled_photos import find_pairs
+    from evidence.photos_in_memory import LabelledSet, load_set
+    from evidence.resumable_rows import markdown
+
+HELD_OUT = 10  # every tenth photo
+TOKENS = 0.8, 0.6, 0.4  # shares that are printed
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--images", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photos")
+    add("--masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files of the same names, 8-bit labels")
+    add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
+    add("--size", required=True, metavar="HxW", help="pixels that the model sees photos in")
+    add("--patch-size", type=int, default=16, metavar="P", help="pixels of the smallest patches (default: %(default)s)")
+    add("--scales", type=int, default=2, metavar="N", help="coarse patch sizes that are scored (default: %(default)s)")
+    add("--epochs", type=int, default=Fit._field_defaults["epochs"], help="default: %(default)s")
+    add("--limit", type=int, metavar="N", help="photos to use at most, evenly spread")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", type=Path, required=True, metavar=f"FILE{SUFFIX}")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> Fit:
+    """Turn text into values. Raises ValueError."""
+    for name in ("patch_size", "scales", "epochs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+    if args.out.suffix != SUFFIX:
+        raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
+    size = parse_size(args.size)
+    if min(size) < args.patch_size << args.scales:
+        raise ValueError(
+            f"--size {args.size} holds no patch of {args.patch_size << args.scales} pixels; give fewer --scales"
+        )
+    return Fit(args.patch_size, args.scales, size, args.epochs)
+
+
+def fit_scorer(args: argparse.Namespace) -> str:
+    """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
+    fit, pairs = check(args), find_pairs(args.images, args.masks, args.limit)
+    if len(pairs) < 2 * HELD_OUT:
+        raise ValueError(f"{len(pairs)} labelled photos: expected {2 * HELD_OUT} or more")
+    data = load_set(pairs, args.zero_is_void, 255, torch.device(args.device), fit.size)
+    held_out = torch.arange(len(pairs), device=args.device) % HELD_OUT == HELD_OUT // 2
+    layers = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed)
+    with write_whole(args.out) as partial:
+        partial.write_bytes(as_bytes(layers))
+    rest = LabelledSet(*(part[held_out] for part in data))
+    scorers = {"learned": LearnedScorer(layers, PADDING), "entropy": SCORERS["entropy"]}
+    found = {name: hidden_by(scorer, rest, fit, TOKENS) for name, scorer in scorers.items()}
+    rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
+    columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}"}
+    return (
+        f"Of the pixels that patches of {2 * fit.patch_size} pixels would give another class than theirs, hidden on "
+        f"{len(rest.masks)} photos held out, when those of the lowest scores are merged:\n\n{markdown(rows, columns)}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        print(fit_scorer(args))
+    except (ValueError, OSError) as error:
+        sys.exit(f"fit_scorer: {' '.join(str(error).split())}")
+    print(f"\n{args.out}: set scorer={str(args.out)!r}, and thresholds by tools/calibrate.py --scorer {args.out}")
+
+
+if __name__ == "__main__":
+    with needed_packages("fit_scorer"):
+        shared.interrupts.run(main)
