@@ -2,6 +2,7 @@
 
     python tools/fit_scorer.py --images data/camvid/images/training --masks data/camvid/annotations/training \\
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
+    python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
     python tools/calibrate.py data/camvid/images/training --scorer scorer.safetensors --tokens 0.6 --out calibration/
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
@@ -26,6 +27,7 @@ with needed_packages("fit_scorer"):
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_whole
 
+    from calibration.coco_objects_as_labels import load_objects
     from calibration.learned_scorer_training import PADDING, Fit, hidden_by, train_scorer
     from evidence.equal_token_rows import parse_size
     from evidence.labelled_photos import find_pairs
@@ -39,10 +41,16 @@ TOKENS = 0.8, 0.6, 0.4  # shares that are printed
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--images", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photos")
-    add("--masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files of the same names, 8-bit labels")
+    add("--images", type=Path, nargs="+", metavar="DIR", help="folders of photos")
+    add("--masks", type=Path, nargs="+", metavar="DIR", help="PNG files of the same names, 8-bit labels")
+    add("--coco", type=Path, metavar="DATA", help="instead of these, a folder of detection data in COCO's layout")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
-    add("--size", required=True, metavar="HxW", help="pixels that the model sees photos in")
+    add(
+        "--size",
+        required=True,
+        metavar="HxW",
+        help="pixels that the model sees photos in; N of the longer side of COCO's",
+    )
     add("--patch-size", type=int, default=16, metavar="P", help="pixels of the smallest patches (default: %(default)s)")
     add("--scales", type=int, default=2, metavar="N", help="coarse patch sizes that are scored (default: %(default)s)")
     add("--epochs", type=int, default=Fit._field_defaults["epochs"], help="default: %(default)s")
@@ -60,7 +68,9 @@ def check(args: argparse.Namespace) -> Fit:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     if args.out.suffix != SUFFIX:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
-    size = parse_size(args.size)
+    if (args.coco is None) == (args.images is None or args.masks is None):
+        raise ValueError("give --images and --masks, or --coco")
+    size = parse_size(f"{args.size}x{args.size}" if args.coco is not None else args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
             f"--size {args.size} holds no patch of {args.patch_size << args.scales} pixels; give fewer --scales"
@@ -68,13 +78,22 @@ def check(args: argparse.Namespace) -> Fit:
     return Fit(args.patch_size, args.scales, size, args.epochs)
 
 
+def load_labelled(args: argparse.Namespace, fit: Fit) -> LabelledSet:
+    """Read what is learned from. Raises ValueError, OSError."""
+    if args.coco is not None:
+        return load_objects(args.coco, fit.size[0], args.limit, torch.device(args.device))
+    pairs = find_pairs(args.images, args.masks, args.limit)
+    return load_set(pairs, args.zero_is_void, 255, torch.device(args.device), fit.size)
+
+
 def fit_scorer(args: argparse.Namespace) -> str:
     """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
-    fit, pairs = check(args), find_pairs(args.images, args.masks, args.limit)
-    if len(pairs) < 2 * HELD_OUT:
-        raise ValueError(f"{len(pairs)} labelled photos: expected {2 * HELD_OUT} or more")
-    data = load_set(pairs, args.zero_is_void, 255, torch.device(args.device), fit.size)
-    held_out = torch.arange(len(pairs), device=args.device) % HELD_OUT == HELD_OUT // 2
+    fit = check(args)
+    data = load_labelled(args, fit)
+    count = len(data.masks)
+    if count < 2 * HELD_OUT:
+        raise ValueError(f"{count} labelled photos: expected {2 * HELD_OUT} or more")
+    held_out = torch.arange(count, device=args.device) % HELD_OUT == HELD_OUT // 2
     layers = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed)
     with write_whole(args.out) as partial:
         partial.write_bytes(as_bytes(layers))
