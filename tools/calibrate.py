@@ -38,12 +38,11 @@ from shared.packages import needed_packages
 
 with needed_packages("calibrate"):
     import numpy as np
-    from visualize import config_scale, read_config, selector_of
+    from visualize import SCORER_HELP, config_scale, read_config, selector_of
 
     from apt_dense import PatchSelector
     from apt_dense.hosts.vit_sizes_and_windows import SIZES
     from apt_dense.patches.calibration import Calibration, CurveStatistics, Target, scalable
-    from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_text_whole
 
     from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
@@ -197,7 +196,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
     add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
-    add("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")
+    add("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
     add("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
     add("--config", type=Path, help="MMSeg config whose backbone's settings, and test size, replace these defaults")
     size = parser.add_mutually_exclusive_group()

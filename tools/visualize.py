@@ -30,6 +30,7 @@ with needed_packages("visualize"):
     from tqdm import tqdm
 
     from apt_dense import PatchSelector
+    from apt_dense.patches.learned_scores import SUFFIX, USUAL_THRESHOLDS
     from apt_dense.patches.scores import SCORERS
 
     from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo
@@ -37,6 +38,7 @@ with needed_packages("visualize"):
     from shared.picture_layout import resize_longer_side, resize_within, write_png
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
+SCORER_HELP = f"{', '.join(SCORERS)}, or a file of tools/fit_scorer.py (default: entropy)"
 LINES_OF_OWN_DATA = {"pretrained", "architecture", "image_size"}  # of configs/mmseg/own_data_*.py
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
 
@@ -109,9 +111,11 @@ def selector_of(args: argparse.Namespace, cfg: Mapping[str, Any] | None) -> Patc
     options = {} if cfg is None else config_options(cfg)
     given = {"thresholds": args.thresholds, "scorer": args.scorer, "patch_size": args.patch_size}
     options |= {key: value for key, value in given.items() if value is not None}
-    if options.get("scorer", "entropy") != "entropy" and "thresholds" not in options:
-        raise ValueError(f"--scorer {options['scorer']} has another range than entropy; give its --thresholds, too")
-    return PatchSelector(**{"thresholds": THRESHOLDS, **options})
+    scorer = options.get("scorer", "entropy")
+    usual = USUAL_THRESHOLDS if str(scorer).endswith(SUFFIX) else THRESHOLDS
+    if scorer != "entropy" and usual is THRESHOLDS and "thresholds" not in options:
+        raise ValueError(f"--scorer {scorer} has another range than entropy; give its --thresholds, too")
+    return PatchSelector(**{"thresholds": usual, **options})
 
 
 def draw_all(
@@ -153,7 +157,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="for patches of 2, 4, ... times the patch size: flat if the score is lower (default: "
         f"{' '.join(map(str, THRESHOLDS))})",
     )
-    parser.add_argument("--scorer", choices=sorted(SCORERS), help="how flatness is measured (default: entropy)")
+    parser.add_argument("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
     parser.add_argument("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
     parser.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
     parser.add_argument(

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
+USUAL_THRESHOLDS = 0.02, 0.02  # a patch may show something else on about two hundredths of it
 PIXELS = 16  # of a patch, as the network sees it
 MARGIN = 3  # patches around the image: what its outermost patches see ends within them
 #: Channels in and out, kernel and stride of each layer; all but the last end in a ReLU.
