@@ -85,6 +85,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         type=int,
     )
     add("thresholds", "one number per scale from 1 up, or none for uniform patches", nargs="+", metavar="T")
+    add("scorer", "what thresholds are compared with: a scorer's name, or a file of tools/fit_scorer.py")
     add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
     add("size", "pixels of the longer side", type=int)
     add("channels", "channels of pyramid and heads", type=int)

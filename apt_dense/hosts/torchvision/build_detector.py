@@ -52,7 +52,7 @@ def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -
 
 def _backbone(settings: Settings, weights: str | None) -> APTViT:
     """Build the ViT, with the weights of a file or of "timm"."""
-    common = {name: getattr(settings, name) for name in ("thresholds", "drop_padding", "checkpoint_blocks")}
+    common = {name: getattr(settings, name) for name in ("thresholds", "scorer", "drop_padding", "checkpoint_blocks")}
     if settings.model in PRESETS:
         if weights == "timm":
             raise ValueError(f"--pretrained timm goes with a timm model; {settings.model} is one of {list(PRESETS)}")

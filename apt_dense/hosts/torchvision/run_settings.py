@@ -34,6 +34,7 @@ class Settings(Options):
     pretrained: str | None = option(None, optional(text))  # a checkpoint file of a ViT, or "timm" for timm's weights
     patch_size: int | None = option(None, optional(whole(1)))  # pixels that patches are resampled to; None: the model's
     thresholds: tuple[float, ...] = option((5.5, 4.0), thresholds)  # () for the uniform ViT
+    scorer: str = option("entropy", text)  # or the file of a learned one
     drop_padding: bool = option(True, flag)
     size: int = option(1024, whole(32))  # pixels of the longer side
     channels: int = option(256, whole(4))  # of pyramid and heads
