@@ -35,6 +35,7 @@ from shared.packages import needed_packages
 with needed_packages("compare_by_training"):
     import torch
 
+    from apt_dense.patches.learned_scores import SUFFIX
     from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
 
     from evidence.equal_token_rows import parse_size
@@ -87,12 +88,22 @@ def check(args: argparse.Namespace) -> None:
 def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, str]) -> dict[str, Any]:
     """All that the results of a row depend on besides its seed and versions; those of the row it starts from, too."""
     size = "x".join(map(str, variant.size or args.size))
-    own = {"row": variant.name, "options": {name: repr(value) for name, value in variant.options.items()}, "size": size}
+    own = {
+        "row": variant.name,
+        "options": {name: _content(value) for name, value in variant.options.items()},
+        "size": size,
+    }
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:
         own["start"] = settings_of(next(row for row in args.rows if row.name == variant.start), args, data)
     return own
+
+
+def _content(value: Any) -> str:
+    """An option's value as text; of a scorer's file what it holds, since it may be fitted anew."""
+    is_scorer = isinstance(value, str) and value.endswith(SUFFIX)
+    return digest([Path(value)]) if is_scorer else repr(value)
 
 
 class Trainings:

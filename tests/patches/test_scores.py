@@ -307,11 +307,11 @@ def test_scores_carry_no_gradient_and_no_scale_needs_no_scores() -> None:
 
 
 def test_scorers_by_name_or_as_callables() -> None:
-    assert resolve_scorer("entropy") is entropy_scores
-    assert resolve_scorer(naive_laplacian) is naive_laplacian
+    assert resolve_scorer("entropy", PixelFormat()) is entropy_scores
+    assert resolve_scorer(naive_laplacian, PixelFormat()) is naive_laplacian
 
 
-@pytest.mark.parametrize("scorer", ["Entropy", "", None, 3])
+@pytest.mark.parametrize("scorer", ["Entropy", "", "scorer.pth"])
 def test_unknown_scorer_is_refused_with_the_choices(scorer: object) -> None:
     with pytest.raises(ValueError, match=r"scorer=.*laplacian"):
-        resolve_scorer(scorer)
+        resolve_scorer(scorer, PixelFormat())

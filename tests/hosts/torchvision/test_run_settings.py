@@ -25,6 +25,7 @@ BAD: dict[str, list[Any]] = {
     "scale_jitter": [1.0, (1.0,), (2.0, 1.0), (0, 1), (math.nan, 1), "ab", None, (1.0, math.inf)],
     **dict.fromkeys(["drop_padding", "checkpoint_blocks", "amp"], FLAGS),
     **dict.fromkeys(["channels", "box_features", "proposals", "box_samples", "batch_size", "iterations"], FROM_1),
+    "scorer": [None, 3, True],
     "size": [31, *WHOLE],
     "warmup": WHOLE,
     "seed": WHOLE,
