@@ -39,6 +39,7 @@ with needed_packages("train_det_torchvision"):
     from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, read_run, settings_of
     from apt_dense.weights.files import CheckpointError, write_text_whole
 
+    from shared.option_types import device
     from shared.token_counts import TokenCounter
     from torchvision_detection.data import CocoSplit, load_split
     from torchvision_detection.evaluation import evaluate
@@ -57,7 +58,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="score a checkpoint and end")
     parser.add_argument("--checkpoint", type=Path, help="what --eval-only scores (default: OUT/last.pth)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     parser.add_argument("--save-every", type=int, default=1000, help="iterations (default: %(default)s)")
     parser.add_argument(

@@ -33,6 +33,7 @@ with needed_packages("train_over_seeds"):
     from evidence.resumable_rows import KeptRows, markdown, write_csv
     from evidence.training_queue import Run, TrainingFailed, parse_setting, result_of, summary
     from shared.machine_and_versions import environment
+    from shared.option_types import SEEDS, whole
 
 COLUMNS = {
     "setting": "{}", "seeds": "{}", "{metric}": "{:.2f}", "deviation": "{:.2f}", "least": "{:.2f}",
@@ -45,7 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="config file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", type=whole(0, SEEDS), nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument(
         "--setting", action="append", required=True, metavar="TEXT", help='"NAME" or "NAME: KEY=VALUE KEY=VALUE ..."'
     )
