@@ -68,14 +68,16 @@ def name_or_callable(name: str, value: object) -> str | Callable:
     return value if callable(value) else text(name, value)
 
 
-def whole(least: int) -> Check:
-    """A check for whole numbers from ``least`` up."""
+def whole(least: int, most: int | None = None) -> Check:
+    """A check for whole numbers from ``least`` up, to ``most``."""
 
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{name}={value!r} must be a whole number")
         if value < least:
             raise ValueError(f"{name}={value} must be {least} or more")
+        if most is not None and value > most:
+            raise ValueError(f"{name}={value} must be {most} or less")
         return int(value)
 
     return check
@@ -118,6 +120,17 @@ def choice(*names: str) -> Check:
     return check
 
 
+def instance(kind: type) -> Check:
+    """A check for objects of a type."""
+
+    def check(name: str, value: object) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}={value!r} must be {kind.__name__}")
+        return value
+
+    return check
+
+
 def optional(check: Check) -> Check:
     """The check, for values other than None."""
     return lambda name, value: None if value is None else check(name, value)
@@ -141,6 +154,11 @@ def triple(check: Check) -> Check:
         return tuple(float(check(name, each)) for each in values)
 
     return check_all
+
+
+def each(check: Check) -> Check:
+    """A check for any number of values, each of which passes ``check``."""
+    return lambda name, value: tuple(check(name, one) for one in _several(name, value, "a sequence"))
 
 
 def indexes(name: str, value: object, negative: bool = False) -> tuple[int, ...]:

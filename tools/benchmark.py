@@ -37,6 +37,7 @@ with needed_packages("benchmark"):
     from benchmarks.segmentors import segmentor_candidates
     from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
     from shared.machine_and_versions import environment
+    from shared.option_types import device, number
 
 SCOPES: dict[str, Callable[[Case], list[Candidate]]] = {
     "backbone": backbone_candidates,
@@ -143,11 +144,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="vitdet-b", help=f"{', '.join(MODELS)} (default: vitdet-b)")
     add("--scope", nargs="+", choices=SCOPES, default=["backbone"], help="one or several (default: backbone)")
-    add("--sizes", type=int, nargs="+", default=[1024], help="sides of the square photos, pixels (default: 1024)")
+    add(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[1024],
+        help="sides of the square photos, pixels (default: 1024)",
+    )
     add("--batches", type=int, nargs="+", default=[1], help="photos per step (default: 1)")
     add("--steps", nargs="+", choices=["inference", "training"], default=["inference"])
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="autocast, if not float32")
-    add("--thresholds", type=float, nargs="+", default=[5.5, 4.0], help="bits (default: 5.5 4)")
+    add("--thresholds", type=number(), nargs="+", default=[5.5, 4.0], help="bits (default: 5.5 4)")
     add("--keep", type=float, help="scale the thresholds so that this share of tokens is kept")
     add("--budget", type=float, help="add a variant with this share of tokens in every image (token_budget)")
     add("--compile", action="store_true", help="compile backbones, ours and the baselines', in inference")
@@ -159,7 +166,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="leave out the baselines of timm, mmseg or detectron2, or the cheap ones",
     )
     add("--rounds", type=int, default=5, help="rounds that count (default: 5)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--csv", type=Path, help="write the rows there")
     add("--resume", action="store_true", help="skip the settings that --csv has already, failed ones included")
     add("--plot", type=Path, help="draw time and memory against size there (PNG)")

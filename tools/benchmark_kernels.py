@@ -12,6 +12,7 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 import argparse
 from collections.abc import Sequence
 
+from shared.option_types import device, whole
 from shared.packages import needed_packages
 
 with needed_packages("benchmark_kernels"):
@@ -23,15 +24,15 @@ with needed_packages("benchmark_kernels"):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rows", type=int, default=2450, help="tokens (default: 2450, of 4096 at 1024 pixels)")
-    add("--dim", type=int, default=768, help="channels (default: 768)")
-    add("--heads", type=int, default=12, help="(default: 12)")
+    add("--rows", type=whole(1), default=2450, help="tokens (default: 2450, of 4096 at 1024 pixels)")
+    add("--dim", type=whole(1), default=768, help="channels (default: 768)")
+    add("--heads", type=whole(1), default=12, help="(default: 12)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    add("--rounds", type=int, default=7, help="rounds that count (default: 7)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--rounds", type=whole(1), default=7, help="rounds that count (default: 7)")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(argv)
-    if options.rows < 1 or options.rounds < 1 or options.dim % options.heads:
-        raise SystemExit("benchmark_kernels: expected --rows and --rounds of 1 or more, --dim a multiple of --heads")
+    if options.dim % options.heads:
+        raise SystemExit(f"benchmark_kernels: --dim {options.dim} must be a multiple of --heads {options.heads}")
     return options
 
 

@@ -31,19 +31,20 @@ with needed_packages("benchmark_partition"):
         timed,
     )
     from benchmarks.photos import photos
+    from shared.option_types import PIXELS, whole
     from shared.token_counts import choose_patches
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1024, help="pixels of a side (default: 1024)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: 7)")
+    parser.add_argument("--size", type=whole(16, PIXELS), default=1024, help="pixels of a side (default: 1024)")
+    parser.add_argument("--rounds", type=whole(1), default=7, help="rounds that count (default: 7)")
     options = parser.parse_args(argv)
 
     cheap = timed(choose_and_lay_out, THRESHOLDS, options.size, 3 * options.rounds)
     dear = timed(one_hot_scores, THRESHOLDS, options.size, min(3, options.rounds))
-    whole = timed(forward, (), options.size, options.rounds)
-    reference = statistics.median(whole)
+    uniform = timed(forward, (), options.size, options.rounds)
+    reference = statistics.median(uniform)
     memory = [in_fresh_process(peak_growth, run, options.size) for run in (choose_and_lay_out, one_hot_scores)]
 
     found = choose_patches(PatchSelector(thresholds=THRESHOLDS), photos(options.size, 1))
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|")
     print(row("scores + partition + layout", cheap, reference, memory[0]))
     print(row("scores alone by one-hot histograms", dear, reference, memory[1]))
-    print(row("ViT-B forward, all tokens", whole, reference))
+    print(row("ViT-B forward, all tokens", uniform, reference))
     print(f"{statistics.median(dear) / statistics.median(cheap):.0f} times the time, "
           f"{memory[1] / max(memory[0], 1):.0f} times the memory")  # fmt: skip
 

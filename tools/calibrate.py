@@ -49,6 +49,7 @@ with needed_packages("calibrate"):
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_share
     from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
+    from shared.option_types import PIXELS, whole
     from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
 
 NAMED = 10  # unreadable photos that are named
@@ -197,13 +198,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
     add("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
-    add("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
+    add("--patch-size", type=whole(1, PIXELS), metavar="P", help="pixels of the smallest patches (default: 16)")
     add("--config", type=Path, help="MMSeg config whose backbone's settings, and test size, replace these defaults")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
-    size.add_argument("--square", type=int, metavar="N", help="cut the middle square, resized to N pixels")
-    add("--photos", type=int, metavar="N", help="at most N photos, at even distances in their order")
-    add("--workers", type=int, default=2, help="processes that read photos (default: %(default)s)")
+    size.add_argument("--size", type=whole(1, PIXELS), metavar="N", help="resize the longer side to N pixels first")
+    size.add_argument("--square", type=whole(1, PIXELS), metavar="N", help="cut the middle square, resized to N pixels")
+    add("--photos", type=whole(1), metavar="N", help="at most N photos, at even distances in their order")
+    add("--workers", type=whole(0), default=2, help="processes that read photos (default: %(default)s)")
     add("--force", action="store_true", help="measure all photos again")
     options = parser.parse_args(argv)
     if options.milliseconds is not None and not 0 < options.milliseconds < float("inf"):

@@ -46,6 +46,7 @@ with needed_packages("compare_by_training"):
     from evidence.resumable_rows import KeptRows, markdown, write_csv
     from evidence.training_variants import Variant, in_order, parse_variant
     from shared.machine_and_versions import environment
+    from shared.option_types import SEEDS, device, number, whole
 
 COLUMNS = {
     "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",
@@ -65,12 +66,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         add(f"--{name}images", type=Path, nargs="+", required=True, metavar="DIR", help=f"folders of photos {whose}")
         add(f"--{name}masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files, 8-bit labels")
     add("--row", action="append", required=True, metavar="TEXT", help='"NAME" or "NAME: OPTION=VALUE, ..."')
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--seeds", type=whole(0, SEEDS), nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=20)
     add("--batch", type=int, default=4)
-    add("--rate", type=float, default=1e-3, help="of the head (default: %(default)s); the backbone's is a fiftieth")
+    add(
+        "--rate",
+        type=number(above=0),
+        default=1e-3,
+        help="of the head (default: %(default)s); the backbone's is a fiftieth",
+    )
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
 

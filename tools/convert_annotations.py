@@ -23,7 +23,7 @@ from shared.packages import needed_packages
 
 with needed_packages("convert_annotations"):
     from annotation_formats.coco_instances import Written, annotation_files, write_splits
-    from annotation_formats.labelled_pictures import Findings, Picture
+    from annotation_formats.labelled_pictures import UNLABELLED, Findings, Picture
     from annotation_formats.pascal_voc_xml import VocOptions, read_voc
     from annotation_formats.yolo_txt import read_yolo
 
@@ -56,7 +56,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-share", type=float, metavar="S", help="share of the pictures for validation, 0 to 1")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes in order, one a line")
     parser.add_argument(
-        "--unlabelled", choices=("error", "background", "skip"), default="error",
+        "--unlabelled", choices=UNLABELLED, default="error",
         help="what a picture without a file of labels is: an error (the default), one without objects, or left out",
     )  # fmt: skip
     parser.add_argument(

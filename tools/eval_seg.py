@@ -20,13 +20,14 @@ with needed_packages("eval_seg"):
     from mmengine.config import Config
 
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
-    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
+    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from, running
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
-    from apt_dense.hosts.mmseg.readable_images import DataError, line_of
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe, local_address
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
+    from apt_dense.hosts.readable_images import DataError, line_of
+    from apt_dense.hosts.run_errors import RunError
     from apt_dense.weights.files import CheckpointError
 
     from shared.mmseg_options import add_options, use_work_dir
@@ -82,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     except (OSError, ValueError) as error:
         sys.exit(f"eval_seg: {error}")
     try:
-        with building_from(runner.cfg):
+        with running(runner.cfg):
             metrics = runner.test()
     except DataError as error:
         sys.exit(f"eval_seg: {line_of(error)}")
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (CheckpointError, ConfigError, RunError, OSError) as error:
         sys.exit(f"eval_seg: {' '.join(str(error).split())}")
     if dist.is_initialized():
         dist.destroy_process_group()

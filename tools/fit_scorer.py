@@ -33,6 +33,7 @@ with needed_packages("fit_scorer"):
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import LabelledSet, load_set
     from evidence.resumable_rows import markdown
+    from shared.option_types import PIXELS, SEEDS, device, whole
 
 HELD_OUT = 10  # every tenth photo
 TOKENS = 0.8, 0.6, 0.4  # shares that are printed
@@ -51,21 +52,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="HxW",
         help="pixels that the model sees photos in; N of the longer side of COCO's",
     )
-    add("--patch-size", type=int, default=16, metavar="P", help="pixels of the smallest patches (default: %(default)s)")
-    add("--scales", type=int, default=2, metavar="N", help="coarse patch sizes that are scored (default: %(default)s)")
-    add("--epochs", type=int, default=Fit._field_defaults["epochs"], help="default: %(default)s")
-    add("--limit", type=int, metavar="N", help="photos to use at most, evenly spread")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--patch-size",
+        type=whole(1, PIXELS),
+        default=16,
+        metavar="P",
+        help="pixels of the smallest patches (default: %(default)s)",
+    )
+    add(
+        "--scales",
+        type=whole(1, 16),
+        default=2,
+        metavar="N",
+        help="coarse patch sizes that are scored (default: %(default)s)",
+    )
+    add("--epochs", type=whole(1), default=Fit._field_defaults["epochs"], help="default: %(default)s")
+    add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread")
+    add("--seed", type=whole(0, SEEDS), default=0)
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, metavar=f"FILE{SUFFIX}")
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> Fit:
     """Turn text into values. Raises ValueError."""
-    for name in ("patch_size", "scales", "epochs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     if args.out.suffix != SUFFIX:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     if (args.coco is None) == (args.images is None or args.masks is None):

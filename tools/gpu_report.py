@@ -30,6 +30,7 @@ with needed_packages("gpu_report"):
 
     from benchmarks.table import Row, Setting, table, write_csv
     from shared.machine_and_versions import environment
+    from shared.option_types import number
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMMON = "--dtype bfloat16 --keep 0.6 --rounds 5 --skip mmseg"
@@ -129,7 +130,9 @@ def write(out: Path, title: str, rows: Sequence[Row], texts: Sequence[str], left
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="writes OUT.csv and OUT.md")
-    parser.add_argument("--minutes", type=float, default=9, help="start nothing after these (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=number(above=0), default=9, help="start nothing after these (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise SystemExit("gpu_report: PyTorch finds no GPU (torch.cuda.is_available() is False)")

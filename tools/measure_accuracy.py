@@ -42,6 +42,7 @@ with needed_packages("measure_accuracy"):
     from evidence.plot_accuracy_curves import plot
     from evidence.resumable_rows import KeptRows, markdown, write_csv
     from shared.machine_and_versions import environment
+    from shared.option_types import device, whole
 
 MEASURES = {"features": "cosine", "labels": "mIoU"}
 COLUMNS = {
@@ -56,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     features = kinds.add_parser("features", help="cosine to the uniform model's features, on any photos")
     features.add_argument("--model", required=True, metavar="NAME", help="a timm name")
     features.add_argument("--weights", type=Path, metavar="FILE", help="default: timm's, downloaded")
-    features.add_argument("--block", type=int, help="whose output is compared, from 0 (default: the last but one)")
+    features.add_argument("--block", type=whole(0), help="whose output is compared, from 0 (default: the last but one)")
     features.add_argument("--photos", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files")
     labels = kinds.add_parser("labels", help="mIoU of a trained segmentor, on any labelled images")
     labels.add_argument("--config", type=Path, required=True, help="of MMSegmentation, with an APTViT")
@@ -73,7 +74,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument(
             "--times", action="store_true", help="show milliseconds of a forward pass; for quiet machines"
         )
-        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        each.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
         each.add_argument("--limit", type=int, metavar="N", help="images at most, evenly spread")
         each.add_argument("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)

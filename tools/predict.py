@@ -37,6 +37,7 @@ with needed_packages("predict"):
     from apt_dense.weights.files import write_text_whole
 
     from prediction.output_files import DetectorOutput, Output, SegmentorOutput
+    from shared.option_types import device
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
     from shared.token_counts import TokenCounter
 
@@ -99,7 +100,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--no-pictures", action="store_true", help="write data only")
     parser.add_argument("--overwrite", action="store_true", help="replace files in OUT")
-    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--device", type=device, help="default: a GPU if there is one")
     parser.add_argument("--config", help="config of the model, where its checkpoint brings none; it is run")
     args = parser.parse_args(argv)
     if not 0 <= args.score_threshold <= 1:

@@ -32,6 +32,7 @@ with needed_packages("train_det"):
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
+    from apt_dense.hosts.readable_images import DataError, line_of
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,7 +75,9 @@ def main_worker(args: argparse.Namespace) -> None:
             run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
     except SizeMismatchError as error:  # of a picture whose size was not looked at before training
         sys.exit(f"train_det: {str(error).splitlines()[-1]}")
-    except (run.CheckpointError, OSError) as error:
+    except DataError as error:
+        sys.exit(f"train_det: {line_of(error)}")
+    except (run.CheckpointError, run.RunError, OSError) as error:
         sys.exit(f"train_det: {' '.join(str(error).split())}")
     except Stopped as stopped:
         run.logger.info("stopped after iteration %d", stopped.args[0])  # torch drops what a started process raises
@@ -87,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with passing_signals_on() if several else contextlib.nullcontext(lambda: False) as stopped:
         try:
             launch(main_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-        except ProcessExitedException:
+        except ProcessExitedException as error:  # of which the process itself has said why, unless it was killed
             if not stopped():
-                raise
+                sys.exit(f"train_det: {error}" if error.signal_name else error.exit_code)
     if stopped():
         raise KeyboardInterrupt("stopped; add --resume to continue")
 

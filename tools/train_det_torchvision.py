@@ -32,17 +32,21 @@ with needed_packages("train_det_torchvision"):
 
     from apt_dense.hosts.coco import check_same_categories
     from apt_dense.hosts.locks import lock_folder
+    from apt_dense.hosts.readable_images import DataError, line_of
+    from apt_dense.hosts.run_errors import RunError, explaining_errors
     from apt_dense.hosts.torchvision.build_detector import PRESETS, build_model
     from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
     from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, read_run, settings_of
-    from apt_dense.weights.files import write_text_whole
+    from apt_dense.weights.files import CheckpointError, write_text_whole
 
+    from shared.option_types import device
     from shared.token_counts import TokenCounter
     from torchvision_detection.data import CocoSplit, load_split
     from torchvision_detection.evaluation import evaluate
     from torchvision_detection.training import Trainer, train
 
 _DEFAULTS = Settings()
+_EXPECTED = CheckpointError, DataError, FloatingPointError  # which say in one line what to do
 _MODEL_HELP = f"{', '.join(PRESETS)} (ViTDet's, with windows and relative positions) or the name of a timm ViT"
 
 
@@ -54,7 +58,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="score a checkpoint and end")
     parser.add_argument("--checkpoint", type=Path, help="what --eval-only scores (default: OUT/last.pth)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     parser.add_argument("--save-every", type=int, default=1000, help="iterations (default: %(default)s)")
     parser.add_argument(
@@ -187,7 +193,8 @@ def load_model(
 def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argparse.Namespace) -> dict:
     """Evaluate, and write the numbers to OUT/results.json."""
     tokens = TokenCounter(model.backbone.net)
-    results = evaluate(model, val, amp=settings.amp, workers=args.workers)
+    with explaining_errors(args.out, expected=_EXPECTED):
+        results = evaluate(model, val, amp=settings.amp, workers=args.workers)
     results["tokens_kept"] = tokens.take()
     args.out.mkdir(parents=True, exist_ok=True)
     write_text_whole(args.out / "results.json", json.dumps(results, indent=2) + "\n")
@@ -206,7 +213,9 @@ def run(args: argparse.Namespace) -> dict | None:
     trainer = make_trainer(args, split, checkpoint)
     check_same_categories(val.categories, split.categories, "the val data", "the training data")
     options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
-    if not train(trainer, args.out, val=val, **options):
+    with explaining_errors(args.out, expected=_EXPECTED):
+        finished = train(trainer, args.out, val=val, **options)
+    if not finished:
         logging.info("stopped after iteration %d; add --resume to continue", trainer.iteration)
         return None
     with lock_folder(args.out):
@@ -218,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         results = run(args)
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+    except DataError as error:
+        sys.exit(f"train_det_torchvision: {line_of(error) or error}")
+    except (OSError, ValueError, TypeError, FloatingPointError, RunError) as error:
         sys.exit(f"train_det_torchvision: {error}")
     for kind in [kind for kind in TASKS["masks"] if results and kind in results]:
         print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))

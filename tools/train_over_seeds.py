@@ -40,6 +40,7 @@ with needed_packages("train_over_seeds"):
     from evidence.resumable_rows import KeptRows, markdown, write_csv
     from evidence.training_queue import Run, parse_setting, result_of, summary
     from shared.machine_and_versions import environment
+    from shared.option_types import SEEDS, whole
 
 COLUMNS = {"deviation": "{:.2f}", "least": "{:.2f}", "greatest": "{:.2f}", "tokens": "{:.1%}", "steps": "{}"}
 
@@ -49,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("what", type=Path, metavar="CONFIG|DATA", help="config file, or folder of detection data")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--data-root", type=Path, help="folder of the data set of a config")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", type=whole(0, SEEDS), nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument(
         "--setting", action="append", required=True, metavar="TEXT", help='"NAME" or "NAME: KEY=VALUE KEY=VALUE ..."'
     )

@@ -26,14 +26,15 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
-    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
+    from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from, running
     from apt_dense.hosts.mmseg.dataset_checks import check_data
-    from apt_dense.hosts.mmseg.readable_images import DataError, line_of
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
     from apt_dense.hosts.mmseg.runner_hooks import DueEvaluationHook, StopHook, use_hooks
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_resume
     from apt_dense.hosts.mmseg.training_config import complete_training, load_config, start_processes, use_amp
+    from apt_dense.hosts.readable_images import DataError, line_of
+    from apt_dense.hosts.run_errors import RunError
     from apt_dense.weights.files import CheckpointError
 
     from shared.mmseg_options import add_options, use_work_dir
@@ -73,9 +74,10 @@ def train(cfg: Config) -> None:
         Stopped: on such a signal.
         CheckpointError: for weights that cannot be read, or do not fit the model.
         ConfigError: for a part of the config that cannot be built.
+        RunError: for other errors, most of which are mistakes in the config, too.
         OSError: if a file cannot be read or written.
     """
-    with stop_requests() as asked, building_from(cfg):
+    with stop_requests() as asked, running(cfg):
         runner = APTRunner.from_cfg(cfg)
         runner.register_hook(StopHook(asked))
         runner.register_hook(DueEvaluationHook())
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             train(cfg)
     except DataError as error:
         sys.exit(f"train_seg: {line_of(error)}")
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (CheckpointError, ConfigError, RunError, OSError) as error:
         sys.exit(f"train_seg: {' '.join(str(error).split())}")
     except Stopped as stopped:
         end_processes()

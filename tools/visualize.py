@@ -33,6 +33,7 @@ with needed_packages("visualize"):
     from apt_dense.patches.learned_scores import SUFFIX, USUAL_THRESHOLDS
     from apt_dense.patches.scores import SCORERS
 
+    from shared.option_types import PIXELS, whole
     from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
     from shared.picture_layout import resize_longer_side, resize_within, write_png
@@ -158,8 +159,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         f"{' '.join(map(str, THRESHOLDS))})",
     )
     parser.add_argument("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
-    parser.add_argument("--patch-size", type=int, metavar="P", help="pixels of the smallest patches (default: 16)")
-    parser.add_argument("--size", type=int, metavar="N", help="resize the longer side to N pixels first")
+    parser.add_argument(
+        "--patch-size", type=whole(1, PIXELS), metavar="P", help="pixels of the smallest patches (default: 16)"
+    )
+    parser.add_argument("--size", type=whole(1, PIXELS), metavar="N", help="resize the longer side to N pixels first")
     parser.add_argument(
         "--config", type=Path, help="MMSeg config whose backbone's settings, and test size, replace these defaults"
     )

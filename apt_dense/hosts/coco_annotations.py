@@ -61,7 +61,7 @@ def checked_lists(content: dict[str, Any], path: Path) -> dict[str, Any]:
         _image(image, f"{path}: image {place} of the list", notes) for place, image in enumerate(content["images"])
     ]
     categories = [
-        _with_id(category, f"{path}: category {place} of the list", notes)
+        _category(category, f"{path}: category {place} of the list", notes)
         for place, category in enumerate(content["categories"])
     ]
     ids = [image["id"] for image in images]
@@ -97,6 +97,19 @@ def _with_id(entry: Any, where: str, notes: Notes) -> dict[str, Any]:
     if found is None:
         raise ValueError(f"{where} is {short(entry)}; expected an object with a whole number as id")
     return {**entry, "id": found}
+
+
+def _category(category: Any, where: str, notes: Notes) -> dict[str, Any]:
+    category = _with_id(category, where, notes)
+    name = category.get("name")
+    if name is None:  # its id is shown instead
+        return {key: value for key, value in category.items() if key != "name"}
+    if not isinstance(name, str) and number(name, notes, "name") is not None and math.isfinite(name):
+        notes[f"name of a category given as {type(name).__name__}"] += 1
+        name = str(name)
+    if not isinstance(name, str):
+        raise ValueError(f"{where} has the name {short(name)}; expected text")
+    return {**category, "name": name}
 
 
 def _log_notes(notes: Notes, path: Path) -> None:

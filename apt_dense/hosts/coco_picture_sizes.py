@@ -1,4 +1,4 @@
-"""Compare the sizes of pictures with those in their annotation file, without decoding them."""
+"""Compare the sizes of pictures with their annotation file, undecoded, and find those that are cut off."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from apt_dense.hosts.readable_images import check_all_whole
 
 MOST = 5000  # pictures whose headers are read: seconds on a local disk
 
@@ -24,11 +26,12 @@ def check_sizes(path: Path, folder: Path, images: Sequence[Mapping[str, Any]], u
         upright: only the size as shown will do, since the host turns pictures as EXIF says.
 
     Raises:
-        ValueError: if a picture cannot be read, or has another size than its entry.
+        ValueError: if a picture cannot be read, is cut off, or has another size than its entry.
     """
     chosen = spread(images, MOST)
     if len(chosen) < len(images):
         log.info("%s: compared the sizes of %d of its %d images", path, len(chosen), len(images))
+    check_all_whole((folder / image["file_name"] for image in chosen), len(images))
     for image in chosen:
         picture, stated = folder / image["file_name"], (image["height"], image["width"])
         sizes = picture_sizes(picture)[: 1 if upright else None]

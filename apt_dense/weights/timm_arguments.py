@@ -47,7 +47,8 @@ def create_timm_model(
     """
     if not timm.is_model(name.split(".")[0]):
         alike = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
-        raise ValueError(f"timm has no model {name!r}; did you mean one of {alike}? timm.list_models() lists all")
+        hint = f"did you mean one of {alike}? " if alike else ""
+        raise ValueError(f"timm has no model {name!r}; {hint}timm.list_models() lists all")
     sizes = {"img_size": img_size, "patch_size": patch_size}
     sizes = {option: size for option, size in sizes.items() if size is not None}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **sizes)

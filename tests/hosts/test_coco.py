@@ -329,7 +329,7 @@ def test_a_broken_field_gives_the_other_objects_or_an_error_naming_it(field: str
 
 @given(
     st.sampled_from([("images", "id"), ("images", "file_name"), ("images", "height"), ("images", "width"),
-                     ("categories", "id")]),
+                     ("categories", "id"), ("categories", "name")]),
     BROKEN,
 )  # fmt: skip
 def test_a_broken_image_or_category_is_named(
@@ -347,6 +347,7 @@ def test_a_broken_image_or_category_is_named(
         assert str(path) in message and "\n" not in message
         return
     assert len({entry["id"] for entry in found[key]}) == 2
+    assert all(isinstance(entry.get("name", ""), str) for entry in found["categories"])
     assert all(
         isinstance(entry["file_name"], str) and entry["height"] > 0 < entry["width"] for entry in found["images"]
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from annotation_formats.pascal_voc_xml import VocOptions
 from support.annotation_files import SIZE, voc_file, voc_object, write_voc
 from support.conversions import boxes, content, convert, expected, failure
 
@@ -163,3 +165,13 @@ def test_classes_that_a_list_lacks_are_named(tmp_path: Path, capsys: pytest.Capt
     root = write_voc(tmp_path / "data")
     printed = failure(capsys, "voc", root, "--val-share", "0.5", "--classes", tmp_path / "names.txt")
     assert "object 2 (cat):" in printed and "names.txt does not list its class" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("images", 3), ("annotations", ["a"]), ("first_pixel", 2), ("first_pixel", True), ("first_pixel", 0.0),
+     ("ignore_difficult", "yes"), ("unlabelled", "drop"), ("unlabelled", None)],
+)  # fmt: skip
+def test_options_are_checked(name: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name}={re.escape(repr(value))} must be"):
+        VocOptions(**{name: value})

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -69,13 +70,13 @@ def test_killed_while_it_saves(
     assert len(found) == ITERATIONS or (name == "det" and len(found) == ITERATIONS - 1)
 
 
-def interrupt_at_step(number: int) -> None:
-    """Send this process SIGINT at its n-th step of an optimizer."""
+def interrupt_at_step(number: int, send: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)) -> None:
+    """Send this process a signal at its n-th step of an optimizer."""
     steps = itertools.count(1)
 
     def interrupt(*_: object) -> None:
         if next(steps) == number:
-            os.kill(os.getpid(), signal.SIGINT)
+            send()
 
     register_optimizer_step_post_hook(interrupt)
 
@@ -104,6 +105,33 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     assert ended == ((0, "") if name == "torchvision" else stopped_after(2))  # whose main returns None
     assert len(checkpoint_names(job, log)) == 2  # one was due at each iteration: none is written twice
     assert len(job.checkpoints(out)) == 1 and not list(out.glob("*.lock"))
+    assert run(job, out, True) == (0, "")
+    assert job.losses(out) == pytest.approx(whole[name], rel=1e-5)
+
+
+WORKERS = {
+    "seg": ["--cfg-options", "train_dataloader.num_workers=2"],
+    "det": ["dataloader.train.num_workers=2"],
+    "torchvision": ["--workers", "2"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sigterm_to_all_processes_of_a_run_ends_it_as_to_one(
+    name: str, jobs: dict[str, Job], whole: dict[str, dict[int, float]], tmp_path: Path
+) -> None:
+    """As schedulers and `kill -- -GROUP` send it, also to the workers that read data."""
+    job, out, errors = jobs[name], tmp_path / "out", tmp_path / "errors"
+    job = job._replace(argv=lambda out, resume, argv=job.argv: [*argv(out, resume), *WORKERS[name]])
+
+    def prepare() -> None:
+        os.setpgid(0, 0)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        interrupt_at_step(2, lambda: os.killpg(0, signal.SIGTERM))
+
+    ended = run(job, out, False, prepare)
+    assert ended == ((0, "") if name == "torchvision" else stopped_after(2))
+    assert "Traceback" not in errors.read_text() and not list(out.glob("*.lock")) and not list(out.glob("errors.log"))
     assert run(job, out, True) == (0, "")
     assert job.losses(out) == pytest.approx(whole[name], rel=1e-5)
 

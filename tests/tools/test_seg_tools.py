@@ -1,6 +1,7 @@
 """tools/train_seg.py and tools/eval_seg.py on the shrunken real config and a tiny folder in ADE20K's layout."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import eval_seg
 import train_seg
 from mmengine.runner import Runner
 
+from apt_dense.hosts.mmseg import mask_pixels_per_class
 from apt_dense.hosts.mmseg.safe_checkpoints import read_run
 from apt_dense.hosts.mmseg.training_config import load_config
 
@@ -320,6 +322,93 @@ def test_mistakes_in_configs_are_named(tool: object, option: str, key: str, tmp_
     key = key.replace("test_", "train_") if tool is train_seg else key
     argv += ["--work-dir", str(tmp_path / "work"), "--cfg-options", option]
     assert failure(tool.main, argv).partition(": ")[2].startswith(key or "the config's work_dir=3 must be")
+
+
+HEAD = "model.decode_head in the config"
+AUXILIARY = [f"model.auxiliary_head.{option}" for option in (
+    "type=FCNHead", "in_channels=8", "channels=8", "num_classes=2", "loss_decode.type=CrossEntropyLoss",
+)]  # fmt: skip
+FPN = ["model.neck.type=FPN", "model.neck.out_channels=32"]
+#: Mistakes that show in the first batch or forward pass, by whom they stop, and what is named.
+LATE = [
+    ("train", ["model.decode_head.in_channels=16", "model.decode_head.channels=16"], f"{HEAD} (the model's"),
+    ("train", AUXILIARY, "model.auxiliary_head in"),
+    ("train", [*FPN, "model.neck.in_channels=[32,32]", "model.neck.num_outs=2"], "model.neck in"),
+    ("train", [*FPN, "model.neck.in_channels=[16]", "model.neck.num_outs=1"], "model.neck in"),
+    ("train", ["model.decode_head.in_index=3"], HEAD),
+    ("test", ["model.decode_head.in_index=3"], HEAD),
+    ("train", ["model.data_preprocessor=None"], "model.backbone in"),
+    ("test", ["model.data_preprocessor=None"], "model in"),
+    ("train", ["model.decode_head.loss_decode.class_weight=[1.0]"], "model.decode_head.loss_decode in"),
+    ("train", ["model.decode_head.out_channels=1"], "model.decode_head.loss_decode in"),
+    ("train", ["model.data_preprocessor.size=None", "train_dataloader.batch_size=2"], "model.data_preprocessor in"),
+    ("train", ["train_dataloader.dataset.pipeline.2.type=RandomCrop",
+               "train_dataloader.dataset.pipeline.2.crop_size=(0.5,0.5)", "train_dataloader.num_workers=1"],
+     "RandomCrop of train_dataloader.dataset.pipeline in"),
+    ("train", ["optim_wrapper.clip_grad.max_nrom=1"], "optim_wrapper in"),
+    ("test", ["model.test_cfg.mode=slide"], "model in"),
+    ("test", ["test_dataloader.dataset.pipeline.2.meta_keys=('nope',)", "test_dataloader.num_workers=1"], "model in"),
+    ("test", ["test_evaluator.0.nan_to_num=x"], "IoUMetric of test_evaluator in"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def least(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The least config, pictures of two sizes, and a checkpoint of it."""
+    folder = tmp_path_factory.mktemp("least")
+    root = write_binary(folder / "data", "0.png", "1.png")
+    for kind in ("images", "masks"):
+        Image.open(root / kind / "1.png").crop((0, 0, 64, 48)).save(root / kind / "1.png")
+    config = binary_config(root, folder / "own.py")
+    train_seg.main([config, "--work-dir", str(folder / "work")])
+    (saved,) = (folder / "work").glob("*.pth")
+    return config, str(saved)
+
+
+@pytest.mark.parametrize(("tool", "options", "named"), LATE, ids=str)
+def test_mistakes_that_show_in_the_first_batch_are_named(
+    tool: str, options: list[str], named: str, least: tuple[str, str], tmp_path: Path
+) -> None:
+    main, argv = (train_seg.main, least[:1]) if tool == "train" else (eval_seg.main, least)
+    said = failure(main, [*argv, "--work-dir", str(tmp_path), "--cfg-options", *options]).partition(": ")[2]
+    assert said.startswith(named) and said.endswith(f"the full traceback is in {tmp_path / 'errors.log'}")
+    assert ("has no data_preprocessor" in said) == ("model.data_preprocessor=None" in options)
+    assert ("in_index of a head" in said) == ("model.decode_head.in_index=3" in options)
+    assert "Traceback" in (tmp_path / "errors.log").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["cut off", "empty"])
+def test_masks_that_were_not_looked_at_before_are_named_too(
+    kind: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large data sets, only a sample is read before the training."""
+    root = write_binary(tmp_path / "data", *(f"{number}.png" for number in range(3)))
+    monkeypatch.setattr(mask_pixels_per_class, "MOST", 1)
+    path = root / "masks" / "2.png"
+    path.write_bytes(path.read_bytes()[: 60 if kind == "cut off" else 0])
+    argv = ["--work-dir", str(tmp_path / "work"), "--cfg-options", f"train_dataloader.num_workers={workers}"]
+    options = ["train_dataloader.batch_size=3"]
+    found = failure(train_seg.main, [binary_config(root, tmp_path / "own.py"), *argv, *options])
+    assert found.startswith(f"train_seg: {path} is not a readable mask (")
+
+
+@pytest.mark.parametrize("sample", [1000, 1])
+def test_cut_off_jpegs_are_named(sample: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_binary(tmp_path / "data", "0.jpg", "1.jpg")
+    for path in (root / "masks").glob("*.jpg"):
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(path.with_suffix(".png"))
+        path.unlink()
+    config = binary_config(root, tmp_path / "own.py")
+    options = ["--cfg-options", *(f"{split}_dataloader.dataset.img_suffix=.jpg" for split in ("train", "test"))]
+    train_seg.main([config, "--work-dir", str(tmp_path / "work"), *options])
+    (saved,) = (tmp_path / "work").glob("*.pth")
+    path = root / "images" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-20])
+    monkeypatch.setattr(mask_pixels_per_class, "MOST", sample)
+    says = f"1 of 2 images are JPEG files that are cut off, .* {path}" if sample > 1 else f"{path} is a JPEG .* cut off"
+    for main, argv in ((train_seg.main, [config]), (eval_seg.main, [config, str(saved)])):
+        assert re.search(says, failure(main, [*argv, "--work-dir", str(tmp_path / "again"), *options]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

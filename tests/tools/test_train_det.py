@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from support.families import HEADS, timm_model
 from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no Detectron2)
@@ -39,10 +40,12 @@ import train_det
 from detectron2.config import get_cfg
 from detectron2.engine import defaults
 
+from apt_dense.hosts import coco_picture_sizes
 from apt_dense.hosts.detectron2 import add_apt_config
 from apt_dense.hosts.detectron2 import train_and_evaluate as detectron2_run
 from apt_dense.hosts.detectron2.coco_data import use_data_root
 from apt_dense.hosts.detectron2.train_and_evaluate import load_config
+from apt_dense.hosts.readable_images import DataError, line_of
 
 RESULTS = Path("inference", "coco_instances_results.json")
 EVERY_LINE = ["train.log_period=1", "optimizer.lr=0.002"]
@@ -296,8 +299,78 @@ def test_unreadable_image_is_named(coco: Path, tmp_path: Path) -> None:
     root = shutil.copytree(coco, tmp_path / "damaged")
     for image in (root / "train2017").iterdir():
         image.write_bytes(image.read_bytes()[:100])
-    with pytest.raises(OSError, match="truncated|cannot identify"):
-        batches(root, 0, 1, "dataloader.train.num_workers=0")
+    for workers in (0, 1):
+        with pytest.raises(DataError) as raised:
+            batches(root, 0, 1, f"dataloader.train.num_workers={workers}")
+        assert line_of(raised.value).startswith(f"{root / 'train2017'}/0000")
+        assert "is not a readable image" in line_of(raised.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("sample", [5000, 1])
+def test_cut_off_jpegs_are_named(
+    split: str, sample: int, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(coco, tmp_path / "cut")
+    paths = sorted((root / f"{split}2017").iterdir())
+    for path in paths:
+        Image.open(path).save(path, "jpeg")
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:-30])
+    monkeypatch.setattr(coco_picture_sizes, "MOST", sample)
+    found = failure(arguments(root, tmp_path / "out", "train.max_iter=2"))
+    says = "3 of 4 images are JPEG files that are cut off" if sample > 1 else "is a JPEG file that is cut off"
+    assert says in found and str(root / f"{split}2017") in found
+
+
+NET = "model.backbone.net"
+#: Mistakes that show while parts are built, in the first batch or forward pass, and what is named.
+LATE = [
+    ("model.proposal_generator.head.in_channels=8", "model.proposal_generator in"),
+    ("model.roi_heads.box_head.input_shape.channels=8", "model.roi_heads.box_head in"),
+    ("model.roi_heads.box_predictor.input_shape.channels=8", "model.roi_heads.box_predictor in"),
+    ("model.roi_heads.mask_head.input_shape.channels=8", "model.roi_heads.mask_head in"),
+    ("model.roi_heads.box_predictor.num_classes=1", "model.roi_heads.box_predictor in"),
+    ("model.roi_heads.box_pooler.output_size=5", "model.roi_heads.box_head in"),
+    ("model.proposal_generator.in_features=[p2,p9]", "model.proposal_generator in"),
+    ("model.proposal_generator.anchor_generator.strides=[4,8]", "model.proposal_generator.anchor_generator in"),
+    ("model.pixel_mean=[1.0,2.0]", f"{NET} in"),
+    (f"{NET}.foo=3", f"{NET} in"),
+    (f"{NET}._target_=nope.Nope", f"{NET} in"),
+    ("model.roi_heads.proposal_matcher.thresholds=[0.9,0.1]", "model.roi_heads.proposal_matcher in"),
+    ("dataloader.train.mapper.image_format=XYZ", "dataloader.train.mapper in"),
+    ("dataloader.train.mapper.augmentations.0.foo=3", "RandomFlip of dataloader.train.mapper.augmentations in"),
+    ("dataloader.train.total_batch_size=0", "dataloader.train in"),
+    ("optimizer.foo=3", "optimizer in"),
+    ("lr_multiplier.warmup_length=x", "lr_multiplier in"),
+    ("dataloader.evaluator.foo=3", "dataloader.evaluator in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "named"), LATE)
+def test_mistakes_in_configs_are_named(option: str, named: str, coco: Path, tmp_path: Path) -> None:
+    workers = f"dataloader.train.num_workers={int('mapper' in option)}"
+    said = failure(arguments(coco, tmp_path, "train.max_iter=1", workers, option))
+    assert said.startswith(f"train_det: {named} the config") and said.endswith(f"is in {tmp_path / 'errors.log'}")
+    assert "Traceback" in (tmp_path / "errors.log").read_text()
+
+
+def test_mistakes_in_configs_are_named_in_evaluations(coco: Path, trained: Path, tmp_path: Path) -> None:
+    weights = f"train.init_checkpoint={trained / 'model_final.pth'}"
+    option = "model.proposal_generator.in_features=[p2,p9]"
+    said = failure(arguments(coco, tmp_path, weights, option, flags=("--eval-only",)))
+    assert "model.proposal_generator in the config failed: KeyError: p9" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("log_period=0", "train.log_period=0 must be 1 or more"), ("max_iter=x", "whole number"),
+     ("eval_period=1.5", "whole number"), ("checkpointer.period=x", "whole number"), ("device=foo", "not a device"),
+     ("checkpointer.max_to_keep=0", "1 or more"), ("amp.enabled=yes_please", "True or False")],
+)  # fmt: skip
+def test_numbers_of_a_run_are_checked_first(option: str, message: str, coco: Path, tmp_path: Path) -> None:
+    said = failure(arguments(coco, tmp_path / "out", f"train.{option}"))
+    assert f"train.{option.partition('=')[0]}=" in said and message in said and not (tmp_path / "out").exists()
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from support.coco_folder import TINY, TINY_PRESET, TOOLS, one_thread, write_coco  # noqa: F401 (a fixture, applied by itself)
 from support.families import timm_model
@@ -23,6 +24,7 @@ pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read w
 
 import train_det_torchvision as tool
 
+from apt_dense.hosts import coco_picture_sizes
 from apt_dense.hosts.torchvision import build_detector as model
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
@@ -433,3 +435,31 @@ def test_learning_rates() -> None:
 def test_schedule() -> None:
     rates = [rate_at(i, warmup=3, iterations=270) for i in (0, 1, 3, 100, 239, 240, 259, 260)]
     assert rates == pytest.approx([0.25, 0.5, 1, 1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("sample", [5000, 1])
+def test_cut_off_jpegs_are_named(sample: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the training and, beyond the sample that is looked at then, while it reads."""
+    root = write_coco(tmp_path / "data")
+    for path in sorted((root / "train2017").iterdir()):
+        Image.open(path).save(path, "jpeg")
+    path.write_bytes(path.read_bytes()[:-30])
+    monkeypatch.setattr(coco_picture_sizes, "MOST", sample)
+    said = failure(root, *TINY, "--workers", workers, "--iterations", 2, "--out", tmp_path / "out")
+    assert f"{path} is a JPEG file that is cut off" in said or "1 of 2 images are JPEG files that are cut off" in said
+    assert str(path) in said and ("1 of 2 images" in said) == (sample > 1) and "\n" not in said
+
+
+def test_an_error_of_the_model_names_its_part_and_the_traceback(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("torchvision.models.detection.rpn.RPNHead.forward", fail)
+    said = failure(data, *TINY, "--iterations", 1, "--out", tmp_path)
+    assert said.endswith(
+        f"the model's rpn.head failed: RuntimeError: out of memory; the full traceback is in {tmp_path / 'errors.log'}"
+    )
+    assert "in fail" in (tmp_path / "errors.log").read_text() and not list(tmp_path.glob("*.lock"))

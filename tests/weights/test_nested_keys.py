@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from apt_dense.weights import nested_keys
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 from apt_dense.weights.nested_keys import check_keys
 
@@ -72,6 +73,46 @@ def test_endless_keys_are_refused(kind: str, tmp_path: Path) -> None:
         child.kill()
         child.join()
         assert not hangs and child.exitcode == 0, name
+
+
+MANY = 3000
+M = 2**61 - 1  # whose multiples have the hash 0
+ALIKE: dict[str, Callable[[], Any]] = {
+    "numbers": lambda: {k * M: 0 for k in range(MANY)},
+    "negative numbers": lambda: {-k * M: 0 for k in range(MANY)},
+    "numbers in a set": lambda: {k * M for k in range(MANY)},
+    "numbers in tuples": lambda: {(k * M,): 0 for k in range(MANY)},
+    "numbers in frozen sets": lambda: {(frozenset([k * M]), "a"): 0 for k in range(MANY)},
+    "arguments of a set": lambda: Call(set, [k * M for k in range(MANY)]),
+    "arguments of a dictionary": lambda: Call(OrderedDict, [[k * M, 0] for k in range(MANY)]),
+    "counted": lambda: Call(Counter, [k * M for k in range(MANY)]),
+    "complex numbers": lambda: {complex(-k * 1_000_003, k): 0 for k in range(MANY)},
+    "entries of an ordered dictionary": lambda: OrderedDict((k * M, 0) for k in range(MANY)),
+    "several dictionaries": lambda: [{k * M: 0 for k in range(1000)} for _ in range(40)],
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_keys_with_equal_hashes_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested_keys, "_MOST_COMPARED", 10**6)
+    with pytest.raises(pickle.UnpicklingError, match="too many keys whose hashes may be equal"):
+        check_keys(io.BytesIO(pickle.dumps(ALIKE[kind](), protocol=2)))
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "b.pth"])
+def test_files_of_such_keys_are_refused(name: str, tmp_path: Path) -> None:
+    alike = {k * M: 0 for k in range(8000)}
+    _read(write({"model": {"a": torch.ones(2)}, "x": alike}, tmp_path / name, name == "b.pth"))
+
+
+def test_numbers_that_are_no_keys_and_keys_of_text_or_small_numbers_pass() -> None:
+    several = range(7000)
+    content = {
+        "large": [k * M for k in several], "text": {str(k): (k,) for k in several}, "small": dict.fromkeys(several),
+        "set": set(range(-7000, 0)), "pairs": {(k, "a"): 0 for k in range(2000)}, "arrays": [np.float32(1)] * 7000,
+    }  # fmt: skip
+    for protocol in (0, 2, 4):
+        check_keys(io.BytesIO(pickle.dumps(content, protocol=protocol)))
 
 
 def test_a_zip_behind_a_file_of_old_does_not_hide_its_keys(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ Size = tuple[int, int]  # height, width in pixels
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
+#: What a picture without a file of labels may be: see tools/convert_annotations.py.
+UNLABELLED = "error", "background", "skip"
+
+
 class Labelled(NamedTuple):
     """An object of a picture.
 

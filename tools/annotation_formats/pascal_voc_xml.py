@@ -6,15 +6,19 @@ takes a picture whose XML file is missing for one without objects.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 from tqdm import tqdm
 
+from apt_dense.option_checks import Options, choice, flag, option, optional, whole
+
 from annotation_formats.labelled_pictures import (
+    UNLABELLED,
     Findings,
     Picture,
     fitted,
@@ -29,7 +33,14 @@ from annotation_formats.pascal_voc_object import read_object, read_size
 IMAGES, ANNOTATIONS = ("JPEGImages", "images"), ("Annotations", "annotations")
 
 
-class VocOptions(NamedTuple):
+def _folder(name: str, value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be the path of a folder")
+    return Path(value)
+
+
+@dataclass(frozen=True)
+class VocOptions(Options):
     """How to read the data set.
 
     Args:
@@ -38,13 +49,16 @@ class VocOptions(NamedTuple):
         ignore_difficult: take objects marked as difficult for ones that are neither learned nor scored, as Pascal VOC's
             evaluation does.
         unlabelled: a picture without an XML file is an "error", "background" without objects, or to "skip".
+
+    Raises:
+        ValueError, TypeError: for a value of another type or out of range, naming it.
     """
 
-    images: Path | None = None
-    annotations: Path | None = None
-    first_pixel: int = 1
-    ignore_difficult: bool = False
-    unlabelled: str = "error"
+    images: Path | None = option(None, optional(_folder))
+    annotations: Path | None = option(None, optional(_folder))
+    first_pixel: int = option(1, whole(0, 1))
+    ignore_difficult: bool = option(False, flag)
+    unlabelled: str = option("error", choice(*UNLABELLED))
 
 
 def read_voc(root: Path, options: VocOptions, val_share: float | None, findings: Findings) -> dict[str, list[Picture]]:

@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from apt_dense.option_checks import choice
+
 from annotation_formats.labelled_pictures import (
     SPLITS,
+    UNLABELLED,
     Findings,
     Labelled,
     Picture,
@@ -47,8 +50,9 @@ def read_yolo(
 
     Raises:
         FileNotFoundError: if there are no pictures, or no names.
-        ValueError: if data.yaml is damaged or the splits cannot be told.
+        ValueError: if data.yaml is damaged or the splits cannot be told, or ``unlabelled`` is none of these.
     """
+    choice(*UNLABELLED)("unlabelled", unlabelled)
     description = root if root.is_file() else _description(root)
     if description is not None:
         content = _read_yaml(description)

@@ -13,8 +13,9 @@ from typing import Any
 from apt_dense.hosts.torchvision.load_trained_detector import load_trained_detector
 from apt_dense.hosts.torchvision.run_settings import TASKS, Settings
 from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT
+from apt_dense.option_checks import Options, each, instance, option, whole
 
-from demo import TWINS
+from demo import TWINS, check_shown
 from demo.detection_sheet import draw_sheet
 from demo.resumable_stages import Record, Stage, run_stage
 from shared.picture_layout import write_png
@@ -25,12 +26,15 @@ from torchvision_detection.training import LOG, Trainer, train
 
 
 @dataclass(frozen=True)
-class DetectionPlan:
-    """Amounts of everything: training of each twin, test scenes scored, scenes shown."""
+class DetectionPlan(Options):
+    """Amounts of everything: training of each twin, test scenes scored, scenes shown. All are checked."""
 
-    settings: Settings
-    scored: int = 24
-    shown: tuple[int, ...] = (0, 2, 5)
+    settings: Settings = option(Settings(), instance(Settings))
+    scored: int = option(24, whole(1))
+    shown: tuple[int, ...] = option((0, 2, 5), each(whole(0)))
+
+    def _check_together(self) -> None:
+        check_shown("shown", self.shown, self.scored)
 
 
 # Small enough for two CPU cores: here the heads take most of the time, so that fewer tokens save little of it. Scenes

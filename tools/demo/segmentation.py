@@ -15,8 +15,9 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 
 from apt_dense.hosts.mmseg.training_config import load_config
+from apt_dense.option_checks import Options, each, option, text, whole
 
-from demo import TWINS
+from demo import TWINS, check_shown
 from demo.build_and_run_segmentors import build, load_model, partition, predict, save_weights
 from demo.dataset import make_demo_data
 from demo.resumable_stages import Record, Stage, run_stage
@@ -30,20 +31,23 @@ WARM_UP = 3  # images of each twin that are not timed
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Amounts of everything.
+class Plan(Options):
+    """Amounts of everything; each is checked by type and range.
 
     train, val: scenes to train and to test on; iters: of training, of each twin.
     size: mean side of a scene in pixels, and the longer side of whole photos.
     shown_scenes, photos: what the contact sheet shows: numbers of test scenes, files of scikit-image.
     """
 
-    train: int = 240
-    val: int = 40
-    iters: int = 200
-    size: int = 304
-    shown_scenes: tuple[int, ...] = (1, 4)
-    photos: tuple[str, ...] = ("chelsea.png", "coins.png", "rocket.jpg")
+    train: int = option(240, whole(1))
+    val: int = option(40, whole(1))
+    iters: int = option(200, whole(1))
+    size: int = option(304, whole(64))
+    shown_scenes: tuple[int, ...] = option((1, 4), each(whole(0)))
+    photos: tuple[str, ...] = option(("chelsea.png", "coins.png", "rocket.jpg"), each(text))
+
+    def _check_together(self) -> None:
+        check_shown("shown_scenes", self.shown_scenes, self.val)
 
 
 SHORT = Plan(train=24, val=8, iters=15, shown_scenes=(1,), photos=("chelsea.png",))

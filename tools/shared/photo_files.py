@@ -8,6 +8,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from apt_dense.hosts.readable_images import is_cut_off
+
 Item = TypeVar("Item")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -22,9 +24,7 @@ def decode(data: bytes) -> np.ndarray | None:
 
     Grey, 16-bit and transparent pictures are converted.
     """
-    # A JPEG that ends early may still decode, to grey below the break: it lacks the end mark after its last scan.
-    cut_short = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    if cut_short or not data:
+    if not data or is_cut_off(data):
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(_without_profile(data), np.uint8), cv2.IMREAD_COLOR)

@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from apt_dense.hosts import coco
+from apt_dense.hosts.readable_images import REMEDY, DataError, is_cut_off
 
 
 class CocoSplit(NamedTuple):
@@ -62,18 +63,20 @@ def read_image(split: CocoSplit, image_id: int) -> np.ndarray:
     """Read (H, W, 3) uint8 RGB of the size that the annotations give.
 
     Raises:
-        ValueError: if the file is damaged or of another size.
+        DataError: if the file is damaged, cut off or of another size.
     """
     entry = split.coco.imgs[image_id]
     path, size = split.folder / entry["file_name"], (entry["height"], entry["width"])
     data = path.read_bytes()
+    if is_cut_off(data):
+        raise DataError(f"{path} is a JPEG file that is cut off; {REMEDY}")
     for orientation in (0, cv2.IMREAD_IGNORE_ORIENTATION):  # some sets are annotated as stored, others as shown
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | orientation) if data else None
         if pixels is None:
-            raise ValueError(f"{path} is not a readable image; replace it or take it off the list")
+            raise DataError(f"{path} is not a readable image; {REMEDY}")
         if pixels.shape[:2] == size:
             return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    raise ValueError(f"{path} has height and width {pixels.shape[:2]}, but its annotation file says {size}")
+    raise DataError(f"{path} has height and width {pixels.shape[:2]}, but its annotation file says {size}")
 
 
 def read_objects(split: CocoSplit, image_id: int) -> tuple[list[np.ndarray], list[int]]:

@@ -10,6 +10,8 @@ from detectron2.config import LazyConfig
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig, OmegaConf
 
+from apt_dense.option_checks import flag, optional, text, whole
+
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")
 
@@ -95,8 +97,10 @@ def complete_config(cfg: DictConfig) -> None:
     """Fill in what stock configs leave open: a device that exists, a seed, and a folder for evaluation results.
 
     Raises:
-        ValueError: if the seed is negative, which stands for another seed in each run.
+        ValueError: if a number of ``train`` or its device is not one, or the seed is negative, which stands for another
+            seed in each run.
     """
+    _check_values(cfg)
     _choose_device(cfg)
     if cfg.train.get("seed") is None:
         cfg.train.seed = 0
@@ -106,6 +110,25 @@ def complete_config(cfg: DictConfig) -> None:
     for evaluator in evaluators if OmegaConf.is_list(evaluators) else [evaluators]:
         if evaluator is not None and evaluator._target_ is COCOEvaluator and evaluator.get("output_dir") is None:
             evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference")
+
+
+#: Numbers that Detectron2 looks at in the middle of a run.
+_CHECKS = dict.fromkeys(("log_period", "max_iter", "checkpointer.period"), whole(1)) | {
+    "eval_period": whole(0), "checkpointer.max_to_keep": optional(whole(1)), "seed": optional(whole(-1)),
+    "output_dir": text, "init_checkpoint": optional(text), "amp.enabled": optional(flag),
+}  # fmt: skip
+
+
+def _check_values(cfg: DictConfig) -> None:
+    for key, check in _CHECKS.items():
+        try:
+            check(f"train.{key}", OmegaConf.select(cfg.train, key))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+    try:
+        torch.device(cfg.train.device)
+    except RuntimeError:
+        raise ValueError(f"train.device={cfg.train.device!r} is not a device; expected cpu, cuda or cuda:1") from None
 
 
 def _choose_device(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from apt_dense.hosts.detectron2.readable_images import NamingMapper
 from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.randomness_from_seeds import random_numbers
 
@@ -73,7 +74,7 @@ def build_resumable_loader(
     wide = [image["width"] > image["height"] for image in dataset] if aspect_ratio_grouping else [False] * len(dataset)
     sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
     return DataLoader(
-        SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper), (seed, comm.get_rank())),
+        SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper)), (seed, comm.get_rank())),
         batch_sampler=BatchesFrom(start_iter, sampler, total_batch_size // ranks, wide),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,

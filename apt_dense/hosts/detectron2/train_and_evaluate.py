@@ -4,10 +4,12 @@ interrupted runs so that their loss curves do not change."""
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -25,14 +27,18 @@ from apt_dense.hosts.detectron2.read_lazy_config import (
     load_config,
     logger,
 )
+from apt_dense.hosts.detectron2.readable_images import name_unreadable_images
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
+from apt_dense.hosts.readable_images import DataError
+from apt_dense.hosts.run_errors import RunError, explaining_errors
 
 #: Everything that a tool needs for a run.
 __all__ = [
     "CheckpointError",
+    "RunError",
     "apply_overrides",
     "check_parts",
     "complete_config",
@@ -58,9 +64,17 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
         Stopped: on such a signal.
+        DataError: if an image cannot be read.
+        RunError: for other errors, most of which are mistakes in the config.
     """
-    with stop_requests() as asked:
+    with stop_requests() as asked, _explaining(cfg):
         _train(cfg, resume, agreement(asked))
+
+
+def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
+    """Name the part of the config in errors that do not say what to do."""
+    parts = OmegaConf.to_container(cfg)
+    return explaining_errors(cfg.train.output_dir, parts, (CheckpointError, DataError, SizeMismatchError))
 
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
@@ -134,7 +148,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
     if OmegaConf.is_list(cfg.dataloader.evaluator):
         evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
     with tokens_counted(model):
-        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, name_unreadable_images(instantiate(cfg.dataloader.test)), evaluator)
     print_csv_format(results)
     return results
 
@@ -144,12 +158,15 @@ def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]] | 
 
     Raises:
         CheckpointError: if no checkpoint is set, or it is missing, damaged or does not fit.
+        DataError: if an image cannot be read.
+        RunError: for other errors, most of which are mistakes in the config.
     """
     if not cfg.train.init_checkpoint:
         raise CheckpointError("nothing to evaluate: set train.init_checkpoint=FILE, such as a run's model_final.pth")
-    model = _build_model(cfg)
-    APTCheckpointer(model, complete=True).load(cfg.train.init_checkpoint)
-    return evaluate(cfg, model)
+    with _explaining(cfg):
+        model = _build_model(cfg)
+        APTCheckpointer(model, complete=True).load(cfg.train.init_checkpoint)
+        return evaluate(cfg, model)
 
 
 class SeedIterations(HookBase):

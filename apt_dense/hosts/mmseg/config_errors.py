@@ -1,9 +1,10 @@
 """Mistakes in MMEngine's configs, as one line that names the key instead of a traceback through its registries."""
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import BaseLoop, Runner
 
 from apt_dense.hosts.mmseg.mask_pixels_per_class import type_name
+from apt_dense.hosts.readable_images import DataError
+from apt_dense.hosts.run_errors import explaining_errors, find_parts
 from apt_dense.option_checks import flag, optional, text, whole
 from apt_dense.weights.files import CheckpointError
 
@@ -91,7 +94,7 @@ def _at(node: Any, key: str) -> Any:
 def building_from(cfg: Config) -> Iterator[None]:
     """Turn errors of building the parts of a config into a ConfigError that names the key.
 
-    Errors of training and testing stay as they are, and so do those that say what to do already.
+    Errors of training and testing stay as they are (see ``running``), and so do those that say what to do already.
     """
     try:
         yield
@@ -102,6 +105,26 @@ def building_from(cfg: Config) -> Iterator[None]:
         if found is None:
             raise
         raise ConfigError(f"{found} cannot be built: {_reason(error)}") from error
+
+
+@contextmanager
+def running(cfg: Config) -> Iterator[None]:
+    """Build, train or test: errors become a ConfigError (``building_from``) or, once it runs, a RunError that names the
+    part of the config and the file in the work dir that has the traceback. DataErrors, CheckpointErrors and OSErrors
+    stay."""
+    expected, parts = (CheckpointError, ConfigError, DataError), dict(cfg.items())
+    with explaining_errors(cfg.work_dir, parts, expected, partial(_advice, cfg)), building_from(cfg):
+        yield
+
+
+def _advice(cfg: Config, error: Exception) -> str:
+    """What MMSegmentation's own message does not say."""
+    functions = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}
+    if "_transform_inputs" in functions and isinstance(error, IndexError):
+        return "in_index of a head counts the maps of the backbone or neck, from 0"
+    if not _at(dict(cfg.items()), "model.data_preprocessor") and not _at(dict(cfg.items()), "model.module"):
+        return "model has no data_preprocessor, which makes batches of images, such as SegDataPreProcessor"
+    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -122,7 +145,7 @@ def _key_built(cfg: Config, trace: TracebackType | None) -> str | None:
             running = True
         elif function == "call_hook":
             running &= names.get("fn_name") != "before_train"  # which loops call
-            key = _key_of(parts, partial(_describes, names.get("hook")))
+            key = next(find_parts(parts, partial(_describes, names.get("hook"))), None)
         else:
             key = _RUNNER_PARTS.get(function) or _key_of_first(parts, trace)
         found = f"{key} in the config" if key else found
@@ -140,21 +163,10 @@ def _key_of_first(parts: Mapping, trace: TracebackType) -> str | None:
     if frame.f_code.co_name in ("__init__", "from_cfg") or frame.f_globals.get("__name__", "").startswith("apt_dense."):
         return None
     arguments = (value for value in frame.f_locals.values() if isinstance(value, ConfigDict) and value)
-    return next((key for value in arguments if (key := _key_of(parts, partial(operator.eq, value)))), None)
+    return next(
+        (key for value in arguments if (key := next(find_parts(parts, partial(operator.eq, value)), None))), None
+    )
 
 
 def _describes(hook: object, part: Any) -> bool:
     return isinstance(part, ConfigDict) and type_name(part) == type(hook).__name__
-
-
-def _key_of(node: Any, matches: Callable[[Any], bool], key: str = "") -> str | None:
-    """Find the key of a part of a config by its content: MMEngine builds from copies."""
-    if key and matches(node):
-        return key
-    own = isinstance(node, Mapping) and node.get("type") == "SeededDataset"  # put around the user's data set
-    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
-    for name, child in items:
-        path = key if own and name == "dataset" else f"{key}[{name}]" if isinstance(name, int) else f"{key}.{name}"
-        if found := _key_of(child, matches, path.removeprefix(".")):
-            return found
-    return None

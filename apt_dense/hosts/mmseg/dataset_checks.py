@@ -18,7 +18,8 @@ from mmseg.registry import TRANSFORMS as STEPS
 from PIL import Image
 
 from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels, type_name
-from apt_dense.hosts.mmseg.readable_images import DataError, name_unreadable_images
+from apt_dense.hosts.mmseg.readable_images import name_unreadable_files
+from apt_dense.hosts.readable_images import DataError
 
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
 
@@ -109,7 +110,7 @@ def _is_data_set(node: dict) -> bool:
 def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> None:
     """Check that images and masks of each split ("train", "val", "test") exist, the numbers of classes agree, and the
     masks hold something to learn or score (``check_labels``). Pipelines without CheckLabels get it,
-    and read images by APTLoadImage.
+    and read files by APTLoadImage and APTLoadAnnotations.
 
     Args:
         every_class: whether each class needs a pixel.
@@ -127,11 +128,11 @@ def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> 
                 continue
             _check_classes(cfg, dataset, dataset_cfg)
             _check_files(dataset, split)
-            name_unreadable_images(dataset_cfg.get("pipeline"))
             _add_label_check(dataset_cfg.get("pipeline"), len(dataset.metainfo.get("classes") or ()), dataset)
             if dataset_cfg not in checked:  # train and val may be the same
                 check_labels(dataset, dataset_cfg.get("pipeline") or (), split, dataset.ignore_index, every_class)
                 checked.append(dataset_cfg)
+            name_unreadable_files(dataset_cfg.get("pipeline"))
 
 
 def _add_label_check(pipeline: object, classes: int, dataset: BaseSegDataset) -> None:
@@ -143,10 +144,11 @@ def _add_label_check(pipeline: object, classes: int, dataset: BaseSegDataset) ->
         return
     steps = [step for step in pipeline if isinstance(step, dict) and "type" in step]
     names = [type_name(step) for step in steps]
-    unchecked = "LoadAnnotations" in names and "CheckLabels" not in names and all(map(_keeps_labels, names))
+    reading = next((name for name in names if name.removeprefix("APT") == "LoadAnnotations"), None)
+    unchecked = reading is not None and "CheckLabels" not in names and all(map(_keeps_labels, names))
     if unchecked and 1 <= classes <= 255:
         check = {"type": "CheckLabels", "num_classes": classes, "ignore_index": dataset.ignore_index}
-        pipeline.insert(pipeline.index(steps[names.index("LoadAnnotations")]) + 1, check)
+        pipeline.insert(pipeline.index(steps[names.index(reading)]) + 1, check)
     for child in pipeline:
         _add_label_check(child, classes, dataset)
 

@@ -10,7 +10,7 @@ from mmengine.registry import METRICS
 from mmseg.evaluation import IoUMetric
 
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
-from apt_dense.hosts.mmseg.readable_images import name_unreadable_images
+from apt_dense.hosts.mmseg.readable_images import name_unreadable_files
 from apt_dense.hosts.mmseg.tta_pipeline import augmented
 
 
@@ -113,7 +113,7 @@ def use_tta(cfg: Config) -> None:
         raise ValueError("--tta sets the pipeline of test_dataloader.dataset, but the config has none")
     for dataset in datasets:
         dataset["pipeline"] = cfg.get("tta_pipeline") or augmented(dataset.get("pipeline") or [])
-        name_unreadable_images(dataset["pipeline"])
+        name_unreadable_files(dataset["pipeline"])
     packed = str(cfg.model.get("type")).rpartition(".")[2] == "APTEncoderDecoder"
     default = {"type": "APTSegTTAModel" if packed else "SegTTAModel"}
     cfg.model = {**(cfg.get("tta_model") or default), "module": cfg.model}

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from apt_dense.hosts.coco_lenient_values import plural
 from apt_dense.hosts.coco_picture_sizes import picture_sizes, spread
+from apt_dense.hosts.readable_images import check_all_whole
 
 MOST = 1000  # masks that are read; of larger data sets, as many at even distances
 SHOWN = 200  # classes in a message
 ALLOW_OPTION = "--allow-empty-classes"
-READING = "LoadAnnotations", "APTLoadLabels", "CheckLabels"  # steps of a pipeline
+READING = "LoadAnnotations", "APTLoadAnnotations", "APTLoadLabels", "CheckLabels"  # steps of a pipeline
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,11 @@ def count_labels(entries: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> 
     """Read up to ``MOST`` masks by the steps of a pipeline.
 
     Raises:
-        ValueError: if a mask is damaged, has another size than its image, or CheckLabels refuses it.
+        ValueError: if an image is cut off, or a mask is damaged, of another size than its image, or refused by
+            CheckLabels.
     """
     chosen = spread(entries, MOST)
+    check_all_whole((entry["img_path"] for entry in chosen), len(entries))
     pixels, in_files = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for entry in tqdm(chosen, "counting labels", unit="mask", leave=False, delay=2):
         mask = _read(entry, steps)

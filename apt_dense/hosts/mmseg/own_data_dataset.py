@@ -12,6 +12,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from apt_dense.hosts.coco_picture_sizes import spread
 from apt_dense.hosts.mmseg.classes_txt import EXPECTED, ClassTable, read_classes, read_keys, to_labels, unlisted
 from apt_dense.hosts.mmseg.find_images_and_masks import find_folders, pair_files, picture_files
+from apt_dense.hosts.readable_images import DataError
 
 CLASSES = "classes.txt"
 MOST = 50  # masks that are looked at for values that nobody listed
@@ -95,15 +96,18 @@ class APTLoadLabels(LoadAnnotations):
     ``LoadAnnotations``.
 
     Raises:
-        ValueError: if the mask is damaged, of another size than its image, or holds values that are not listed.
+        DataError: if the mask is damaged, of another size than its image, or holds values that are not listed.
     """
 
     def _load_seg_map(self, results: dict) -> None:
         path = Path(results["seg_map_path"])
-        labels = to_labels(path, read_classes(Path(results["classes_file"])))
+        try:
+            labels = to_labels(path, read_classes(Path(results["classes_file"])))
+        except ValueError as error:
+            raise DataError(str(error)) from error
         sizes = [tuple(results[key][:2]) for key in ("ori_shape", "img_shape") if key in results]
         if sizes and labels.shape not in sizes:
-            raise ValueError(
+            raise DataError(
                 f"{path}: the mask has height and width {labels.shape}, but its image has {sizes[0]}; make them equal"
             )
         results["gt_seg_map"] = labels

@@ -26,6 +26,7 @@ _READING = {
     "APTLoadImage",
     "LoadImageFromNDArray",
     "LoadAnnotations",
+    "APTLoadAnnotations",
     "APTLoadLabels",
     "CheckLabels",
 }

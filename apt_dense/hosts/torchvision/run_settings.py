@@ -52,7 +52,7 @@ class Settings(Options):
     warmup: int = option(250, whole(0))  # iterations
     clip: float = option(1.0, number(least=0))  # norm of the gradients; 0 for any
     amp: bool = option(False, flag)  # bfloat16
-    seed: int = option(0, whole(0))
+    seed: int = option(0, whole(0, 2**63 - 1))  # the largest that torch takes
 
     def differences(self, other: Settings) -> list[str]:
         """List the settings that differ, as "name: own against other"."""

@@ -10,7 +10,8 @@ pytest.importorskip("mmseg", reason="apt_dense.hosts.mmseg.readable_images reads
 
 from torch.utils.data import DataLoader, Dataset
 
-from apt_dense.hosts.mmseg.readable_images import APTLoadImage, DataError, line_of
+from apt_dense.hosts.mmseg.readable_images import APTLoadImage
+from apt_dense.hosts.readable_images import DataError, line_of
 
 
 class Images(Dataset):

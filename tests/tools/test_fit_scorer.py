@@ -1,0 +1,120 @@
+"""tools/fit_scorer.py: what is learned from masks and objects, and what the scorer then hides."""
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import fit_scorer as tool
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apt_dense import PatchSelector
+from apt_dense.patches.scores import entropy_scores
+
+from calibration.coco_objects_as_labels import load_objects
+from calibration.learned_scorer_training import Fit, hidden_by, other_classes
+from evidence.labelled_photos import IGNORED
+from evidence.photos_in_memory import LabelledSet
+from support.coco_folder import write_coco
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
+
+def naive(mask: np.ndarray, size: int) -> np.ndarray:
+    rows, columns = mask.shape[0] // size, mask.shape[1] // size
+    shares = np.full((rows, columns), np.nan)
+    for row, column in np.ndindex(rows, columns):
+        patch = mask[row * size : (row + 1) * size, column * size : (column + 1) * size].ravel()
+        counts = Counter(label for label in patch.tolist() if label != IGNORED)
+        if counts:
+            shares[row, column] = 1 - max(counts.values()) / counts.total()
+    return shares
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), [(16, 16, 4), (13, 22, 5), (4, 4, 4)])
+def test_the_share_of_other_classes(rows: int, columns: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 4, (3, rows, columns), generator=generator)
+    masks[masks == 3] = IGNORED
+    masks[1, :5] = IGNORED
+    masks[2] = IGNORED
+    found = other_classes(masks, size)
+    for mask, shares in zip(masks, found, strict=True):
+        np.testing.assert_allclose(shares.numpy(), naive(mask.numpy(), size), atol=1e-6)
+    assert other_classes(masks[2:], size).isnan().all()
+
+
+def test_what_is_hidden_follows_from_the_order_of_scores() -> None:
+    """Four patches that would hide 0, 8, 4 and 0 of 16 pixels, scored 1, 2, 3 and 4."""
+    mask = torch.zeros(4, 16, dtype=torch.long)
+    mask[:2, 4:8] = 1
+    mask[0, 8:12] = 1
+
+    def scorer(pixels: Tensor, patch_size: int, scales: list[int]) -> tuple[Tensor]:
+        return (torch.arange(1.0, 5.0).view(1, 1, 4),)
+
+    data = LabelledSet(torch.zeros(1, 3, 4, 16, dtype=torch.uint8), mask[None])
+    shares = hidden_by(scorer, data, Fit(2, 1, (4, 16)), [1.0, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25])
+    assert shares == pytest.approx([0, 0, 8 / 12, 1, 1])
+
+
+def write_noise(root: Path, count: int) -> None:
+    """Squares on a ground of the same noise, bright and dark pixels alike: another colour, the same entropy."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        grey = rng.integers(0, 200, (64, 96))
+        mask = np.zeros((64, 96), np.uint8)
+        top, left = rng.integers(0, 40), rng.integers(0, 70)
+        mask[top : top + 18, left : left + 18] = 1
+        photo = np.stack([grey, grey + 55 * mask, grey], 2)
+        cv2.imwrite(str(root / "images" / f"{number}.png"), photo)
+        cv2.imwrite(str(root / "masks" / f"{number}.png"), mask)
+
+
+def options(root: Path, *others: str) -> list[str]:
+    folders = ["--images", str(root / "images"), "--masks", str(root / "masks")]
+    return [*folders, "--size", "64x96", "--patch-size", "4", "--out", str(root / "scorer.safetensors"), *others]
+
+
+def test_it_learns_what_entropy_does_not_tell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_noise(tmp_path, 40)
+    tool.main(options(tmp_path, "--epochs", "12", "--scales", "1"))
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("| 60%"))
+    learned, entropy = (float(cell.strip(" %")) for cell in line.split("|")[2:4])
+    assert learned < 15 < entropy, printed
+    selector = PatchSelector(patch_size=4, thresholds=(0.05,), scorer=str(tmp_path / "scorer.safetensors"))
+    first = (tmp_path / "scorer.safetensors").read_bytes()
+    assert 0 <= float(selector.tokens_kept(torch.randn(1, 3, 64, 96))) <= 1
+    tool.main(options(tmp_path, "--epochs", "12", "--scales", "1"))
+    assert (tmp_path / "scorer.safetensors").read_bytes() == first, "the same seed gives the same file"
+
+
+def test_objects_are_numbered_and_boxes_serve_where_there_are_no_masks(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "coco", images=3)
+    with_masks = load_objects(data, 64, None, torch.device("cpu"))
+    assert with_masks.photos.shape == (3, 3, 64, 64)
+    for mask in with_masks.masks:
+        numbers = set(mask.unique().tolist())
+        assert {0, 1} <= numbers and max(numbers - {IGNORED}) <= 24
+    assert entropy_scores(with_masks.photos.float(), 4, [1])[0].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--out", "scorer.pth"], "expected a name that ends in .safetensors"),
+        (["--scales", "5"], "holds no patch of 128 pixels"),
+        (["--coco", "data"], "give --images and --masks, or --coco"),
+        (["--limit", "10"], "10 labelled photos: expected 20 or more"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_learned_from_is_named(tmp_path: Path, changed: list[str], words: str) -> None:
+    write_noise(tmp_path, 21)
+    with pytest.raises(SystemExit, match=words):
+        tool.main(options(tmp_path, *changed))
