@@ -22,6 +22,7 @@ from apt_dense.ops.onednn_matmul import fill_rows
 from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.image_preparation import are_finite, require_finite
+from apt_dense.patches.replaceable_selector import ChoosesPatches
 from apt_dense.patches.selector import PatchSelector
 from apt_dense.runtime import is_traced, refuse_scripting
 from apt_dense.weights.loading_mixin import LoadableViT
@@ -30,11 +31,11 @@ from apt_dense.weights.parameter_rules import UNDECAYED
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
-class APTViT(DescribedOutputs, LoadableViT):
+class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
     """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
 
-    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm` and
-    :meth:`from_weights`.
+    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm`,
+    :meth:`from_weights` and :meth:`set_patches`.
 
     Args:
         img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
@@ -82,14 +83,6 @@ class APTViT(DescribedOutputs, LoadableViT):
         self._build_embedding(model, positions)
         self._build_blocks(model, blocks)
         self.reset_parameters()
-
-    # Read-only: patches are chosen by a PatchSelector, which is replaced as a whole.
-    patch_size = property(lambda self: self.patches.patch_size)
-    thresholds = property(lambda self: self.patches.thresholds)
-    token_budget = property(lambda self: self.patches.token_budget)
-    drop_padding = property(lambda self: self.patches.drop_padding)
-    pixel_format = property(lambda self: self.patches.pixel_format)
-    window_size = property(lambda self: self.patches.window_size)
 
     __prepare_scriptable__ = refuse_scripting
 
