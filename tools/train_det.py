@@ -74,7 +74,7 @@ def main_worker(args: argparse.Namespace) -> None:
             run.evaluate_checkpoint(cfg) if args.eval_only else run.train(cfg, args.resume)
     except SizeMismatchError as error:  # of a picture whose size was not looked at before training
         sys.exit(f"train_det: {str(error).splitlines()[-1]}")
-    except (run.CheckpointError, OSError) as error:
+    except (run.CheckpointError, run.ScheduleError, OSError) as error:
         sys.exit(f"train_det: {' '.join(str(error).split())}")
     except Stopped as stopped:
         run.logger.info("stopped after iteration %d", stopped.args[0])  # torch drops what a started process raises

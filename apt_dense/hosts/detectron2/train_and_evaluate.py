@@ -15,9 +15,11 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
+from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
 from apt_dense.hosts.detectron2.read_lazy_config import (
     apply_overrides,
     check_parts,
@@ -33,6 +35,7 @@ from apt_dense.hosts.randomness_from_seeds import seed_all
 #: Everything that a tool needs for a run.
 __all__ = [
     "CheckpointError",
+    "ScheduleError",
     "apply_overrides",
     "check_parts",
     "complete_config",
@@ -45,8 +48,14 @@ __all__ = [
 ]
 
 
+class ScheduleError(ValueError):
+    """A schedule of patches that does not fit the model. Tools report it in one line."""
+
+
 def train(cfg: DictConfig, resume: bool = False) -> None:
     """Train, evaluate, and save ``model_final.pth`` in ``train.output_dir``.
+
+    With ``train.patch_schedule``, thresholds or the token budget are annealed (:class:`PatchScheduleHook`).
 
     With ``resume``, training continues from the last checkpoint there, or starts if there is none. It then does what it
     would have done without the interruption: the order of images, augmentations, samples of proposals and stochastic
@@ -57,6 +66,7 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
+        ScheduleError: if ``train.patch_schedule`` does not fit the model.
         Stopped: on such a signal.
     """
     with stop_requests() as asked:
@@ -75,6 +85,7 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
+        _patch_schedule(cfg, model),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         saving,
@@ -190,6 +201,19 @@ def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:
     if importlib.util.find_spec("tensorboard"):
         files.append(TensorboardXWriter(output_dir, window_size=period))
     return [CommonMetricPrinter(max_iter), *files]
+
+
+def _patch_schedule(cfg: DictConfig, model: nn.Module) -> HookBase | None:
+    """The hook that ``train.patch_schedule`` asks for. Raises ScheduleError unless the model can follow it."""
+    options = cfg.train.get("patch_schedule")
+    if options is None:
+        return None
+    try:
+        hook = PatchScheduleHook(**options)
+        AnnealedPatches(model, hook.schedule, cfg.train.max_iter)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"train.patch_schedule={options}: {error}") from error
+    return hook
 
 
 def _writer_hook(cfg: DictConfig) -> HookBase:

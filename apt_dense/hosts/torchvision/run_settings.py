@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from apt_dense.option_checks import Options, choice, flag, number, option, optional, text, thresholds, whole
+from apt_dense.patches.schedule import PatchSchedule
 
 #: What is learned and scored, and the kinds of COCO's scores.
 TASKS = {"boxes": ("bbox",), "masks": ("bbox", "segm")}
@@ -21,6 +22,17 @@ def _factors(name: str, value: object) -> tuple[float, float]:
     return low, high
 
 
+def _span(name: str, value: object) -> tuple[float, float]:
+    """The begin and the end of a schedule."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name}={value!r} must be two shares of the run, its begin and its end")
+    try:
+        schedule = PatchSchedule(*value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={value!r}: {error}") from None
+    return float(schedule.begin), float(schedule.end)
+
+
 @dataclass(frozen=True)
 class Settings(Options):
     """Everything that the course of a training run depends on, apart from the data.
@@ -34,6 +46,8 @@ class Settings(Options):
     pretrained: str | None = option(None, optional(text))  # a checkpoint file of a ViT, or "timm" for timm's weights
     patch_size: int | None = option(None, optional(whole(1)))  # pixels that patches are resampled to; None: the model's
     thresholds: tuple[float, ...] = option((5.5, 4.0), thresholds)  # () for the uniform ViT
+    # Shares of the run between which thresholds rise from 0 to those; None: they are the same all along.
+    anneal: tuple[float, float] | None = option(None, optional(_span))
     drop_padding: bool = option(True, flag)
     size: int = option(1024, whole(32))  # pixels of the longer side
     channels: int = option(256, whole(4))  # of pyramid and heads
