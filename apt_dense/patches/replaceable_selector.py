@@ -6,7 +6,7 @@ from typing import Any
 from apt_dense.patches.selector import PatchSelector
 
 #: What can be changed; the rest follows from a model's shape or its images.
-CHANGEABLE = "thresholds", "token_budget", "scorer"
+CHANGEABLE = "thresholds", "token_budget", "min_tokens", "scorer", "keep_fine", "keep_coarse"
 
 
 class ChoosesPatches:
@@ -31,8 +31,9 @@ class ChoosesPatches:
         A compiled model makes another graph for another budget. Weights saved afterwards note these options.
 
         Args:
-            **options: ``thresholds``, ``token_budget`` or ``scorer``, as for :class:`apt_dense.options.PatchOptions`.
-                There may be more or fewer thresholds than before, since all scales share their weights.
+            **options: ``thresholds``, ``token_budget``, ``min_tokens``, ``scorer``, ``keep_fine`` or ``keep_coarse``,
+                as for :class:`apt_dense.options.PatchOptions`. There may be more or fewer thresholds than before, since
+                all scales share their weights.
 
         Raises:
             TypeError: for another option.

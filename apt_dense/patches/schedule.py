@@ -62,18 +62,21 @@ class PatchSchedule(Options):
             iteration, iterations: as for :meth:`progress`.
 
         Returns:
-            thresholds and token_budget.
+            thresholds, token_budget and min_tokens.
 
         Raises:
             ValueError: for a target without coarse patches, or with thresholds that cannot be scaled.
         """
         check_target(target)
         done = self.progress(iteration, iterations)
-        if done == 1:
-            return {"thresholds": target.thresholds, "token_budget": target.token_budget}
-        if target.token_budget is None:
-            return {"thresholds": tuple(done * each for each in target.thresholds), "token_budget": None}
-        return {"thresholds": target.thresholds, "token_budget": _budget(target, done)}
+        options = {name: getattr(target, name) for name in ("thresholds", "token_budget", "min_tokens")}
+        if target.token_budget is not None and done < 1:
+            options["token_budget"] = _budget(target, done)
+        elif done < 1:
+            options["thresholds"] = tuple(done * each for each in target.thresholds)
+            # Thresholds of 0 leave all tokens, and have no ratios.
+            options["min_tokens"] = target.min_tokens if done else None
+        return options
 
 
 def check_target(target: PatchOptions) -> None:

@@ -46,7 +46,7 @@ def test_progress_is_linear() -> None:
     assert [stairs.progress(i, 5) for i in range(5)] == [0, 0, 0.5, 0.5, 1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(THRESHOLDS, STEPS, st.sampled_from([0, 4]), st.booleans(), st.integers(0, 99))
 def test_thresholds_keep_fewer_and_fewer_tokens(
     thresholds: tuple[float, ...], steps: int | None, window: int, drop_padding: bool, seed: int
@@ -65,7 +65,7 @@ def test_thresholds_keep_fewer_and_fewer_tokens(
         assert selector_at(schedule, target, iteration, 9) == target
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.3, 1) | st.integers(20, 64), STEPS, st.integers(0, 99))
 def test_budgets_fall_to_the_target(budget: float | int, steps: int | None, seed: int) -> None:
     target = PatchSelector(patch_size=4, thresholds=(5.0, 3.0), token_budget=budget, img_size=32)
