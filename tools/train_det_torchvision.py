@@ -90,6 +90,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "raise the thresholds from 0, uniform patches, between these shares of the run, such as 0 0.5",
         type=float, nargs=2, metavar=("BEGIN", "END"),
     )  # fmt: skip
+    add("expected_tokens", "warn where training keeps another share of tokens than this, by 10 %% of it", type=float)
     add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
     add("size", "pixels of the longer side", type=int)
     add("channels", "channels of pyramid and heads", type=int)

@@ -28,7 +28,11 @@ pytestmark = [
 
 def scheduled(name: str, job: Job, folder: Path) -> Job:
     """The job with thresholds that rise over the whole run; the segmentor is validated in its middle."""
-    added = {"det": ["train.patch_schedule={end:1.0}"], "torchvision": ["--anneal", "0", "1"], "seg": []}[name]
+    added = {
+        "det": ["train.patch_schedule={end:1.0}", "train.expected_tokens=0.5"],
+        "torchvision": ["--anneal", "0", "1"],
+        "seg": [],
+    }[name]
 
     def argv(out: Path, resume: bool) -> list[str]:
         config, *others = job.argv(out, resume)
@@ -85,6 +89,11 @@ def test_a_resumed_run_goes_on_where_it_was(name: str, jobs: dict[str, Job], tmp
 @pytest.mark.parametrize("name", NAMES)
 def test_what_cannot_be_annealed_is_said_in_a_line(name: str, jobs: dict[str, Job], tmp_path: Path) -> None:
     job = scheduled(name, jobs[name], tmp_path)
+    if name == "det":
+        wrong = job._replace(argv=lambda out, resume: [*job.argv(out, resume), "train.expected_tokens=60"])
+        assert run(wrong, tmp_path / "wrong") == (
+            1, "train_det: train.expected_tokens: expected=60 must be a share of the tokens, above 0 and at most 1"
+        )  # fmt: skip
     uniform = {
         "seg": ["--cfg-options", "model.backbone.thresholds=()"],
         "det": ["model.backbone.net.thresholds=[]"],

@@ -33,6 +33,7 @@ from apt_dense.hosts.check_resumed_checkpoints import (
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
+from apt_dense.hosts.token_drift import TokenDrift
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, settings_of
@@ -68,6 +69,7 @@ class Trainer:
         rate = partial(rate_at, warmup=settings.warmup, iterations=settings.iterations)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.tokens = TokenCounter(self.model.backbone.net)
+        self.drift = None if settings.expected_tokens is None else TokenDrift(settings.expected_tokens)
         self.patches = None
         if settings.anneal is not None:
             self.patches = AnnealedPatches(self.model, PatchSchedule(*settings.anneal), settings.iterations)
@@ -95,6 +97,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
             losses = self.model(images, targets)
         entry = self._entry({name: value.item() for name, value in losses.items()}) | in_force
+        self._note_share(entry["tokens_kept"])
         self.optimizer.zero_grad()
         sum(losses.values()).backward()
         if self.settings.clip:
@@ -112,6 +115,14 @@ class Trainer:
             )
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return {"iteration": self.iteration, "loss": total, **losses, "tokens_kept": self.tokens.take(), "lr": rate}
+
+    def _note_share(self, tokens_kept: float) -> None:
+        """Warn once where another share of tokens is kept than expected, at the thresholds of the settings."""
+        if self.drift is None or (self.patches is not None and not self.patches.reached(self.iteration)):
+            return
+        warning = self.drift.add(tokens_kept)
+        if warning:
+            log.warning(warning)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; a run killed meanwhile leaves the previous one."""

@@ -11,6 +11,7 @@ from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.hosts.detectron2.large_image_rcnn import APTGeneralizedRCNN
 from apt_dense.hosts.detectron2.layer_decay import get_apt_lr_decay_rate
 from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
+from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.detectron2.yacs import add_apt_config, build_apt_vit_sfp_backbone, save_run_config
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "APTViT",
     "PatchScheduleHook",
     "SimpleFeaturePyramid",
+    "TokenDriftHook",
     "add_apt_config",
     "build_apt_vit_sfp_backbone",
     "get_apt_lr_decay_rate",

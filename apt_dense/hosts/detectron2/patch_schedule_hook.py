@@ -47,6 +47,10 @@ class PatchScheduleHook(HookBase):
         for name, value in self.patches.set(self.trainer.iter).items():
             self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
+    def reached(self) -> bool:
+        """Check whether the target holds in this iteration."""
+        return self.patches is None or self.patches.reached(self.trainer.iter)
+
     def after_train(self) -> None:
         """Set the target again."""
         if self.patches is not None:

@@ -29,6 +29,7 @@ from apt_dense.hosts.detectron2.read_lazy_config import (
 )
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
+from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
 
@@ -49,13 +50,14 @@ __all__ = [
 
 
 class ScheduleError(ValueError):
-    """A schedule of patches that does not fit the model. Tools report it in one line."""
+    """A schedule of patches, or a share of tokens, that makes no sense. Tools report it in one line."""
 
 
 def train(cfg: DictConfig, resume: bool = False) -> None:
     """Train, evaluate, and save ``model_final.pth`` in ``train.output_dir``.
 
-    With ``train.patch_schedule``, thresholds or the token budget are annealed (:class:`PatchScheduleHook`).
+    With ``train.patch_schedule``, thresholds or the token budget are annealed (:class:`PatchScheduleHook`); with
+    ``train.expected_tokens``, the log says where another share of tokens is kept (:class:`TokenDriftHook`).
 
     With ``resume``, training continues from the last checkpoint there, or starts if there is none. It then does what it
     would have done without the interruption: the order of images, augmentations, samples of proposals and stochastic
@@ -66,7 +68,7 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
-        ScheduleError: if ``train.patch_schedule`` does not fit the model.
+        ScheduleError: if ``train.patch_schedule`` does not fit the model, or ``train.expected_tokens`` is no share.
         Stopped: on such a signal.
     """
     with stop_requests() as asked:
@@ -86,6 +88,7 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
         _patch_schedule(cfg, model),
+        _token_drift(cfg),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         saving,
@@ -214,6 +217,15 @@ def _patch_schedule(cfg: DictConfig, model: nn.Module) -> HookBase | None:
     except (TypeError, ValueError) as error:
         raise ScheduleError(f"train.patch_schedule={options}: {error}") from error
     return hook
+
+
+def _token_drift(cfg: DictConfig) -> HookBase | None:
+    """The hook that ``train.expected_tokens`` asks for. Raises ScheduleError unless it is a share."""
+    expected = cfg.train.get("expected_tokens")
+    try:
+        return None if expected is None else TokenDriftHook(expected)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"train.expected_tokens: {error}") from error
 
 
 def _writer_hook(cfg: DictConfig) -> HookBase:

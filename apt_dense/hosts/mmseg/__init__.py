@@ -16,6 +16,7 @@ from apt_dense.hosts.mmseg import (  # noqa: F401 (register what runs use)
     resumable_data,
     runner_hooks,
     safe_checkpoints,
+    token_drift_hook,
 )
 from apt_dense.hosts.mmseg.backbone import APTViT
 from apt_dense.hosts.mmseg.layer_decay_and_cpu_amp import (

@@ -56,6 +56,10 @@ class PatchScheduleHook(Hook):
         for name, value in self.patches.set(runner.iter).items():
             runner.message_hub.update_scalar(f"train/{name}", value)
 
+    def reached(self, runner: Runner) -> bool:
+        """Check whether the target holds in this iteration."""
+        return self.patches is None or self.patches.reached(runner.iter)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note the schedule."""
         if self.patches is not None:

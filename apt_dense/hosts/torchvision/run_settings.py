@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from apt_dense.option_checks import Options, choice, flag, number, option, optional, text, thresholds, whole
+from apt_dense.option_checks import Options, choice, flag, number, option, optional, share, text, thresholds, whole
 from apt_dense.patches.schedule import PatchSchedule
 
 #: What is learned and scored, and the kinds of COCO's scores.
@@ -48,6 +48,7 @@ class Settings(Options):
     thresholds: tuple[float, ...] = option((5.5, 4.0), thresholds)  # () for the uniform ViT
     # Shares of the run between which thresholds rise from 0 to those; None: they are the same all along.
     anneal: tuple[float, float] | None = option(None, optional(_span))
+    expected_tokens: float | None = option(None, optional(share))  # warn where training keeps another share of tokens
     drop_padding: bool = option(True, flag)
     size: int = option(1024, whole(32))  # pixels of the longer side
     channels: int = option(256, whole(4))  # of pyramid and heads
