@@ -37,5 +37,5 @@ class TokenDrift:
         return (
             f"training keeps {mean:.1%} of the tokens (mean of {WINDOW} forward passes), {self.expected:.1%} were "
             f"expected: its images are not as those that thresholds were calibrated on. Crops, resizing, noise and "
-            f"padding change the share; tools/calibrate.py --pipeline CONFIG shows what each transform does"
+            f"padding change the share"
         )
