@@ -64,6 +64,12 @@ def text(name: str, value: object) -> str:
     return value
 
 
+def function(name: str, value: object) -> Callable:
+    if not callable(value):
+        raise TypeError(f"{name}={value!r} must be a function")
+    return value
+
+
 def name_or_callable(name: str, value: object) -> str | Callable:
     return value if callable(value) else text(name, value)
 
@@ -167,6 +173,23 @@ def indexes(name: str, value: object, negative: bool = False) -> tuple[int, ...]
     return tuple(check(name, each) for each in _several(name, value, "a sequence of block numbers"))
 
 
+def check_blocks(name: str, indexes: tuple[int, ...], depth: int) -> None:
+    """Raise on numbers of blocks that there are not."""
+    bad = [i for i in indexes if i >= depth]
+    if bad:
+        raise ValueError(f"{name}={indexes} names blocks {bad}; there are blocks 0 to {depth - 1}")
+
+
+def resolve_out_indices(out_indices: object, depth: int) -> tuple[int, ...]:
+    """The blocks with an output, counted from 0; None for the last one."""
+    given = -1 if out_indices is None else out_indices
+    given = indexes("out_indices", given if isinstance(given, Sequence) else (given,), negative=True)
+    resolved = tuple(i + depth if i < 0 else i for i in given)
+    if not resolved or list(resolved) != sorted(set(resolved)) or not 0 <= resolved[0] <= resolved[-1] < depth:
+        raise ValueError(f"out_indices={given} must be ascending block numbers from 0 to {depth - 1}, at least one")
+    return resolved
+
+
 def thresholds(name: str, value: object) -> tuple[float, ...]:
     """One number per scale from 1 up, none greater than the one before."""
     if isinstance(value, (str, bytes, Real)) or not isinstance(value, Sequence):
@@ -185,7 +208,7 @@ def thresholds(name: str, value: object) -> tuple[float, ...]:
     return tuple(float(each) for each in value)
 
 
-def token_budget(name: str, value: object) -> float | int | None:
+def share_or_count(name: str, value: object) -> float | int | None:
     """A share of the tokens, their number, or None."""
     if value is None:
         return None

@@ -6,14 +6,16 @@ Each group is a frozen dataclass that holds the only definition of its defaults 
 write them, and sorts them into the groups (``option_checks.split``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from apt_dense.option_checks import (
     Options,
+    check_blocks,
     choice,
     finite,
     flag,
+    function,
     indexes,
     name_or_callable,
     names_of,
@@ -21,10 +23,11 @@ from apt_dense.option_checks import (
     option,
     optional,
     pair,
+    resolve_out_indices,
     share,
+    share_or_count,
     text,
     thresholds,
-    token_budget,
     triple,
     whole,
 )
@@ -103,9 +106,9 @@ class ModelOptions(Options):
         return self.window_block_indexes if self.window_size else ()
 
     def _check_together(self) -> None:
-        self._set(out_indices=_resolve_out_indices(self.out_indices, self.depth))
-        _check_blocks("window_block_indexes", self.windowed, self.depth)
-        _check_blocks("residual_block_indexes", self.residual_block_indexes, self.depth)
+        self._set(out_indices=resolve_out_indices(self.out_indices, self.depth))
+        check_blocks("window_block_indexes", self.windowed, self.depth)
+        check_blocks("residual_block_indexes", self.residual_block_indexes, self.depth)
         if not self.windowed:  # so that nothing else has to ask for both
             self._set(window_size=0)
         _ = self.grid
@@ -278,16 +281,25 @@ class PatchOptions(Options):
         partial_patches: "pad" fills sizes that ``patch_size`` does not divide with zeros at the right and bottom
             (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).
         pixel_mean, pixel_std, channel_order: such that images * std + mean is the 8-bit image (:class:`PixelFormat`).
+        min_tokens: the fewest tokens that thresholds may leave of an image, as a fraction (float) of its cells, dropped
+            ones aside, or a count (int). An image that they would leave fewer keeps so many, or up to two more: the
+            merges of the lowest scores are made, as with a budget.
+        keep_fine: a function of the normalised images (B, C, H, W) that says where patches stay small in every image,
+            by a mask (B, H, W) bool or by boxes: see ``keep_fine`` of :meth:`PatchSelector.scale_map`.
+        keep_coarse: the same for where they are large wherever they may be.
     """
 
     thresholds: tuple[float, ...] = option((), thresholds)
-    token_budget: float | int | None = option(None, token_budget)
+    token_budget: float | int | None = option(None, share_or_count)
     scorer: str | Callable = option("entropy", name_or_callable)
     drop_padding: bool = option(False, flag)
     partial_patches: str = option("pad", choice("pad", "crop"))
     pixel_mean: tuple[float, float, float] = option(PixelFormat.mean)
     pixel_std: tuple[float, float, float] = option(PixelFormat.std)
     channel_order: str = option(PixelFormat.channel_order)
+    min_tokens: float | int | None = option(None, share_or_count)
+    keep_fine: Callable | None = option(None, optional(function))
+    keep_coarse: Callable | None = option(None, optional(function))
 
     @property
     def num_scales(self) -> int:
@@ -334,18 +346,3 @@ def grid_of(name: str, size: tuple[int, int], patch_size: int) -> tuple[int, int
     if min(size) < patch_size:
         raise ValueError(f"{name}={size} is less than one patch of patch_size={patch_size} pixels")
     return size[0] // patch_size, size[1] // patch_size
-
-
-def _check_blocks(name: str, indexes: tuple[int, ...], depth: int) -> None:
-    bad = [i for i in indexes if i >= depth]
-    if bad:
-        raise ValueError(f"{name}={indexes} names blocks {bad}; there are blocks 0 to {depth - 1}")
-
-
-def _resolve_out_indices(out_indices: object, depth: int) -> tuple[int, ...]:
-    given = -1 if out_indices is None else out_indices
-    given = indexes("out_indices", given if isinstance(given, Sequence) else (given,), negative=True)
-    resolved = tuple(i + depth if i < 0 else i for i in given)
-    if not resolved or list(resolved) != sorted(set(resolved)) or not 0 <= resolved[0] <= resolved[-1] < depth:
-        raise ValueError(f"out_indices={given} must be ascending block numbers from 0 to {depth - 1}, at least one")
-    return resolved

@@ -45,6 +45,20 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling()
 
 
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Check whether ``torch.compile`` or ``Module.compile`` was called on a model, a wrapper around it or a part."""
+    return any(
+        isinstance(module, torch._dynamo.OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def graph_limit() -> int:
+    """The number of graphs that ``torch.compile`` makes of one function before it stops."""
+    config = torch._dynamo.config
+    return getattr(config, "recompile_limit", None) or config.cache_size_limit
+
+
 def is_tracing() -> bool:
     """Check whether ``torch.jit.trace`` records what is done with an example, as if it held for all images."""
     return torch.jit.is_tracing()

@@ -22,6 +22,8 @@ from apt_dense.ops.onednn_matmul import fill_rows
 from apt_dense.option_checks import documented, split
 from apt_dense.options import BlockOptions, ModelOptions, PatchOptions, PositionOptions, check_together, grid_of
 from apt_dense.patches.image_preparation import are_finite, require_finite
+from apt_dense.patches.regions import Region
+from apt_dense.patches.replaceable_selector import ChoosesPatches
 from apt_dense.patches.selector import PatchSelector
 from apt_dense.runtime import is_traced, refuse_scripting
 from apt_dense.weights.loading_mixin import LoadableViT
@@ -30,11 +32,11 @@ from apt_dense.weights.parameter_rules import UNDECAYED
 _GROUPS = ModelOptions, BlockOptions, PositionOptions, PatchOptions
 
 
-class APTViT(DescribedOutputs, LoadableViT):
+class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
     """A plain ViT that spends one token on a flat area and many on a detailed one, and returns dense feature maps.
 
-    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm` and
-    :meth:`from_weights`.
+    With ``thresholds=()`` it equals the ViT whose weights it loads. See :meth:`forward`, :meth:`from_timm`,
+    :meth:`from_weights` and :meth:`set_patches`.
 
     Args:
         img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
@@ -83,14 +85,6 @@ class APTViT(DescribedOutputs, LoadableViT):
         self._build_blocks(model, blocks)
         self.reset_parameters()
 
-    # Read-only: patches are chosen by a PatchSelector, which is replaced as a whole.
-    patch_size = property(lambda self: self.patches.patch_size)
-    thresholds = property(lambda self: self.patches.thresholds)
-    token_budget = property(lambda self: self.patches.token_budget)
-    drop_padding = property(lambda self: self.patches.drop_padding)
-    pixel_format = property(lambda self: self.patches.pixel_format)
-    window_size = property(lambda self: self.patches.window_size)
-
     __prepare_scriptable__ = refuse_scripting
 
     def _build_embedding(self, model: ModelOptions, positions: PositionOptions) -> None:
@@ -134,11 +128,15 @@ class APTViT(DescribedOutputs, LoadableViT):
                 nn.init.normal_(token, std=1e-6)
         init_linear_layers(self.blocks)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
+    ) -> tuple[Tensor, ...]:
         """Compute feature maps of normalised images.
 
         Args:
             images: (B, in_chans, H, W) float, any H, W >= 1.
+            keep_fine, keep_coarse: where patches stay small, or are large wherever they may be, whatever their scores:
+                masks, boxes or functions, as for :meth:`PatchSelector.scale_map`.
 
         Returns:
             One (B, embed_dim, H / p, W / p) per entry of ``out_indices``, sizes rounded up (``partial_patches="pad"``)
@@ -149,16 +147,18 @@ class APTViT(DescribedOutputs, LoadableViT):
                 compiled or on a GPU, the latter is an assertion of the device, which is noticed later.)
             TypeError: for images that are not floating point.
         """
-        outputs, layout = self.forward_tokens(images)
+        outputs, layout = self.forward_tokens(images, keep_fine, keep_coarse)
         return tuple(scatter_tokens(rows, layout) for rows in outputs)
 
-    def forward_tokens(self, images: Tensor) -> tuple[tuple[Tensor, ...], TokenLayout]:
+    def forward_tokens(
+        self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
+    ) -> tuple[tuple[Tensor, ...], TokenLayout]:
         """Compute packed rows (R, embed_dim) per entry of ``out_indices``, and where they belong.
 
         For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``). Arguments and
         errors as for :meth:`forward`.
         """
-        x, layout, rotary = self.patches.outside_graphs(self._tokens)(images)
+        x, layout, rotary = self.patches.outside_graphs(self._tokens)(images, keep_fine, keep_coarse)
         x = self.norm_pre(x)
         outputs = []
         for index, block in enumerate(self.blocks):
@@ -167,9 +167,9 @@ class APTViT(DescribedOutputs, LoadableViT):
                 outputs.append(self.patches.outside_graphs(layout.real_rows)(self._normalise(x, index)))
         return tuple(outputs), layout
 
-    def partition(self, images: Tensor) -> Tensor:
+    def partition(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """The scale map (B, H / p, W / p) int8 of images: ``PatchSelector.scale_map``."""
-        return self.patches.scale_map(images)
+        return self.patches.scale_map(images, keep_fine, keep_coarse)
 
     def layout(self, images: Tensor, scale_map: Tensor) -> TokenLayout:
         """The token layout of images (B, C, H, W) cut up by a scale map; raises on pixels that are not finite."""
@@ -186,14 +186,14 @@ class APTViT(DescribedOutputs, LoadableViT):
         """Names of parameters that optimizers should not decay, as timm's models say it."""
         return {name for name in UNDECAYED if getattr(self, name) is not None}
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
+    def _tokens(self, images: Tensor, *regions: Region | None) -> tuple[Tensor, TokenLayout, RotaryTables | None]:
         """Embedded rows (R, C), perhaps followed by rows of zeros, their layout and how they are rotated."""
-        images = self.patches.whole_patches(images)
-        layout = self.layout(images, self.patches.partition(images))
+        whole = self.patches.whole_patches(images)
+        layout = self.layout(whole, self.patches.partition(whole, self.patches.regions(images, *regions)))
         if not is_traced():
             self._log_tokens_kept(layout.tokens_kept, cells=layout.row_Bhw.numel())
         rotary = None if self.rotary is None else rotary_tables(self.rotary, self.blocks[0].attn.head_dim, layout)
-        return fill_rows(self._embed(images, layout), spare=int(layout.cuts_windows)), layout, rotary
+        return fill_rows(self._embed(whole, layout), spare=int(layout.cuts_windows)), layout, rotary
 
     def _log_tokens_kept(self, share: float, cells: int) -> None:
         """Take note of the share of a forward pass's cells that it keeps tokens of; hosts write it into their logs."""

@@ -40,6 +40,7 @@ ABOVE_0 = [0, -1, math.nan, math.inf, "4", None, True]
 NAMES = ["", "MLP", 3, None, True]
 SIZES = [0, -4, 64.0, (64, 0), (64,), (1, 2, 3), "64", True, (64, 32.5), {}]
 BLOCKS = [(0.5,), (-1,), (2,), 1, "01", (True,), None]
+NO_FUNCTIONS = [3, True, "faces", (0, 1)]
 #: Values that each option refuses.
 BAD: dict[str, list[Any]] = {
     "img_size": [*SIZES, None],
@@ -60,6 +61,8 @@ BAD: dict[str, list[Any]] = {
     "attention_backend": [3, None, True, "fast"],
     "thresholds": [5.5, "5.5", None, (3.0, 4.0), (math.nan,), ("4",), {4.0}],
     "token_budget": [0, 0.0, -1, 1.5, "0.5", True, math.nan],
+    "min_tokens": [0, 0.0, -1, 1.5, "0.5", True, math.nan],
+    **dict.fromkeys(["keep_fine", "keep_coarse"], NO_FUNCTIONS),
     "scorer": ["variance", 3, None],
     "partial_patches": ["floor", None, True],
     "pixel_mean": [(120.0,), (1, 2, math.nan), "abc", 120, None, (120.0,) * 4],

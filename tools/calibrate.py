@@ -168,7 +168,7 @@ def write_report(
     shares = shares_at(read_curves(record, settings), found.factor)
     draw_histogram(out / "histogram.png", shares.all, found)
     draw_worst(out / "worst.png", shares.worst, chosen, sizes)
-    write_text_whole(out / "snippets.md", snippets(chosen) + "\n")
+    write_text_whole(out / "snippets.md", snippets(chosen, found.share) + "\n")
     content = {**asdict(found), "thresholds": chosen.thresholds, "settings": settings}
     write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
     print(describe(found, selector.patch_size))

@@ -92,6 +92,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     )
     add("thresholds", "one number per scale from 1 up, or none for uniform patches", nargs="+", metavar="T")
     add("scorer", "what thresholds are compared with: a scorer's name, or a file of tools/fit_scorer.py")
+    add(
+        "anneal",
+        "raise the thresholds from 0, uniform patches, between these shares of the run, such as 0 0.5",
+        type=float, nargs=2, metavar=("BEGIN", "END"),
+    )  # fmt: skip
+    add("expected_tokens", "warn where training keeps another share of tokens than this, by 10 %% of it", type=float)
     add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
     add("size", "pixels of the longer side", type=int)
     add("channels", "channels of pyramid and heads", type=int)
@@ -117,8 +123,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, object]:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "thresholds" in given:
         given["thresholds"] = _thresholds(given["thresholds"])
-    if "scale_jitter" in given:
-        given["scale_jitter"] = tuple(given["scale_jitter"])
+    given |= {name: tuple(given[name]) for name in ("scale_jitter", "anneal") if name in given}
     return given
 
 

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from apt_dense.patches.partition import Bounds, paint_blocks
+from apt_dense.patches.partition import DROPPED, Bounds, anchors_of, paint_blocks
+from apt_dense.patches.regions import Regions
 from apt_dense.runtime import require
 
 _GREATEST = 1e37  # no order of a merge by its score is greater
@@ -55,7 +56,12 @@ def _most_of_the_fewest(grid: tuple[int, int], scales: int, window_size: int) ->
 
 @torch.no_grad()
 def partition_by_budget(
-    scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds, tokens: int, drops_padding: bool
+    scores: Sequence[Tensor],
+    thresholds: Sequence[float],
+    bounds: Bounds,
+    tokens: int,
+    drops_padding: bool,
+    regions: Regions | None = None,
 ) -> Tensor:
     """Make the merges of the lowest scores, in units of their scale's threshold, until ``tokens`` hold the image.
 
@@ -66,6 +72,8 @@ def partition_by_budget(
         tokens: per image; see ``PatchSelector.tokens_per_image``.
         drops_padding: mark padding ``DROPPED``, and do not count it. Patches may cross the edge of the padding (then:
             inside the cells at that edge), but only where the budget cannot be held without.
+        regions: merges inside what shall be coarse are made first. Those that touch what must stay fine are made last
+            of all, and only where the budget cannot be held without.
 
     Returns:
         Scale map (B, *grid) int8.
@@ -75,24 +83,75 @@ def partition_by_budget(
             cannot be cut into so few tokens.
     """
     orders = _merge_orders(scores, thresholds, bounds, drops_padding)
-    flat = torch.cat([order.flatten(1) for order in orders], 1)
-    total = bounds.grid[0] * bounds.grid[1]
-    filled = bounds.filled_cells().prod(1) if drops_padding else torch.full_like(bounds.region[:, 0], total)
-    merges = ((filled - tokens).clamp(min=0) + 2) // 3
+    merges = ((_filled_cells(bounds, drops_padding) - tokens).clamp(min=0) + 2) // 3
     require(
-        (flat.isfinite().sum(1) >= merges).all(),
+        (torch.cat([order.flatten(1) for order in orders], 1).isfinite().sum(1) >= merges).all(),
         f"token budget of {tokens} tokens: an image leaves more than that when everything is merged; raise the budget",
     )
-    scale_map = _merge(orders, _first(flat, merges), bounds)
+    scale_map = _merge(orders, _first(orders, merges, _turns(orders, bounds, regions)), bounds)
     return bounds.drop_padding(scale_map) if drops_padding else scale_map
 
 
-def _first(orders: Tensor, count: Tensor) -> Tensor:
-    """Mark the lowest ``count`` (B,) entries of each row (B, n): (B, n) bool."""
+@torch.no_grad()
+def keep_at_least(
+    least: float | int, scale_map: Tensor, scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds,
+    regions: Regions | None = None,
+) -> Tensor:  # fmt: skip
+    """Cut up anew the images of a scale map that have too few tokens, by the merges of the lowest scores.
+
+    Args:
+        least: tokens per image, as a share (float) of its cells with a token, or a number (int).
+        scale_map: (B, *grid), by thresholds; cells marked ``DROPPED`` stay so.
+        scores, thresholds, bounds, regions: those that it was made with.
+
+    Returns:
+        Scale map (B, *grid) int8. An image has at most two tokens more than asked for, if it had too few.
+    """
+    dropped = scale_map == DROPPED
+    cells = (~dropped).sum((1, 2))
+    # In float64, less a rounding error: 0.6 of 100 cells are 60 tokens.
+    share = (cells.double() * least - 1e-6).ceil().long()
+    wanted = share if isinstance(least, float) else torch.full_like(cells, least)
+    short = anchors_of(scale_map.long()).sum((1, 2)) < torch.minimum(wanted, cells)
+    if not short.any():
+        return scale_map
+    orders = _merge_orders(scores, thresholds, bounds, bool(dropped.any()))
+    merges = torch.where(short, (cells - wanted).clamp(min=0) // 3, 0)
+    again = _merge(orders, _first(orders, merges, _turns(orders, bounds, regions)), bounds)
+    return torch.where(short[:, None, None], again.masked_fill(dropped, DROPPED), scale_map)
+
+
+def _filled_cells(bounds: Bounds, drops_padding: bool) -> Tensor:
+    """Cells (B,) that tokens are made of."""
+    total = bounds.grid[0] * bounds.grid[1]
+    return bounds.filled_cells().prod(1) if drops_padding else torch.full_like(bounds.region[:, 0], total)
+
+
+def _turns(orders: Sequence[Tensor], bounds: Bounds, regions: Regions | None) -> list[Tensor] | None:
+    """When the merges of each scale (B, h >> s, w >> s) are to be made, before their scores are looked at: 0 inside
+    what shall be coarse, 1 elsewhere, 2 where something must stay fine, 3 where there is none."""
+    if regions is None:
+        return None
+    # A patch is wholly inside what shall be coarse only if its quarters are, and touches what must stay fine if one of
+    # them does: the turns of quarters never come after that of the patch they make up.
+    turns = []
+    for scale, order in enumerate(orders, start=1):
+        turn = torch.where(regions.may_be_coarse(scale), 1, 2)
+        turn = turn.masked_fill(regions.shall_be_coarse(scale) & bounds.uncut(scale), 0)
+        turns.append(turn.masked_fill(order.isinf(), 3))
+    return turns
+
+
+def _first(orders: Sequence[Tensor], count: Tensor, turns: Sequence[Tensor] | None) -> Tensor:
+    """Mark the first ``count`` (B,) of all merges, by their turns and then by their orders: (B, n) bool."""
     # Stable, and small scales come first: of equal scores the quarters go before the patch they make up.
-    sequence = orders.argsort(dim=1, stable=True)
-    made = torch.zeros_like(orders, dtype=torch.bool)
-    return made.scatter(1, sequence, torch.arange(orders.shape[1], device=orders.device) < count[:, None])
+    flat = torch.cat([order.flatten(1) for order in orders], 1)
+    sequence = flat.argsort(dim=1, stable=True)
+    if turns is not None:
+        turn = torch.cat([each.flatten(1) for each in turns], 1)
+        sequence = sequence.gather(1, turn.gather(1, sequence).argsort(dim=1, stable=True))
+    made = torch.zeros_like(flat, dtype=torch.bool)
+    return made.scatter(1, sequence, torch.arange(flat.shape[1], device=flat.device) < count[:, None])
 
 
 def _merge(orders: Sequence[Tensor], made: Tensor, bounds: Bounds) -> Tensor:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apt_dense.patches.regions import Regions
+
 DROPPED = -1
 
 
@@ -66,12 +68,15 @@ def _uncut_intervals(extent: Tensor, count: int, size: int) -> tuple[Tensor, Ten
     return start + size <= extent[:, None], start >= extent[:, None]
 
 
-def partition_by_thresholds(scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds) -> Tensor:
+def partition_by_thresholds(
+    scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds, regions: Regions | None = None
+) -> Tensor:
     """Keep a patch whole where its score is below its scale's threshold, largest scale first (paper, section 3).
 
     Args:
         scores: for scales 1, 2, ...: (B, grid rows >> s, grid columns >> s).
         thresholds: one per score map.
+        regions: what must stay fine is cut into the smallest patches; what shall be coarse counts as flat.
 
     Returns:
         Scale map (B, *grid) int8.
@@ -79,7 +84,10 @@ def partition_by_thresholds(scores: Sequence[Tensor], thresholds: Sequence[float
     scale_map = torch.zeros(len(bounds.region), *bounds.grid, dtype=torch.int8, device=bounds.region.device)
     for scale, (score, threshold) in enumerate(zip(scores, thresholds, strict=True), start=1):
         # From small to large: where a larger patch is flat it overwrites the smaller ones.
-        paint_blocks(scale_map, (score < threshold) & bounds.uncut(scale), scale)
+        flat = score < threshold
+        if regions is not None:
+            flat = (flat | regions.shall_be_coarse(scale)) & regions.may_be_coarse(scale)
+        paint_blocks(scale_map, flat & bounds.uncut(scale), scale)
     return scale_map
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from apt_dense.option_checks import option, optional, pair, whole
 from apt_dense.options import PatchOptions
-from apt_dense.patches.budget import least_tokens, partition_by_budget, wanted_tokens
+from apt_dense.patches.budget import keep_at_least, least_tokens, partition_by_budget, wanted_tokens
 from apt_dense.patches.image_preparation import are_finite, check_finite, check_images, filled_region, whole_patches
 from apt_dense.patches.partition import Bounds, count_tokens, partition_by_thresholds
+from apt_dense.patches.regions import Region, Regions, regions_of
 from apt_dense.patches.scores import resolve_scorer, score_maps
 from apt_dense.runtime import as_constants, is_compiling, is_exporting, is_tracing, outside_graphs
 
@@ -28,8 +29,8 @@ class PatchSelector(PatchOptions):
         counts = selector.count(images)      # (B, 3): patches of 16, 32 and 64 pixels
 
     Args:
-        thresholds, token_budget, scorer, drop_padding, partial_patches, pixel_mean, pixel_std, channel_order: as for
-            :class:`apt_dense.options.PatchOptions`.
+        thresholds, token_budget, scorer, drop_padding, partial_patches, pixel_mean, pixel_std, channel_order,
+            min_tokens, keep_fine, keep_coarse: as for :class:`apt_dense.options.PatchOptions`.
         patch_size: pixels of the smallest patches.
         window_size: cells of the attention windows, whose borders no patch crosses; 0 for none.
         in_chans: image channels; with thresholds, 3.
@@ -54,6 +55,8 @@ class PatchSelector(PatchOptions):
         self._check_scales()
         if self.img_size is not None and self.token_budget is not None:
             self._check_budget()
+        if self.min_tokens is not None:
+            self._check_minimum()
 
     def _check_scales(self) -> None:
         scales, coarsest = len(self.thresholds), self.patch_size * 2 ** len(self.thresholds)
@@ -68,6 +71,18 @@ class PatchSelector(PatchOptions):
                 f"window_size={self.window_size}; give at most {_doublings(self.window_size)} thresholds"
             )
 
+    def _check_minimum(self) -> None:
+        if self.token_budget is not None:
+            raise ValueError(
+                f"min_tokens={self.min_tokens!r} with token_budget={self.token_budget!r}: a budget is the number of "
+                f"tokens; give one of them"
+            )
+        if min(self.thresholds, default=1) <= 0:
+            raise ValueError(
+                f"min_tokens={self.min_tokens!r} with thresholds={self.thresholds}: give positive ones; their ratios "
+                f"say which of two merges of different scales is made first"
+            )
+
     def _check_budget(self) -> None:
         grid = tuple(-(-size // self.patch_size) for size in self.img_size)
         least = self._least_tokens(grid)
@@ -78,7 +93,7 @@ class PatchSelector(PatchOptions):
             )
 
     @torch.no_grad()
-    def scale_map(self, images: Tensor) -> Tensor:
+    def scale_map(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """The scale of the patch that covers each cell: (B, H / p, W / p) int8, -1 where padding is dropped.
 
         Sizes are rounded up (``partial_patches="pad"``) or down ("crop"). Draw it (``apt_dense.draw_patches``) to see
@@ -86,22 +101,37 @@ class PatchSelector(PatchOptions):
 
         Args:
             images: (B, in_chans, H, W) normalised floating point.
+            keep_fine: where patches stay small: a mask (B, H, W) bool of the pixels, boxes x1, y1, x2, y2 in pixels as
+                one tensor (n, 4) per image, or a function that makes either from the images. A cell that touches a
+                marked pixel (of a box: one that it overlaps) stays at scale 0. With a token budget, merges of such
+                cells are made last, and only where the budget cannot be held without them. None for the option's.
+            keep_coarse: the same for where they are large whatever their score: a patch wholly inside stays whole
+                unless it crosses the border of a window or of padding, or touches ``keep_fine``. With a token budget,
+                such merges are made first, and tokens that are left go to the rest of the image.
 
         Raises:
             ValueError: for a wrong shape or number of channels, and for NaN or infinite pixels.
-            TypeError: for images that are not floating point.
+            TypeError: for images that are not floating point, and masks that are not bool.
         """
-        images = self.whole_patches(images)
-        check_finite(are_finite(images).tolist())
-        return self.partition(images)
+        whole = self.whole_patches(images)
+        check_finite(are_finite(whole).tolist())
+        return self.partition(whole, self.regions(images, keep_fine, keep_coarse))
 
-    def count(self, images: Tensor) -> Tensor:
+    def regions(
+        self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
+    ) -> Regions | None:
+        """Those of :meth:`scale_map`, or else the options', for :meth:`partition`; None if there are none."""
+        keep_fine = self.keep_fine if keep_fine is None else keep_fine
+        keep_coarse = self.keep_coarse if keep_coarse is None else keep_coarse
+        return regions_of(images, keep_fine, keep_coarse, self.patch_size, self.partial_patches)
+
+    def count(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """Patches of each scale (B, number of scales) int64 that images are cut into. See :meth:`scale_map`."""
-        return count_tokens(self.scale_map(images), self.num_scales)
+        return count_tokens(self.scale_map(images, keep_fine, keep_coarse), self.num_scales)
 
-    def tokens_kept(self, images: Tensor) -> Tensor:
+    def tokens_kept(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """Tokens of each image as a share (B,) of the base grid's cells. See :meth:`scale_map`."""
-        scale_map = self.scale_map(images)
+        scale_map = self.scale_map(images, keep_fine, keep_coarse)
         return count_tokens(scale_map, self.num_scales).sum(1) / scale_map[0].numel()
 
     @property
@@ -138,7 +168,7 @@ class PatchSelector(PatchOptions):
         return outside_graphs(function)
 
     @torch.no_grad()
-    def partition(self, images: Tensor) -> Tensor:
+    def partition(self, images: Tensor, regions: Regions | None = None) -> Tensor:
         """:meth:`scale_map` of images that consist of whole patches and are known to be finite."""
         batch, _, height, width = images.shape
         grid = height // self.patch_size, width // self.patch_size
@@ -148,9 +178,12 @@ class PatchSelector(PatchOptions):
         scores = self.scores(images)
         if self.token_budget is not None:
             tokens = self.tokens_per_image(grid)
-            return partition_by_budget(scores, self.thresholds, bounds, tokens, self.drop_padding)
-        scale_map = partition_by_thresholds(scores, self.thresholds, bounds)
-        return bounds.drop_padding(scale_map) if self.drop_padding else scale_map
+            return partition_by_budget(scores, self.thresholds, bounds, tokens, self.drop_padding, regions)
+        scale_map = partition_by_thresholds(scores, self.thresholds, bounds, regions)
+        scale_map = bounds.drop_padding(scale_map) if self.drop_padding else scale_map
+        if self.min_tokens is None:
+            return scale_map
+        return keep_at_least(self.min_tokens, scale_map, scores, self.thresholds, bounds, regions)
 
     def scores(self, images: Tensor) -> tuple[Tensor, ...]:
         """One score map (B, H // size, W // size) per threshold, size = patch_size * 2**scale, of normalised images."""

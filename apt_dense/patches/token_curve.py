@@ -20,7 +20,7 @@ def patches_by_factor(selector: PatchSelector, images: Tensor, factors: Tensor) 
     """Count the patches that images are cut into with thresholds scaled by each factor.
 
     Args:
-        selector: its thresholds are those to scale; a token budget is not regarded.
+        selector: its thresholds are those to scale; a token budget, a minimum and regions are not regarded.
         images: (B, 3, H, W) normalised, as for :meth:`PatchSelector.scale_map`.
         factors: (F,) ascending, at least 0.
 
@@ -68,7 +68,7 @@ def merge_steps(selector: PatchSelector, images: Tensor, factors: Tensor) -> Mer
     """Find the factors at which patches are merged. Arguments and errors as those of :func:`patches_by_factor`."""
     if factors.ndim != 1 or not len(factors) or factors[0] < 0 or (factors.diff() <= 0).any():
         raise ValueError(f"factors {factors.tolist()}: expected ascending numbers from 0 on")
-    selector = replace(selector, token_budget=None)
+    selector = replace(selector, token_budget=None, min_tokens=None)
     images = selector.whole_patches(images)
     grid = tuple(side // selector.patch_size for side in images.shape[-2:])
     bounds = Bounds(filled_region(images), grid, selector.patch_size, selector.window_size)

@@ -18,11 +18,11 @@ from apt_dense.weights.resize import Grid, note_grid
 NOT_NOTED = "drop_path_rate", "checkpoint_blocks", "attention_backend"
 #: Choices of a user, which the weights do not depend on.
 CHOICES = (
-    "thresholds", "token_budget", "scorer", "drop_padding", "partial_patches", "out_indices", "norm_intermediates",
-    "pos_antialias",
+    "thresholds", "token_budget", "min_tokens", "keep_fine", "keep_coarse", "scorer", "drop_padding", "partial_patches",
+    "out_indices", "norm_intermediates", "pos_antialias",
 )  # fmt: skip
 #: Options that a model without coarse patches has no use for.
-_OF_COARSE_PATCHES = "thresholds", "token_budget", "scorer"
+_OF_COARSE_PATCHES = "thresholds", "token_budget", "min_tokens", "scorer"
 
 
 def options_of(model: nn.Module) -> dict[str, Any]:

@@ -13,18 +13,9 @@ from torch import Tensor
 from apt_dense import PatchSelector
 from apt_dense.patches.token_curve import patches_by_factor
 
-from support.references import noise, normalise
+from support.references import noise, normalise, pictures
 
 FACTORS = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0, 1.1, 1.7, 3.0])
-
-
-def pictures(seed: int, size: tuple[int, int], batch: int = 2) -> Tensor:
-    """Patches of several amounts of noise, so that each scale merges at another factor."""
-    generator = torch.Generator().manual_seed(seed)
-    amount = torch.rand(batch, 1, -(-size[0] // 8), -(-size[1] // 8), generator=generator) ** 3 * 60
-    amount = amount.repeat_interleave(8, 2).repeat_interleave(8, 3)[..., : size[0], : size[1]]
-    grey = 128 + amount * torch.randn(batch, 3, *size, generator=generator)
-    return normalise(grey.round().clamp(0, 255))
 
 
 def expected(selector: PatchSelector, images: Tensor, factors: Tensor) -> Tensor:

@@ -157,6 +157,15 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def pictures(seed: int, size: tuple[int, int], batch: int = 2) -> Tensor:
+    """Patches of several amounts of noise, so that each scale merges at another factor."""
+    generator = torch.Generator().manual_seed(seed)
+    amount = torch.rand(batch, 1, -(-size[0] // 8), -(-size[1] // 8), generator=generator) ** 3 * 60
+    amount = amount.repeat_interleave(8, 2).repeat_interleave(8, 3)[..., : size[0], : size[1]]
+    grey = 128 + amount * torch.randn(batch, 3, *size, generator=generator)
+    return normalise(grey.round().clamp(0, 255))
+
+
 def bicubic(position: float, size: int, scale: float) -> list[float]:
     """Weights over ``size`` samples of a cubic filter (a = -0.5) at a continuous position, widened by ``scale``."""
     width = max(scale, 1.0)

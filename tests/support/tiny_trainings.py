@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 pytest.importorskip("mmseg", reason="runs the tools of all hosts")
 
@@ -106,7 +108,7 @@ def _torchvision(folder: Path) -> Job:
     )  # fmt: skip
 
 
-def _read_lines(paths: list[Path]) -> list[dict]:
+def read_lines(paths: list[Path]) -> list[dict]:
     """The entries of logs of one JSON object a line; a line may have been cut off."""
     entries = []
     for path in paths:
@@ -119,17 +121,17 @@ def _read_lines(paths: list[Path]) -> list[dict]:
 
 
 def _seg_losses(out: Path) -> dict[int, float]:
-    lines = _read_lines(sorted(out.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime_ns))
+    lines = read_lines(sorted(out.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime_ns))
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def _det_losses(out: Path) -> dict[int, float]:
-    lines = _read_lines([out / "metrics.json"])
+    lines = read_lines([out / "metrics.json"])
     return {line["iteration"] + 1: line["total_loss"] for line in lines if "total_loss" in line}
 
 
 def _torchvision_losses(out: Path) -> dict[int, float]:
-    return {line["iteration"] + 1: line["loss"] for line in _read_lines([out / "log.jsonl"]) if "loss" in line}
+    return {line["iteration"] + 1: line["loss"] for line in read_lines([out / "log.jsonl"]) if "loss" in line}
 
 
 def run(
@@ -200,6 +202,17 @@ def _run_forked(main: Callable[[], None], said: Path, prepare: Callable[[], None
     finally:
         said.write_text(words)
         os._exit(code)
+
+
+def interrupt_at_step(number: int, send: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)) -> None:
+    """Send this process a signal at its n-th step of an optimizer."""
+    steps = itertools.count(1)
+
+    def interrupt(*_: object) -> None:
+        if next(steps) == number:
+            send()
+
+    register_optimizer_step_post_hook(interrupt)
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,10 @@ def test_snippets_are_read_by_their_hosts(photos: Path, tmp_path: Path) -> None:
     scope: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], {}, scope)
     assert list(scope["model"]["backbone"]["thresholds"]) == found["thresholds"]
+    assert scope["custom_hooks"] == [{"type": "TokenDriftHook", "expected": round(found["share"], 3)}]
+    expected = f"{found['share']:.3f}"
+    assert f"train.expected_tokens = {expected}\n" in text and f"--expected-tokens {expected}\n" in text
+    assert f"TokenDriftHook(expected={expected})" in text
 
 
 def test_an_interrupted_run_continues_with_the_same_result(

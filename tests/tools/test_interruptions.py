@@ -6,7 +6,6 @@ This is a sample; tests/tools/test_interruptions_at_every_write.py kills at each
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import shutil
@@ -14,19 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from apt_dense.hosts.locks import lock_folder
 
 from support.coco_folder import TOOLS
 from support.file_writes import Write, die_at_write, read_writes, record_writes
-from support.tiny_trainings import ITERATIONS, NAMES, Job, jobs, one_thread, run, run_processes  # noqa: F401 (fixtures)
+from support.tiny_trainings import (  # noqa: F401 (fixtures)
+    ITERATIONS,
+    NAMES,
+    Job,
+    interrupt_at_step,
+    jobs,
+    one_thread,
+    run,
+    run_processes,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the hosts' own
@@ -68,17 +74,6 @@ def test_killed_while_it_saves(
     assert found == pytest.approx({step: whole[name][step] for step in found}, rel=1e-5)
     # Detectron2 logs an iteration after its checkpoint, so a kill between the two loses a line, though no iteration.
     assert len(found) == ITERATIONS or (name == "det" and len(found) == ITERATIONS - 1)
-
-
-def interrupt_at_step(number: int, send: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)) -> None:
-    """Send this process a signal at its n-th step of an optimizer."""
-    steps = itertools.count(1)
-
-    def interrupt(*_: object) -> None:
-        if next(steps) == number:
-            send()
-
-    register_optimizer_step_post_hook(interrupt)
 
 
 def stopped_after(iteration: int) -> tuple[int, str]:

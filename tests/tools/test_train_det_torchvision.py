@@ -24,7 +24,7 @@ pytest.importorskip("pycocotools", reason="data sets in COCO's layout are read w
 
 import train_det_torchvision as tool
 
-from apt_dense.hosts import coco_picture_sizes
+from apt_dense.hosts import coco_picture_sizes, token_drift
 from apt_dense.hosts.torchvision import build_detector as model
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
@@ -59,6 +59,17 @@ def start(data: Path, out: Path, *options: str, iterations: int = ITERATIONS) ->
 
 def logged(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("expected", "anneal", "warnings"), [("0.9", (), 1), ("0.9", ("--anneal", "0", "1"), 0)])
+def test_another_share_of_tokens_than_expected_is_said_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    expected: str, anneal: tuple[str, ...], warnings: int,
+) -> None:  # fmt: skip
+    """Iterations before the schedule's end do not count."""
+    monkeypatch.setattr(token_drift, "WINDOW", 2)
+    start(data, tmp_path / "out", "--expected-tokens", expected, *anneal, iterations=4)
+    assert sum("90.0% were expected" in message for message in caplog.messages) == warnings
 
 
 def curve(out: Path) -> list[dict]:
@@ -178,6 +189,7 @@ KILLED = """
 import os, signal, sys
 import torch, train_det_torchvision
 from support import coco_folder
+from apt_dense.hosts import token_drift
 from apt_dense.hosts.torchvision import build_detector as model
 from torchvision_detection import training
 torch.set_num_threads(1)

@@ -57,18 +57,25 @@ def describe(found: Calibration, patch_size: int) -> str:
     ])  # fmt: skip
 
 
-def snippets(selector: PatchSelector) -> str:
-    """Return what to write into the configs of each host, in Markdown."""
+def snippets(selector: PatchSelector, share: float) -> str:
+    """Return what to write into the configs of each host, in Markdown: thresholds, and the share of tokens to expect,
+    from which training should not be far."""
     thresholds = f"({', '.join(f'{t:.3f}' for t in selector.thresholds)},)"
     scorer = "" if selector.scorer == "entropy" else f', scorer="{selector.scorer}"'
+    hook = f"TokenDriftHook(expected={share:.3f})"
     blocks = {
-        "MMSegmentation, a config": ("python", f"model = dict(backbone=dict(thresholds={thresholds}{scorer}))"),
+        "MMSegmentation, a config": (
+            "python",
+            f"model = dict(backbone=dict(thresholds={thresholds}{scorer}))\n"
+            f'custom_hooks = [dict(type="TokenDriftHook", expected={share:.3f})]',
+        ),
         "Detectron2, a lazy config": (
             "python",
-            f"model.backbone.net.thresholds = {thresholds}"
-            + (f'\nmodel.backbone.net.scorer = "{selector.scorer}"' if scorer else ""),
+            f"model.backbone.net.thresholds = {thresholds}\n"
+            + (f'model.backbone.net.scorer = "{selector.scorer}"\n' if scorer else "")
+            + f"train.expected_tokens = {share:.3f}",
         ),
-        "Detectron2, a yacs config": (
+        f"Detectron2, a yacs config (and `trainer.register_hooks([{hook}])`)": (
             "yaml",
             f"MODEL:\n  APT:\n    THRESHOLDS: {thresholds}" + (f"\n    SCORER: {selector.scorer}" if scorer else ""),
         ),
@@ -78,10 +85,11 @@ def snippets(selector: PatchSelector) -> str:
         ),
         "tools/train_det_torchvision.py": (
             "sh",
-            f"--thresholds {' '.join(f'{t:.3f}' for t in selector.thresholds)}",
+            f"--thresholds {' '.join(f'{t:.3f}' for t in selector.thresholds)} --expected-tokens {share:.3f}",
         ),
     }
-    return "\n\n".join(f"{title}:\n\n```{kind}\n{text}\n```" for title, (kind, text) in blocks.items())
+    note = f"Training then warns once in its log if it keeps a share of tokens more than a tenth away from {share:.1%}."
+    return "\n\n".join([note, *(f"{title}:\n\n```{kind}\n{text}\n```" for title, (kind, text) in blocks.items())])
 
 
 def draw_histogram(path: Path, shares: np.ndarray, found: Calibration) -> None:

@@ -63,4 +63,4 @@ def with_thresholds(selector: PatchSelector, thresholds: Sequence[float]) -> Pat
 
 def set_thresholds(model: APTViT, thresholds: Sequence[float]) -> None:
     """Let a model cut images by other thresholds; see :func:`with_thresholds`."""
-    model.patches = with_thresholds(model.patches, thresholds)
+    model.set_patches(thresholds=tuple(thresholds), token_budget=None)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import (
     check_iteration,
     check_moments,
@@ -32,9 +33,11 @@ from apt_dense.hosts.check_resumed_checkpoints import (
 from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.interrupts import stop_requests
 from apt_dense.hosts.locks import lock_folder
+from apt_dense.hosts.token_drift import TokenDrift
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, settings_of
+from apt_dense.patches.schedule import PatchSchedule
 from apt_dense.weights.files import naming_file, write_text_whole, write_whole
 
 from shared.token_counts import TokenCounter
@@ -66,6 +69,10 @@ class Trainer:
         rate = partial(rate_at, warmup=settings.warmup, iterations=settings.iterations)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.tokens = TokenCounter(self.model.backbone.net)
+        self.drift = None if settings.expected_tokens is None else TokenDrift(settings.expected_tokens)
+        self.patches = None
+        if settings.anneal is not None:
+            self.patches = AnnealedPatches(self.model, PatchSchedule(*settings.anneal), settings.iterations)
 
     def batches(self, workers: int = 0) -> Iterator[tuple[list, list]]:
         """Iterate over images and targets of the remaining iterations."""
@@ -82,13 +89,15 @@ class Trainer:
             FloatingPointError: if the loss is not finite. The model is left as it was.
         """
         self.model.train()
+        in_force = {} if self.patches is None else self.patches.set(self.iteration)
         # Sampling of proposals, drop path and all other random choices depend on the iteration alone.
         torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.iteration)).generate_state(1)[0]))
         images = [image.to(self.device, non_blocking=True) for image in images]
         targets = [{k: v.to(self.device, non_blocking=True) for k, v in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
             losses = self.model(images, targets)
-        entry = self._entry({name: value.item() for name, value in losses.items()})
+        entry = self._entry({name: value.item() for name, value in losses.items()}) | in_force
+        self._note_share(entry["tokens_kept"])
         self.optimizer.zero_grad()
         sum(losses.values()).backward()
         if self.settings.clip:
@@ -106,6 +115,14 @@ class Trainer:
             )
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return {"iteration": self.iteration, "loss": total, **losses, "tokens_kept": self.tokens.take(), "lr": rate}
+
+    def _note_share(self, tokens_kept: float) -> None:
+        """Warn once where another share of tokens is kept than expected, at the thresholds of the settings."""
+        if self.drift is None or (self.patches is not None and not self.patches.reached(self.iteration)):
+            return
+        warning = self.drift.add(tokens_kept)
+        if warning:
+            log.warning(warning)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; a run killed meanwhile leaves the previous one."""
@@ -137,6 +154,8 @@ class Trainer:
                 raise ValueError(f"the schedule is at iteration {self.scheduler.last_epoch!r:.40}")
         check_moments(self.optimizer, path)
         self.iteration = checkpoint["iteration"]
+        if self.patches is not None:
+            self.patches.set_as_after(self.iteration)  # a run that is done is scored again
 
 
 def train(

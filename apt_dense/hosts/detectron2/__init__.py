@@ -10,12 +10,16 @@ from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.hosts.detectron2.large_image_rcnn import APTGeneralizedRCNN
 from apt_dense.hosts.detectron2.layer_decay import get_apt_lr_decay_rate
+from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
+from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.detectron2.yacs import add_apt_config, build_apt_vit_sfp_backbone, save_run_config
 
 __all__ = [
     "APTGeneralizedRCNN",
     "APTViT",
+    "PatchScheduleHook",
     "SimpleFeaturePyramid",
+    "TokenDriftHook",
     "add_apt_config",
     "build_apt_vit_sfp_backbone",
     "get_apt_lr_decay_rate",

@@ -12,6 +12,7 @@ from apt_dense import vit
 from apt_dense.hosts.detectron2.arguments_from_pretrained import described_by_file, norm_arguments
 from apt_dense.hosts.detectron2.safe_checkpoints import errors_of
 from apt_dense.option_checks import flag, text
+from apt_dense.patches.regions import Region
 from apt_dense.weights.load import LoadReport
 
 
@@ -131,9 +132,14 @@ class APTViT(vit.APTViT, Backbone):
         }  # fmt: skip
         return super().from_timm(model, pretrained, img_size, **{**as_in_timm, **options})
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map normalised images (B, in_chans, H, W) to {out_feature: (B, embed_dim, H // p, W // p)}."""
-        (feature_map,) = super().forward(images)
+    def forward(
+        self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
+    ) -> dict[str, Tensor]:
+        """Map normalised images (B, in_chans, H, W) to {out_feature: (B, embed_dim, H // p, W // p)}.
+
+        ``keep_fine`` and ``keep_coarse``: as for :meth:`apt_dense.APTViT.forward`; Detectron2 itself gives none.
+        """
+        (feature_map,) = super().forward(images, keep_fine, keep_coarse)
         return {self._out_features[0]: feature_map}
 
     def _loading_errors(self, report: LoadReport, prefix: str) -> Iterable[str]:

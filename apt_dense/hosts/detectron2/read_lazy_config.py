@@ -15,8 +15,8 @@ from apt_dense.option_checks import flag, optional, text, whole
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")
 
-#: Options of ``train`` that Detectron2 understands but its common/train.py does not list.
-_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision"}
+#: Options of ``train`` that Detectron2 or our hooks understand but its common/train.py does not list.
+_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision", "patch_schedule", "expected_tokens"}
 _PARTS = "model", "dataloader", "train"
 
 

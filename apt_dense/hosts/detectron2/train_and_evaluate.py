@@ -17,9 +17,11 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
+from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
 from apt_dense.hosts.detectron2.read_lazy_config import (
     apply_overrides,
     check_parts,
@@ -30,6 +32,7 @@ from apt_dense.hosts.detectron2.read_lazy_config import (
 from apt_dense.hosts.detectron2.readable_images import name_unreadable_images
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
+from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
 from apt_dense.hosts.readable_images import DataError
@@ -39,6 +42,7 @@ from apt_dense.hosts.run_errors import RunError, explaining_errors
 __all__ = [
     "CheckpointError",
     "RunError",
+    "ScheduleError",
     "apply_overrides",
     "check_parts",
     "complete_config",
@@ -51,8 +55,15 @@ __all__ = [
 ]
 
 
+class ScheduleError(ValueError):
+    """A schedule of patches, or a share of tokens, that makes no sense. Tools report it in one line."""
+
+
 def train(cfg: DictConfig, resume: bool = False) -> None:
     """Train, evaluate, and save ``model_final.pth`` in ``train.output_dir``.
+
+    With ``train.patch_schedule``, thresholds or the token budget are annealed (:class:`PatchScheduleHook`); with
+    ``train.expected_tokens``, the log says where another share of tokens is kept (:class:`TokenDriftHook`).
 
     With ``resume``, training continues from the last checkpoint there, or starts if there is none. It then does what it
     would have done without the interruption: the order of images, augmentations, samples of proposals and stochastic
@@ -63,6 +74,7 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
+        ScheduleError: if ``train.patch_schedule`` does not fit the model, or ``train.expected_tokens`` is no share.
         Stopped: on such a signal.
         DataError: if an image cannot be read.
         RunError: for other errors, most of which are mistakes in the config.
@@ -74,7 +86,8 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
     """Name the part of the config in errors that do not say what to do."""
     parts = OmegaConf.to_container(cfg)
-    return explaining_errors(cfg.train.output_dir, parts, (CheckpointError, DataError, SizeMismatchError))
+    told = CheckpointError, DataError, ScheduleError, SizeMismatchError
+    return explaining_errors(cfg.train.output_dir, parts, told)
 
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
@@ -89,6 +102,8 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
+        _patch_schedule(cfg, model),
+        _token_drift(cfg),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         saving,
@@ -207,6 +222,28 @@ def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:
     if importlib.util.find_spec("tensorboard"):
         files.append(TensorboardXWriter(output_dir, window_size=period))
     return [CommonMetricPrinter(max_iter), *files]
+
+
+def _patch_schedule(cfg: DictConfig, model: nn.Module) -> HookBase | None:
+    """The hook that ``train.patch_schedule`` asks for. Raises ScheduleError unless the model can follow it."""
+    options = cfg.train.get("patch_schedule")
+    if options is None:
+        return None
+    try:
+        hook = PatchScheduleHook(**options)
+        AnnealedPatches(model, hook.schedule, cfg.train.max_iter)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"train.patch_schedule={options}: {error}") from error
+    return hook
+
+
+def _token_drift(cfg: DictConfig) -> HookBase | None:
+    """The hook that ``train.expected_tokens`` asks for. Raises ScheduleError unless it is a share."""
+    expected = cfg.train.get("expected_tokens")
+    try:
+        return None if expected is None else TokenDriftHook(expected)
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"train.expected_tokens: {error}") from error
 
 
 def _writer_hook(cfg: DictConfig) -> HookBase:

@@ -55,6 +55,7 @@ def add_apt_config(cfg: CfgNode) -> None:
         "PRETRAIN_USE_CLS_TOKEN": True,
         "THRESHOLDS": PatchOptions.thresholds,
         "TOKEN_BUDGET": PatchOptions.token_budget,
+        "MIN_TOKENS": PatchOptions.min_tokens,
         "ATTENTION_BACKEND": BlockOptions.attention_backend,
         "PROPORTIONAL_ATTENTION": BlockOptions.proportional_attention,
         "EMBED_PARTS": ModelOptions.embed_parts,

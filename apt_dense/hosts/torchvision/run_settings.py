@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from apt_dense.option_checks import Options, choice, flag, number, option, optional, text, thresholds, whole
+from apt_dense.option_checks import Options, choice, flag, number, option, optional, share, text, thresholds, whole
+from apt_dense.patches.schedule import PatchSchedule
 
 #: What is learned and scored, and the kinds of COCO's scores.
 TASKS = {"boxes": ("bbox",), "masks": ("bbox", "segm")}
@@ -19,6 +20,17 @@ def _factors(name: str, value: object) -> tuple[float, float]:
     if low > high:
         raise ValueError(f"{name}={value!r} must be a lowest and a highest factor")
     return low, high
+
+
+def _span(name: str, value: object) -> tuple[float, float]:
+    """The begin and the end of a schedule."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name}={value!r} must be two shares of the run, its begin and its end")
+    try:
+        schedule = PatchSchedule(*value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={value!r}: {error}") from None
+    return float(schedule.begin), float(schedule.end)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,9 @@ class Settings(Options):
     patch_size: int | None = option(None, optional(whole(1)))  # pixels that patches are resampled to; None: the model's
     thresholds: tuple[float, ...] = option((5.5, 4.0), thresholds)  # () for the uniform ViT
     scorer: str = option("entropy", text)  # or the file of a learned one
+    # Shares of the run between which thresholds rise from 0 to those; None: they are the same all along.
+    anneal: tuple[float, float] | None = option(None, optional(_span))
+    expected_tokens: float | None = option(None, optional(share))  # warn where training keeps another share of tokens
     drop_padding: bool = option(True, flag)
     size: int = option(1024, whole(32))  # pixels of the longer side
     channels: int = option(256, whole(4))  # of pyramid and heads

@@ -17,6 +17,7 @@ from detectron2.modeling import ViT
 from detectron2.utils.events import EventStorage
 
 from apt_dense.hosts.detectron2 import APTViT
+from apt_dense.layout.scatter import scatter_tokens
 
 from support.references import noise, randomise
 from support.tiny_coco import one_thread  # noqa: F401 (a fixture)
@@ -68,6 +69,19 @@ def test_thresholds_make_fewer_tokens_and_the_same_shapes() -> None:
     model = APTViT(**WINDOWED, thresholds=(5.5, 4.0)).eval()
     assert model.partition(flat).unique().tolist() == [2]
     assert model(flat)["last_feat"].shape == (1, 48, 8, 8)
+
+
+@torch.no_grad()
+def test_regions_reach_the_core() -> None:
+    model = APTViT(**TINY, thresholds=(100.0,)).eval()
+    images = noise(1, 3, 64, 64)
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 5, 5] = True
+    outputs, layout = model.forward_tokens(images, mask)
+    expected = scatter_tokens(outputs[0], layout)
+    assert torch.equal(model(images, mask)["last_feat"], expected) and not torch.equal(
+        model(images)["last_feat"], expected
+    )
 
 
 def test_weights_of_timm_models_keep_timm_s_values() -> None:
