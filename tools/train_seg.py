@@ -26,6 +26,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.mmseg.balanced_sampler import use_balanced_sampler
     from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.readable_images import DataError, line_of
@@ -45,6 +46,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
+    parser.add_argument(
+        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
+    )
     return parser.parse_args(argv)
 
 
@@ -55,6 +59,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.resume = args.resume or cfg.get("resume", False)
     complete_training(cfg)
     fill_in_config(cfg)
+    use_balanced_sampler(cfg, args.balance)
     if args.amp:
         use_amp(cfg)
     with building_from(cfg):

@@ -11,6 +11,7 @@ and data sets in folders of one's own are registered as well.
 import importlib.util
 
 from apt_dense.hosts.mmseg import (  # noqa: F401 (register what runs use)
+    balanced_sampler,
     pickles_in_configs,
     resumable_data,
     runner_hooks,

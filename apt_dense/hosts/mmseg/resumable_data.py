@@ -73,14 +73,16 @@ def make_resumable(cfg: Config, resumed_seed: int | None = None) -> None:
     """Change a config so that its training can be continued as if it had not stopped.
 
     The seed is the config's, that of the resumed run, or else 0. Only training by iterations with MMEngine's
-    InfiniteSampler is changed; anything else keeps MMEngine's order.
+    InfiniteSampler, or with BalancedSampler, is changed; anything else keeps MMEngine's order.
     """
     cfg.setdefault("randomness", {})
     if cfg.randomness.get("seed") is None:
         cfg.randomness.seed = 0 if resumed_seed is None else resumed_seed
     loader = cfg.get("train_dataloader") or {}
-    if loader.get("sampler", {}).get("type") != "InfiniteSampler":
+    sampler = loader.get("sampler", {}).get("type")
+    if sampler not in ("InfiniteSampler", "BalancedSampler"):
         return
-    loader.sampler.type = "DrawSampler"
+    if sampler == "InfiniteSampler":
+        loader.sampler.type = "DrawSampler"
     loader.dataset = {"type": "SeededDataset", "dataset": loader.dataset, "seed": cfg.randomness.seed}
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "SeedIterations"}]
