@@ -29,6 +29,7 @@ with needed_packages("train_det"):
 
     from apt_dense.hosts.detectron2 import train_and_evaluate as run
     from apt_dense.hosts.detectron2.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.detectron2.balanced_sampler import use_balanced_sampler
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
@@ -39,6 +40,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", metavar="DIR", help="folder in COCO's layout, for training and evaluation")
     parser.add_argument(
         "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
+    )
+    parser.add_argument(
+        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
     )
     return parser.parse_args(argv)
 
@@ -55,6 +59,8 @@ def prepare(args: argparse.Namespace) -> DictConfig:
     run.complete_config(cfg)
     # A run that goes on, and an evaluation, take all weights from its checkpoint.
     fill_in_config(cfg, keep_weights=not (args.eval_only or (args.resume and run.has_checkpoint(cfg))))
+    if args.balance and not args.eval_only:
+        use_balanced_sampler(cfg, args.balance)
     check_data(cfg, splits, every_class)
     return cfg
 

@@ -17,6 +17,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from apt_dense.hosts.detectron2.balanced_sampler import BalancedTrainingSampler, TokenCounting
 from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.randomness_from_seeds import random_numbers
 
@@ -43,6 +44,7 @@ def build_resumable_loader(
     seed: int,
     start_iter: int = 0,
     sampler: Sampler | None = None,
+    balance: TokenCounting | None = None,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     collate_fn: Any = None,
@@ -61,16 +63,24 @@ def build_resumable_loader(
         seed: of the order (unless there is a ``sampler``) and of the augmentations.
         start_iter: iterations to skip.
         sampler: endless indices into ``dataset``; by default all images in a new random order each time.
+        balance: counts the tokens of the images, which the processes of an iteration then have nearly equally many of
+            (:class:`BalancedTrainingSampler`). Wide and tall images then share batches.
         aspect_ratio_grouping: whether a batch holds either wide or tall images.
         **options: as for torch's DataLoader.
 
     Raises:
-        ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes.
+        ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes, or there are both
+            ``sampler`` and ``balance``.
     """
     ranks = comm.get_world_size()
     if total_batch_size % ranks or total_batch_size <= 0:
         raise ValueError(f"total_batch_size={total_batch_size} must be a positive multiple of the {ranks} processes")
-    wide = [image["width"] > image["height"] for image in dataset] if aspect_ratio_grouping else [False] * len(dataset)
+    if sampler is not None and balance is not None:
+        raise ValueError("sampler and balance both set the order of images; give one of them")
+    if balance is not None:
+        sampler = BalancedTrainingSampler(balance(dataset, mapper), total_batch_size, seed)
+    apart = aspect_ratio_grouping and balance is None
+    wide = [image["width"] > image["height"] for image in dataset] if apart else [False] * len(dataset)
     sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
     return DataLoader(
         SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper), (seed, comm.get_rank())),
