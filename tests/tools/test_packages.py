@@ -41,6 +41,7 @@ CASES = [
     ("measure_accuracy", "cv2"),
     ("prepare_camvid", "tqdm"),
     ("train_over_seeds", "tqdm"),
+    ("simulate_scaling", "tqdm"),
 ]
 
 
