@@ -10,11 +10,13 @@ from detectron2.config import LazyConfig
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig, OmegaConf
 
+from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import amp_dtype, batches_per_iteration
+
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")
 
-#: Options of ``train`` that Detectron2 understands but its common/train.py does not list.
-_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision"}
+#: Options of ``train`` that Detectron2 or this package understands but Detectron2's common/train.py does not list.
+_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision", "accumulate"}
 _PARTS = "model", "dataloader", "train"
 
 
@@ -95,8 +97,10 @@ def complete_config(cfg: DictConfig) -> None:
     """Fill in what stock configs leave open: a device that exists, a seed, and a folder for evaluation results.
 
     Raises:
-        ValueError: if the seed is negative, which stands for another seed in each run.
+        ValueError: if the seed is negative, which stands for another seed in each run; for a precision or a number of
+            batches to accumulate that do not exist.
     """
+    batches_per_iteration(cfg.train)
     _choose_device(cfg)
     if cfg.train.get("seed") is None:
         cfg.train.seed = 0
@@ -111,8 +115,10 @@ def complete_config(cfg: DictConfig) -> None:
 def _choose_device(cfg: DictConfig) -> None:
     device = cfg.train.device
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        logger.warning("train.device=%s, but no GPU was found: running on the CPU without mixed precision", device)
+        logger.warning(
+            "train.device=%s, but no GPU was found: running on the CPU without mixed precision in float16", device
+        )
         cfg.train.device = "cpu"
-    if torch.device(cfg.train.device).type == "cpu":
+    if torch.device(cfg.train.device).type == "cpu" and amp_dtype(cfg.train) != "bfloat16":
         # Detectron2's mixed precision requires CUDA.
         OmegaConf.update(cfg, "train.amp.enabled", False)
