@@ -131,3 +131,10 @@ def make_half_noise(paths: Sequence[Path]) -> None:
         flat = np.full((*size, 3), 90 + place, np.uint8)
         noise = random.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(flat if place < len(paths) // 2 else noise).save(path)
+
+
+def proposal_network(num_classes: int, **parts: object) -> Module:
+    """Detectron2's proposal network, with the number of classes that configs are expected to name."""
+    from detectron2.modeling.meta_arch.rcnn import ProposalNetwork
+
+    return ProposalNetwork(**parts)
