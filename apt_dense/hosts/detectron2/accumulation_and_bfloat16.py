@@ -21,17 +21,23 @@ def make_trainer(model: nn.Module, optimizer: torch.optim.Optimizer, train: Dict
     Raises:
         ValueError: for other values of these, and for batches to accumulate in float16.
     """
-    accumulate, dtype, enabled = batches_per_iteration(train), amp_dtype(train), train.amp.enabled
-    if enabled and dtype == "float16":
-        if accumulate > 1:
-            raise ValueError(
-                f"train.accumulate={accumulate} in float16 is not supported: set train.amp.dtype=bfloat16, or "
-                f"train.amp.enabled=False"
-            )
+    check_precision(train)
+    accumulate, enabled = batches_per_iteration(train), train.amp.enabled
+    if enabled and amp_dtype(train) == "float16":
         return AMPTrainer(model, None, optimizer)
     if accumulate == 1 and not enabled:
         return SimpleTrainer(model, None, optimizer)
     return AccumulatingTrainer(model, optimizer, accumulate, torch.bfloat16 if enabled else None)
+
+
+def check_precision(train: DictConfig) -> None:
+    """Check the options that :func:`make_trainer` reads. Raises ValueError."""
+    accumulate, dtype = batches_per_iteration(train), amp_dtype(train)
+    if accumulate > 1 and train.amp.enabled and dtype == "float16":
+        raise ValueError(
+            f"train.accumulate={accumulate} in float16 is not supported: set train.amp.dtype=bfloat16, or "
+            f"train.amp.enabled=False"
+        )
 
 
 def batches_per_iteration(train: DictConfig) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import Sampler
 
 from apt_dense.hosts.balanced_order import POOL_STEPS, BalancedOrder
 from apt_dense.hosts.randomness_from_seeds import random_numbers
-from apt_dense.hosts.token_counts import cached_counts, digest, selector_options
+from apt_dense.hosts.token_counts import cached_counts, digest, read_counts, selector_options
 from apt_dense.patches.selector import PatchSelector
 
 _SELECTOR_OPTIONS = {field.name for field in fields(PatchSelector)}
@@ -117,8 +118,11 @@ def use_balanced_sampler(cfg: DictConfig, counts: str) -> None:
         counts: file of token counts.
 
     Raises:
-        ValueError: if the config trains another backbone, or has its own loader or order.
+        ValueError: if the config trains another backbone, or has its own loader or order, or the file holds something
+            else.
     """
+    if Path(counts).exists():
+        read_counts(counts)
     backbone = cfg.model.get("backbone") or {}
     net = backbone.get("net") or backbone
     target = net.get("_target_")

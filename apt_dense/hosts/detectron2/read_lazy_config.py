@@ -10,7 +10,7 @@ from detectron2.config import LazyConfig
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig, OmegaConf
 
-from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import amp_dtype, batches_per_iteration
+from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import amp_dtype, check_precision
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")
@@ -100,8 +100,8 @@ def complete_config(cfg: DictConfig) -> None:
         ValueError: if the seed is negative, which stands for another seed in each run; for a precision or a number of
             batches to accumulate that do not exist.
     """
-    batches_per_iteration(cfg.train)
     _choose_device(cfg)
+    check_precision(cfg.train)
     if cfg.train.get("seed") is None:
         cfg.train.seed = 0
     if cfg.train.seed < 0:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -13,7 +14,7 @@ from mmengine.registry import DATA_SAMPLERS, MODELS
 from apt_dense.hosts.balanced_order import POOL_STEPS, BalancedOrder
 from apt_dense.hosts.mmseg.resumable_data import Draw, SeededDataset
 from apt_dense.hosts.randomness_from_seeds import random_numbers
-from apt_dense.hosts.token_counts import cached_counts, digest, selector_options
+from apt_dense.hosts.token_counts import cached_counts, digest, read_counts, selector_options
 from apt_dense.patches.selector import PatchSelector
 
 _SELECTOR_OPTIONS = {field.name for field in fields(PatchSelector)}
@@ -110,7 +111,8 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None) -> None:
         counts: file of token counts; None to leave configs alone that name no ``BalancedSampler``.
 
     Raises:
-        ValueError: if the config trains another backbone, or has another order or form of batches.
+        ValueError: if the config trains another backbone, or has another order or form of batches, or the file holds
+            something else.
     """
     loader = cfg.train_dataloader
     sampler = loader.get("sampler") or {}
@@ -129,6 +131,8 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None) -> None:
     given = sampler if sampler.get("type") == "BalancedSampler" else {}
     if not (counts or given.get("counts")):
         raise ValueError('BalancedSampler needs counts="FILE", in which token counts are kept')
+    if Path(counts or given["counts"]).exists():
+        read_counts(counts or given["counts"])
     loader.sampler = {
         "batch_size": loader.batch_size, "backbone": _selector_options(backbone),
         "data_preprocessor": cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor"),
