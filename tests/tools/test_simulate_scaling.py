@@ -104,7 +104,8 @@ def test_curves_are_found_again() -> None:
     found = fit_curve(tokens, CURVE(np.array(tokens)))
     assert found[:3] == pytest.approx(CURVE[:3], rel=1e-6) and found.error < 1e-9
     assert fit_curve([0, 1, 2], [1, 2.9, 4.1])[2] == 0, "no part is negative, so that more tokens never take less time"
-    assert fit_curve([0, 10], [1, 1.5]).error < 1e-9
+    two_points = fit_curve([1000, 3000], [1.0, 2.0])
+    assert two_points[:3] == pytest.approx((0.5, 5e-4, 0)) and two_points.error < 1e-9, "a line, if nothing says more"
     assert fit_curve([0, 10, 20], [1, 1.5, 1]).error > 0.1
 
 

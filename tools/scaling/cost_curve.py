@@ -59,7 +59,7 @@ def _least_squares_above_zero(columns: np.ndarray) -> np.ndarray:
         for chosen in map(list, combinations(range(columns.shape[1]), number)):
             found = np.linalg.lstsq(columns[:, chosen], np.ones(len(columns)), rcond=None)[0]
             error = ((columns[:, chosen] @ found - 1) ** 2).sum()
-            if (found >= 0).all() and error < least * (1 - 1e-9):
+            if (found >= 0).all() and error < least - 1e-12:  # of equally good ones, the first and simplest
                 best, least = np.zeros(columns.shape[1]), error
                 best[chosen] = found
     return best
