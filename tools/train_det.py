@@ -54,6 +54,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
     )
     parser.add_argument(
+        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
+        "turn, which are counted; otherwise on new ones, and one of them is counted"
+    )  # fmt: skip
+    parser.add_argument(
         "--dry-run", action="store_true", help="say what a training on that many GPUs and machines would do: parameter "
         "groups, tokens, memory"
     )  # fmt: skip
@@ -72,8 +76,10 @@ def prepare(args: argparse.Namespace) -> DictConfig:
     run.complete_config(cfg)
     # A run that goes on, and an evaluation, take all weights from its checkpoint.
     fill_in_config(cfg, keep_weights=not (args.eval_only or (args.resume and run.has_checkpoint(cfg))))
+    if args.balance_draws is not None and not args.balance:
+        raise ValueError("--balance-draws needs --balance FILE, in which token counts are kept")
     if args.balance and not args.eval_only:
-        use_balanced_sampler(cfg, args.balance)
+        use_balanced_sampler(cfg, args.balance, args.balance_draws)
     check_data(cfg, splits, every_class)
     return cfg
 

@@ -54,6 +54,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
     )
     parser.add_argument(
+        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
+        "turn, which are counted; otherwise on new ones, and one of them is counted"
+    )  # fmt: skip
+    parser.add_argument(
         "--dry-run", nargs="?", type=int, const=1, metavar="N", help="say what a training of N processes (default 1) "
         "would do: parameter groups, tokens, memory"
     )  # fmt: skip
@@ -67,7 +71,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.resume = args.resume or cfg.get("resume", False)
     complete_training(cfg)
     fill_in_config(cfg)
-    use_balanced_sampler(cfg, args.balance)
+    use_balanced_sampler(cfg, args.balance, args.balance_draws)
     if args.amp:
         use_amp(cfg)
     with building_from(cfg):

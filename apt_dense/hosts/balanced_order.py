@@ -26,26 +26,41 @@ class BalancedOrder:
     nothing is dropped or repeated to fill a step: one that an epoch leaves incomplete is filled with images of the
     next. After any number of steps, each image has been seen as often as any other, or once more.
 
+    Augmentation changes the tokens of an image. Where each image has some draws of it, of which each epoch takes the
+    next, ``tokens`` holds those of all images in the first draw, then in the second, and so on, and steps hold the
+    places in that list: ``draw, image = divmod(place, number of images)``.
+
     Args:
-        tokens: of each image, whole numbers or means, at least 0.
+        tokens: of each image, in each draw, at least 0.
         ranks: number of processes.
         batch_size: images per process and step.
         seed: of the order; epochs differ.
         pool_steps: steps whose images are sorted together. More balance better, fewer mix better.
+        draws: of augmentation that ``tokens`` holds.
 
     Raises:
         ValueError: for no images, tokens that are not finite numbers from 0 on, and other numbers below 1.
     """
 
     def __init__(
-        self, tokens: Sequence[float], ranks: int, batch_size: int, seed: int, pool_steps: int = POOL_STEPS
+        self,
+        tokens: Sequence[float],
+        ranks: int,
+        batch_size: int,
+        seed: int,
+        pool_steps: int = POOL_STEPS,
+        draws: int = 1,
     ) -> None:
         self.tokens = np.asarray(tokens, dtype=np.float64)
         if self.tokens.ndim != 1 or not len(self.tokens) or not (np.isfinite(self.tokens) & (self.tokens >= 0)).all():
             raise ValueError("tokens: expected a finite number from 0 on for each of one or more images")
-        for name, value in (("ranks", ranks), ("batch_size", batch_size), ("pool_steps", pool_steps)):
+        numbers = {"ranks": ranks, "batch_size": batch_size, "pool_steps": pool_steps, "draws": draws}
+        for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
+        if len(self.tokens) % draws:
+            raise ValueError(f"draws={draws}: expected as many tokens for each of them, not {len(self.tokens)} in all")
+        self.draws, self.images = draws, len(self.tokens) // draws
         self.ranks, self.batch_size, self.seed, self.pool_steps = ranks, batch_size, seed, pool_steps
 
     @property
@@ -58,7 +73,7 @@ class BalancedOrder:
         carried = np.empty(0, dtype=np.int64)  # images of the last epoch that did not fill a step
         for epoch in count():
             random = np.random.default_rng((self.seed, epoch))
-            left = self._sorted(random.permutation(len(self.tokens)))
+            left = self._sorted(random.permutation(self.images) + epoch % self.draws * self.images)
             missing = -len(carried) % self.step_size
             if missing and missing < len(left):
                 filling, left = _taken(left, self._nearest(left, carried, missing), missing)

@@ -36,7 +36,7 @@ def cached_counts(
         path: of the file; its folder is made.
         counted_with: all that the counts depend on, as values of JSON.
         count_one: the tokens of the image of an index.
-        images: their number.
+        images: their number; each draw of an image's augmentation is one.
         workers: processes that read images, for each process of the training.
 
     Raises:

@@ -94,6 +94,21 @@ def test_nearly_all_waiting_is_removed(ranks: int, batch_size: int, least: float
     assert 1 - balanced / waited(tokens, shuffled(tokens, shape, 0)) >= least
 
 
+@FEW
+@given(tokens=TOKENS, draws=st.integers(1, 3), **SHAPES)
+def test_each_epoch_takes_the_next_draw(tokens: list[int], draws: int, ranks: int, batch_size: int, seed: int) -> None:
+    images, size = len(tokens), ranks * batch_size
+    all_draws = [one + 7 * draw for draw in range(draws) for one in tokens]
+    number = 4 * images // size + 2
+    steps = steps_of(BalancedOrder(all_draws, ranks, batch_size, seed, draws=draws), number)
+    for epoch in range(4):
+        # Whole steps, of which the first and the last may be shared with other epochs.
+        begin, end = -(-epoch * images // size), (epoch + 1) * images // size
+        assert {*(steps[begin:end].ravel() // images)} <= {epoch % draws}
+    seen = np.bincount(steps.ravel() % images, minlength=images)
+    assert seen.max() - seen.min() <= 1
+
+
 def test_epochs_and_seeds_differ() -> None:
     order = BalancedOrder(range(60), 2, 3, seed=4)
     first, second = np.split(steps_of(order, 20), 2)
@@ -120,7 +135,9 @@ def test_no_process_always_has_the_fewest() -> None:
 @pytest.mark.parametrize(
     "changed, message",
     [({"tokens": []}, "one or more"), ({"tokens": [1, -1]}, "from 0 on"), ({"tokens": [float("nan")]}, "finite"),
-     ({"ranks": 0}, "ranks=0: expected at least 1"), ({"batch_size": 0}, "batch_size=0"), ({"pool_steps": 0}, "pool")],
+     ({"ranks": 0}, "ranks=0: expected at least 1"),
+     ({"draws": 0}, "draws=0"), ({"tokens": [1, 2, 3], "draws": 2}, "as many tokens for each of them, not 3"),
+     ({"batch_size": 0}, "batch_size=0"), ({"pool_steps": 0}, "pool")],
 )  # fmt: skip
 def test_nonsense_is_refused(changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -80,8 +80,10 @@ def _recorded(main: Callable[[], None], path: Path) -> None:
     hosts = [(mmseg_backbone.APTViT, resumable_data.SeededDataset)]
     if HAS_DETECTRON2:
         hosts += [(detectron2_backbone.APTViT, resumable_loader.SeededDataset)]
+        hosts += [(None, resumable_loader.DrawnInTurn)]
     for backbone, dataset in hosts:
-        _before(backbone, "_log_tokens_kept", note_tokens)
+        if backbone is not None:
+            _before(backbone, "_log_tokens_kept", note_tokens)
         _before(dataset, "__getitem__", lambda data, key: read.append(int(key[0] if isinstance(key, tuple) else key)))
     main()
     path.write_text(json.dumps({"images": read, "tokens": tokens}))
@@ -97,29 +99,32 @@ def _before(owner: type, name: str, note: Callable) -> None:
     setattr(owner, name, noted)
 
 
-def write_seg(folder: Path, images: int, **options: object) -> list[str]:
-    """Write data, half of them flat and half noise, and a config of a linear head, without augmentation; returns the
-    arguments of a training."""
+def write_seg(folder: Path, images: int, augmented: bool = False, **options: object) -> list[str]:
+    """Write data, half of them flat and half noise, and a config of a linear head, with the usual augmentation or none;
+    returns the arguments of a training."""
     real = next(path for path in tiny_ade.CONFIGS if path.name.startswith("linear_apt_vit-b16"))
     data = tiny_ade.write_ade(folder / "ade", images, size=(64, 64))
     make_half_noise(sorted((data / "images" / "training").iterdir(), key=lambda path: int(path.stem)))
     cfg = load_config(str(real), {**tiny_ade.shrink_options(real), "default_hooks.logger.interval": 1})
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    cfg.train_dataloader.dataset.pipeline = [pipeline[0], *pipeline[1:3], pipeline[-1]]
+    if not augmented:
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        cfg.train_dataloader.dataset.pipeline = [*pipeline[:3], pipeline[-1]]
     cfg.train_cfg.val_interval = 1000
     cfg.merge_from_dict({"train_dataloader.batch_size": 1, "default_hooks.checkpoint.interval": 1000, **options})
     cfg.dump(folder / "tiny.py")
     return [str(folder / "tiny.py"), "--data-root", str(data)]
 
 
-def write_det(folder: Path, images: int, *options: str, config: Path | None = None) -> list[str]:
+def write_det(
+    folder: Path, images: int, *options: str, augmented: bool = False, config: Path | None = None
+) -> list[str]:
     """The same with Mask R-CNN, or another config."""
     data = tiny_coco.write_coco(folder / "coco", images)
     make_half_noise(sorted((data / "train2017").iterdir()))
     return [
         "--config-file", str(config or tiny_coco.ADAPTIVE), "--data-root", str(data), *tiny_coco.SHRINK_MASK_RCNN,
-        "dataloader.train.mapper.augmentations=[]", "train.log_period=1", "train.eval_period=0",
-        "train.checkpointer.period=1000", "optimizer.lr=0.002", *options,
+        *([] if augmented else ["dataloader.train.mapper.augmentations=[]"]), "train.log_period=1",
+        "train.eval_period=0", "train.checkpointer.period=1000", "optimizer.lr=0.002", *options,
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Sampler
 
-from apt_dense.hosts.balanced_order import POOL_STEPS, BalancedOrder
+from apt_dense.hosts.balanced_order import BalancedOrder
 from apt_dense.hosts.randomness_from_seeds import random_numbers
 from apt_dense.hosts.token_counts import cached_counts, digest, read_counts, selector_options
 from apt_dense.patches.selector import PatchSelector
@@ -39,19 +39,20 @@ class BalancedTrainingSampler(Sampler):
         tokens: of each image.
         total_batch_size: images per iteration, over all processes.
         seed: of the order, the same in all processes.
-        pool_steps: see :class:`apt_dense.hosts.balanced_order.BalancedOrder`.
+        draws: of each image's augmentation that ``tokens`` holds. With more than one, the sampler gives places in
+            ``tokens`` (:class:`apt_dense.hosts.balanced_order.BalancedOrder`), which ``build_resumable_loader`` reads.
 
     Raises:
         ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes, and for no images.
     """
 
-    def __init__(self, tokens: Sequence[float], total_batch_size: int, seed: int, pool_steps: int = POOL_STEPS) -> None:
+    def __init__(self, tokens: Sequence[float], total_batch_size: int, seed: int, draws: int = 1) -> None:
         ranks = comm.get_world_size()
         if total_batch_size % ranks or total_batch_size <= 0:
             raise ValueError(
                 f"total_batch_size={total_batch_size} must be a positive multiple of the {ranks} processes"
             )
-        self.order = BalancedOrder(tokens, ranks, total_batch_size // ranks, seed, pool_steps)
+        self.order = BalancedOrder(tokens, ranks, total_batch_size // ranks, seed, draws=draws)
 
     def __iter__(self) -> Iterator[int]:
         return self.order.images_of(comm.get_rank())
@@ -61,24 +62,27 @@ class BalancedTrainingSampler(Sampler):
 class TokenCounting:
     """Counts the tokens of each image of a training set as its mapper gives it, unless a file holds them.
 
-    With random scales and crops, the tokens are what one draw gave, or the mean of some.
+    Random scales and crops change an image's tokens, so that the counts of one draw say little about the next
+    (docs/TRAINING.md). With ``draws``, so many augmentations of each image are counted, and training takes them in
+    turn, one an epoch, so that the counts are exact.
 
     Args:
         counts: file in which tokens are kept (:mod:`apt_dense.hosts.token_counts`).
         selector: of the backbone.
         square_pad: pixels of the square that the model pads to; 0 for none.
-        draws: how often each image is read, of which the mean is taken.
+        draws: augmentations of each image that training takes in turn; None for new ones in each epoch, balanced by
+            the counts of one.
         workers: processes that read images.
     """
 
     counts: str
     selector: PatchSelector
     square_pad: int = 0
-    draws: int = 1
+    draws: int | None = None
     workers: int = 0
 
     def __call__(self, dataset: Sequence[dict], mapper: Any) -> list[float]:
-        """Return the tokens of each image. All processes of a training must call this.
+        """Return the tokens of each image, in each draw. All processes of a training must call this.
 
         Raises:
             ValueError: if the file holds something else.
@@ -89,10 +93,11 @@ class TokenCounting:
             "names": digest(image["file_name"] for image in dataset), "pipeline": _described(mapper),
         }  # fmt: skip
 
-        def count(index: int) -> float:
-            return sum(self._tokens(dataset[index], mapper, index, draw) for draw in range(self.draws)) / self.draws
+        def count(place: int) -> float:
+            draw, index = divmod(place, len(dataset))
+            return self._tokens(dataset[index], mapper, index, draw)
 
-        return cached_counts(self.counts, counted_with, count, len(dataset), self.workers)
+        return cached_counts(self.counts, counted_with, count, len(dataset) * (self.draws or 1), self.workers)
 
     def _tokens(self, image: Mapping, mapper: Any, *seed: int) -> int:
         with random_numbers(*seed):
@@ -110,17 +115,20 @@ def _described(mapper: Any) -> str:
     return f"{type(mapper).__name__} {getattr(mapper, 'image_format', '')} {getattr(mapper, 'augmentations', '')}"
 
 
-def use_balanced_sampler(cfg: DictConfig, counts: str) -> None:
+def use_balanced_sampler(cfg: DictConfig, counts: str, draws: int | None = None) -> None:
     """Make a lazy config's training balance tokens when ``train_and_evaluate.train`` runs it.
 
     Args:
         cfg: config with an ``APTViT`` in ``model.backbone`` or its ``net``, whose arguments are complete.
         counts: file of token counts.
+        draws: see :class:`TokenCounting`.
 
     Raises:
         ValueError: if the config trains another backbone, or has its own loader or order, or the file holds something
             else.
     """
+    if draws is not None and draws < 1:
+        raise ValueError(f"draws={draws}: expected at least 1 augmentation of each image")
     if Path(counts).exists():
         read_counts(counts)
     backbone = cfg.model.get("backbone") or {}
@@ -140,5 +148,5 @@ def use_balanced_sampler(cfg: DictConfig, counts: str) -> None:
         options["window_size"] = 0
     # Numbers alone, since the config is written to the run's folder.
     loader.balance = L(TokenCounting)(
-        counts=counts, selector=L(PatchSelector)(**options), square_pad=backbone.get("square_pad", 0)
+        counts=counts, selector=L(PatchSelector)(**options), square_pad=backbone.get("square_pad", 0), draws=draws
     )

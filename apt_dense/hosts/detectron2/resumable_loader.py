@@ -77,13 +77,16 @@ def build_resumable_loader(
         raise ValueError(f"total_batch_size={total_batch_size} must be a positive multiple of the {ranks} processes")
     if sampler is not None and balance is not None:
         raise ValueError("sampler and balance both set the order of images; give one of them")
+    draws = 1 if balance is None else balance.draws or 1
     if balance is not None:
-        sampler = BalancedTrainingSampler(balance(dataset, mapper), total_batch_size, seed)
+        sampler = BalancedTrainingSampler(balance(dataset, mapper), total_batch_size, seed, draws)
     apart = aspect_ratio_grouping and balance is None
-    wide = [image["width"] > image["height"] for image in dataset] if apart else [False] * len(dataset)
+    wide = [image["width"] > image["height"] for image in dataset] if apart else [False] * len(dataset) * draws
     sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
+    images = MapDataset(DatasetFromList(dataset, copy=False), mapper)
+    in_turn = balance is not None and balance.draws is not None
     return DataLoader(
-        SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper), (seed, comm.get_rank())),
+        DrawnInTurn(images) if in_turn else SeededDataset(images, (seed, comm.get_rank())),
         batch_sampler=BatchesFrom(start_iter, sampler, total_batch_size // ranks, wide),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
@@ -128,4 +131,21 @@ class SeededDataset(Dataset):
         outlive_sigterm()
         image, draw = key
         with random_numbers(*self.seed, draw):
+            return self.dataset[image]
+
+
+class DrawnInTurn(Dataset):
+    """A data set whose places are images in the first draw of their augmentation, then in the second, and so on, with
+    random numbers that follow from the image and its draw: those whose tokens ``TokenCounting`` has counted."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        outlive_sigterm()
+        draw, image = divmod(key[0], len(self.dataset))
+        with random_numbers(image, draw):
             return self.dataset[image]

@@ -25,11 +25,14 @@ class BalancedSampler(InfiniteSampler):
     """MMEngine's ``InfiniteSampler`` in an order in which no process of a step has many more tokens than the others.
 
     As with that sampler, epochs follow each other without a break and nothing is dropped or repeated. Tokens are those
-    of each image after the data set's own pipeline, so with random scales and crops they are what one draw gave, or
-    the mean of some. They are counted when the training starts, unless ``counts`` holds them
-    (:mod:`apt_dense.hosts.token_counts`). Use it with loops by iterations; a config needs no more than
+    of each image after the data set's own pipeline. They are counted when the training starts, unless ``counts`` holds
+    them (:mod:`apt_dense.hosts.token_counts`). Use it with loops by iterations.
 
-        sampler=dict(type="BalancedSampler", counts="work_dirs/tokens.json")
+    Random scales and crops change an image's tokens, so that the counts of one draw say little about the next
+    (docs/TRAINING.md). With ``draws``, so many augmentations of each image are counted, and training takes them in
+    turn, one an epoch, so that the counts are exact. A config needs no more than
+
+        sampler=dict(type="BalancedSampler", counts="work_dirs/tokens.json", draws=20)
 
     if ``tools/train_seg.py`` runs it, which knows the other arguments from the config (``use_balanced_sampler``).
 
@@ -40,7 +43,8 @@ class BalancedSampler(InfiniteSampler):
         backbone: the options of the backbone that decide about patches, as :class:`apt_dense.PatchSelector` takes them.
         data_preprocessor: config of the model's, which normalises and pads.
         seed: of the order; the Runner gives it.
-        draws: how often each image is read to count its tokens, of which the mean is taken.
+        draws: augmentations of each image that training takes in turn; None for new ones in each epoch, balanced by
+            the counts of one. Needs ``SeededDataset`` around the data set, which ``make_resumable`` puts there.
         workers: processes that read images to count them.
         pool_steps: see :class:`apt_dense.hosts.balanced_order.BalancedOrder`.
 
@@ -57,42 +61,46 @@ class BalancedSampler(InfiniteSampler):
         backbone: dict,
         data_preprocessor: dict,
         seed: int | None = None,
-        draws: int = 1,
+        draws: int | None = None,
         workers: int = 0,
         pool_steps: int = POOL_STEPS,
     ) -> None:
         super().__init__(dataset, seed=seed)
-        selector = PatchSelector(**backbone)
-        source = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
-        count = _counter(source, selector, data_preprocessor, draws)
+        selector, seeded = PatchSelector(**backbone), isinstance(dataset, SeededDataset)
+        if draws is not None and not seeded:
+            raise ValueError(f"draws={draws} needs a data set that is read by seeds: put SeededDataset around it")
+        source, self.draws = dataset.dataset if seeded else dataset, draws
+        count = _counter(source, selector, data_preprocessor)
         counted_with = {
             "patches": selector_options(selector), "draws": draws, "data_preprocessor": str(data_preprocessor),
             **_described(source),
         }  # fmt: skip
-        tokens = cached_counts(counts, counted_with, count, len(source), workers)
-        self.order = BalancedOrder(tokens, self.world_size, batch_size, self.seed, pool_steps)
+        tokens = cached_counts(counts, counted_with, count, len(source) * (draws or 1), workers)
+        self.order = BalancedOrder(tokens, self.world_size, batch_size, self.seed, pool_steps, draws or 1)
 
     def _indices_of_rank(self) -> Iterator[Draw]:
-        for draw, index in enumerate(self.order.images_of(self.rank)):
-            yield Draw.of(index, draw)
+        for number, place in enumerate(self.order.images_of(self.rank)):
+            draw, index = divmod(place, self.order.images)
+            yield Draw.of(index, number, None if self.draws is None else (index, draw))
 
     def skip(self, num_samples: int) -> None:
         """Go to the place after so many samples of this process, as a resumed run does."""
         self.indices = islice(self._indices_of_rank(), num_samples, None)
 
 
-def _counter(dataset: Sized, selector: PatchSelector, preprocessor: dict, draws: int) -> Callable[[int], float]:
-    """Make a function that counts the tokens of an image as they are in training, with the same random numbers in all
-    processes."""
+def _counter(dataset: Sized, selector: PatchSelector, preprocessor: dict) -> Callable[[int], float]:
+    """Make a function that counts the tokens of a place of :class:`BalancedOrder` as they are in training, with the
+    same random numbers in all processes."""
     prepare = MODELS.build(dict(preprocessor))
 
-    def tokens(index: int, draw: int) -> int:
+    def tokens(place: int) -> int:
+        draw, index = divmod(place, len(dataset))
         with random_numbers(index, draw):
             sample = dataset[index]
         batch = prepare({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}, training=True)
         return int(selector.count(batch["inputs"]).sum())
 
-    return lambda index: sum(tokens(index, draw) for draw in range(draws)) / draws
+    return tokens
 
 
 def _described(dataset: Any) -> dict[str, str]:
@@ -103,12 +111,13 @@ def _described(dataset: Any) -> dict[str, str]:
     return {"names": names, "pipeline": re.sub(r" at 0x[0-9a-f]+", "", pipelines)}
 
 
-def use_balanced_sampler(cfg: Config, counts: str | None = None) -> None:
+def use_balanced_sampler(cfg: Config, counts: str | None = None, draws: int | None = None) -> None:
     """Make a config's training balance tokens, or complete the ``BalancedSampler`` that it names.
 
     Args:
         cfg: config with an ``APTViT`` whose arguments are complete (``fill_in_config``).
         counts: file of token counts; None to leave configs alone that name no ``BalancedSampler``.
+        draws: see :class:`BalancedSampler`; None for the config's.
 
     Raises:
         ValueError: if the config trains another backbone, or has another order or form of batches, or the file holds
@@ -117,7 +126,11 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None) -> None:
     loader = cfg.train_dataloader
     sampler = loader.get("sampler") or {}
     if counts is None and sampler.get("type") != "BalancedSampler":
+        if draws is not None:
+            raise ValueError("--balance-draws needs --balance FILE, in which token counts are kept")
         return
+    if draws is not None and draws < 1:
+        raise ValueError(f"draws={draws}: expected at least 1 augmentation of each image")
     backbone = cfg.model.get("backbone") or {}
     if backbone.get("type") != "APTViT":
         raise ValueError(f"tokens cannot be balanced: the backbone is {backbone.get('type')}, expected APTViT")
@@ -137,6 +150,7 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None) -> None:
         "batch_size": loader.batch_size, "backbone": _selector_options(backbone),
         "data_preprocessor": cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor"),
         **given, "type": "BalancedSampler", **({"counts": counts} if counts else {}),
+        **({} if draws is None else {"draws": draws}),
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data.build import build_detection_train_loader
 from omegaconf import DictConfig, OmegaConf
 
+from apt_dense.hosts.balanced_order import BalancedOrder
 from apt_dense.hosts.detectron2 import BalancedTrainingSampler, balanced_sampler
 from apt_dense.hosts.detectron2.balanced_sampler import use_balanced_sampler
 from apt_dense.hosts.detectron2.coco_data import use_data_root
@@ -88,11 +89,29 @@ def test_other_settings_are_counted_again(coco: Path, tmp_path: Path) -> None:
     assert found[2]["square_pad"] == 96 and found[0]["names"] == found[2]["names"]
 
 
-def test_a_mean_of_several_draws_may_be_counted(coco: Path, tmp_path: Path) -> None:
-    loader = config(coco, tmp_path / "x.json").dataloader.train
-    loader.balance.draws = 2
-    tokens = instantiate(loader.balance)(instantiate(loader.dataset), instantiate(loader.mapper))
-    assert any(one % 1 == 0.5 for one in tokens)
+def test_augmentations_taken_in_turn_have_the_tokens_that_were_counted(coco: Path, tmp_path: Path) -> None:
+    cfg = config(coco, tmp_path / "x.json", "dataloader.train.total_batch_size=1")
+    use_balanced_sampler(cfg, str(tmp_path / "x.json"), draws=3)
+    loader, model, found = cfg.dataloader.train, instantiate(cfg.model), []
+    order = BalancedOrder(
+        instantiate(loader.balance)(instantiate(loader.dataset), instantiate(loader.mapper)), 1, 1, 5, draws=3
+    )
+    counter = TokenCounter(model.backbone.net)
+    for place, [image] in zip(order.images_of(0), islice(instantiate(resumable(loader, 5, 0)), 28), strict=False):
+        model.backbone(model.preprocess_image([image]).tensor)
+        found.append((image["image_id"], counter.take_counts()[0]))
+        assert found[-1][1] == order.tokens[place] and place % 7 == image["image_id"] - 1
+    by_image = [{tokens for image, tokens in found if image == number} for number in range(1, 8)]
+    assert sum(len(tokens) > 1 for tokens in by_image) > 3, "augmentations differ"
+    assert sorted(found[:7]) == sorted(found[21:]), "the fourth epoch takes the first again"
+    resumed = names(instantiate(resumable(loader, 5, 9)), 9)
+    assert [[number] for number, _ in found[9:18]] == resumed
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_draws_are_a_number(draws: int, coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at least 1 augmentation"):
+        use_balanced_sampler(config(coco, tmp_path / "x.json"), str(tmp_path / "x.json"), draws)
 
 
 def test_the_config_of_the_run_can_be_written_and_read(coco: Path, tmp_path: Path) -> None:

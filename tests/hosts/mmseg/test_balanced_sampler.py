@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -92,18 +93,23 @@ def test_other_settings_are_counted_again(data: Path, tmp_path: Path, monkeypatc
         assert len(counted) == total, options
 
 
-def test_a_mean_of_several_draws_may_be_counted(data: Path, tmp_path: Path) -> None:
-    cfg = config(data, tmp_path / "x.json")
-    cfg.train_dataloader.sampler.draws = 2
+def test_augmentations_taken_in_turn_have_the_tokens_that_were_counted(data: Path, tmp_path: Path) -> None:
+    cfg = config(data, tmp_path / "x.json", **{"train_dataloader.batch_size": 1})
+    use_balanced_sampler(cfg, str(tmp_path / "x.json"), draws=3)
+    make_resumable(cfg)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    two = DATA_SAMPLERS.build(cfg.train_dataloader.sampler, default_args={"dataset": dataset, "seed": 0})
-    count = balanced_sampler._counter(dataset, *_parts(cfg), draws=1)
-    assert two.order.tokens.tolist() != [count(i) for i in range(7)] and (two.order.tokens * 2 % 1 == 0).all()
-
-
-def _parts(cfg: Config) -> tuple:
-    sampler = cfg.train_dataloader.sampler
-    return balanced_sampler.PatchSelector(**sampler.backbone), sampler.data_preprocessor
+    sampler = DATA_SAMPLERS.build(cfg.train_dataloader.sampler, default_args={"dataset": dataset, "seed": 0})
+    counted, order, found = sampler.order.tokens, sampler.order, []
+    prepare = MODELS.build(cfg.model.data_preprocessor)
+    selector = balanced_sampler.PatchSelector(**cfg.train_dataloader.sampler.backbone)
+    for place, draw in zip(order.images_of(0), islice(iter(sampler), 28), strict=False):
+        sample = dataset[pickle.loads(pickle.dumps(draw))]
+        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+        found.append((draw, int(selector.count(prepare(batch, training=True)["inputs"]).sum())))
+        assert found[-1][1] == counted[place] and place % 7 == draw
+    by_image = [{tokens for index, tokens in found if index == image} for image in range(7)]
+    assert sum(len(tokens) > 1 for tokens in by_image) > 2, "augmentations differ"
+    assert sorted(found[:7]) == sorted(found[21:]), "the fourth epoch takes the first again"
 
 
 def test_configs_are_changed_only_when_asked(data: Path, tmp_path: Path) -> None:
@@ -116,6 +122,18 @@ def test_configs_are_changed_only_when_asked(data: Path, tmp_path: Path) -> None
     make_resumable(cfg)
     assert cfg.train_dataloader.sampler.type == "BalancedSampler"
     assert cfg.train_dataloader.dataset.type == "SeededDataset"
+
+
+def test_draws_need_a_file_seeds_and_a_number(data: Path, tmp_path: Path) -> None:
+    cfg = config(data, None)
+    with pytest.raises(ValueError, match="--balance-draws needs --balance FILE"):
+        use_balanced_sampler(cfg, None, draws=2)
+    with pytest.raises(ValueError, match="draws=0: expected at least 1"):
+        use_balanced_sampler(cfg, str(tmp_path / "x.json"), draws=0)
+    use_balanced_sampler(cfg, str(tmp_path / "x.json"), draws=2)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    with pytest.raises(ValueError, match="put SeededDataset around it"):
+        DATA_SAMPLERS.build(cfg.train_dataloader.sampler, default_args={"dataset": dataset, "seed": 0})
 
 
 @pytest.mark.parametrize(
