@@ -9,6 +9,10 @@ through the orders in which the hosts read images, at random or balanced (--bala
 time of each batch from a cost curve, and a step's from its slowest process. With a budget (the backbone's token_budget)
 each image has the same tokens, and nobody waits.
 
+Augmentation changes tokens. TOKENS with several draws of each image (--balance-draws) stands for a training on these
+draws, whose balance is exact. With --new-draws, the order rests on the first draw and the tokens are those of the last:
+a training with --balance alone.
+
 Time to exchange gradients and to read images is not part of it: add it to all rows.
 
 TOKENS is a file of token counts: what the trainers' --balance names, or tokens.json of tools/calibrate.py. The cost
@@ -59,6 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--accumulate", type=int, default=1, help="batches per step of the optimizer (default: %(default)s)")
     add("--images", type=int, metavar="N", help="of the whole data set, if TOKENS holds those of a sample")
     add("--budget", type=float, metavar="N", help="tokens per image with a budget (default: the mean)")
+    add("--new-draws", action="store_true", help="balance by the first draw of each image, train on the last")
     add("--steps", type=int, default=500, help="steps to go through (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the orders (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -81,14 +86,30 @@ def curve_of(options: argparse.Namespace) -> CostCurve:
     return fit_curve(*points)
 
 
-def simulate(tokens: np.ndarray, curve: CostCurve, options: argparse.Namespace) -> list[Row]:
-    """Simulate each number of processes."""
+def read_tokens(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of all images that training has, and those that its balance rests on. Raises ValueError,
+    OSError."""
+    counts, counted_with = read_counts(options.tokens)
+    if not counts:
+        raise ValueError(f"{options.tokens} holds no images")
+    if not options.new_draws:
+        tokens = resampled(np.array(counts), options.images, options.seed)
+        return tokens, tokens
+    draws = counted_with.get("draws") or 1
+    if draws < 2:
+        raise ValueError(f"{options.tokens} holds one draw of each image; --new-draws needs two (--balance-draws 2)")
+    first, *_, last = resampled(np.array(counts).reshape(draws, -1).T, options.images, options.seed).T
+    return last, first
+
+
+def simulate(tokens: np.ndarray, known: np.ndarray, curve: CostCurve, options: argparse.Namespace) -> list[Row]:
+    """Simulate each number of processes, balanced by the tokens that are known."""
     rows = []
     for ranks in tqdm(sorted({*options.ranks}), "simulating"):
         setup = Setup(ranks, options.batch_size, options.accumulate)
         random, balanced = (
             step_times(curve, tokens, order, setup, options.steps)
-            for order in (shuffled_steps(len(tokens), setup, options.seed), balanced_steps(tokens, setup, options.seed))
+            for order in (shuffled_steps(len(tokens), setup, options.seed), balanced_steps(known, setup, options.seed))
         )
         budget = budget_times(curve, options.budget or tokens.mean(), setup)
         rows.append(Row(ranks, ranks * options.batch_size * options.accumulate, random, balanced, budget))
@@ -114,12 +135,10 @@ def describe(tokens: np.ndarray, curve: CostCurve, options: argparse.Namespace) 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Do what the command line asks for. Raises ValueError, OSError."""
-    counts, _ = read_counts(options.tokens)
-    if not counts:
-        raise ValueError(f"{options.tokens} holds no images")
+    tokens, known = read_tokens(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    curve, tokens = curve_of(options), resampled(counts, options.images, options.seed)
-    rows, text = simulate(tokens, curve, options), describe(tokens, curve, options)
+    curve = curve_of(options)
+    rows, text = simulate(tokens, known, curve, options), describe(tokens, curve, options)
     write_text_whole(options.out / "table.md", f"{text}\n\n{table(rows)}\n")
     write_csv(rows, options.out / "table.csv")
     draw(rows, options.out / "scaling.png", f"{options.batch_size} images per process, {len(tokens)} images")

@@ -170,6 +170,26 @@ def test_a_budget_may_be_named(tmp_path: Path) -> None:
     assert float(row["budget_seconds"]) == pytest.approx(3 * 0.2, rel=1e-3) and float(row["budget_waste"]) == 0
 
 
+@pytest.mark.parametrize("alike, removed", [(1.0, 0.9), (0.0, -0.4)])
+def test_new_draws_are_balanced_as_far_as_they_are_like_those_counted(
+    alike: float, removed: float, tmp_path: Path
+) -> None:
+    """Two draws of each image, either the same or of no relation, in which case the order is as good as any."""
+    first, other = np.random.default_rng(0).integers(1, 1000, (2, 300))
+    last = (alike * first + (1 - alike) * other).astype(int)
+    write_counts(tmp_path / "two.json", [*first.tolist(), *last.tolist()], {"draws": 2})
+    write_points(tmp_path / "x.csv", [0, 1000], [0.1, 1.1])
+    argv = [str(tmp_path / "two.json"), "--curve", str(tmp_path / "x.csv"), "--out", str(tmp_path), "--ranks", "4"]
+    [new] = simulate_scaling.run(simulate_scaling.parse([*argv, "--new-draws"]))
+    [counted] = simulate_scaling.run(simulate_scaling.parse([*argv, "--images", "700"]))
+    assert removed <= new.waiting_removed < removed + 0.8 and counted.waiting_removed > 0.9
+
+
+def test_new_draws_need_two(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="tokens.json holds one draw of each image"):
+        command(tmp_path, "--new-draws")
+
+
 @pytest.mark.parametrize("more, message", [(["--steps", "0"], "--steps 0"), (["--ranks", "0"], "--ranks 0")])
 def test_numbers_out_of_range_are_refused(
     more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture

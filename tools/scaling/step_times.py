@@ -91,6 +91,7 @@ def budget_times(costs: Callable[[np.ndarray], np.ndarray], tokens: float, setup
 
 
 def resampled(tokens: Sequence[float], images: int | None, seed: int) -> np.ndarray:
-    """Tokens of a data set of so many images, of which those given are a sample; as they are if None."""
+    """Tokens of a data set of so many images, of which those given, (N,) or (N, draws), are a sample; as they are if
+    None."""
     tokens = np.asarray(tokens, dtype=np.float64)
     return tokens if images is None else np.random.default_rng((seed, images)).choice(tokens, images)
