@@ -148,5 +148,9 @@ def use_balanced_sampler(cfg: DictConfig, counts: str, draws: int | None = None)
         options["window_size"] = 0
     # Numbers alone, since the config is written to the run's folder.
     loader.balance = L(TokenCounting)(
-        counts=counts, selector=L(PatchSelector)(**options), square_pad=backbone.get("square_pad", 0), draws=draws
+        counts=counts,
+        selector=L(PatchSelector)(**options),
+        square_pad=backbone.get("square_pad", 0),
+        draws=draws,
+        workers=loader.get("num_workers", 0),
     )
