@@ -147,7 +147,8 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None, draws: int | No
     if Path(counts or given["counts"]).exists():
         read_counts(counts or given["counts"])
     loader.sampler = {
-        "batch_size": loader.batch_size, "workers": loader.get("num_workers", 0), "backbone": _selector_options(backbone),
+        "batch_size": loader.batch_size, "workers": loader.get("num_workers", 0),
+        "backbone": _selector_options(backbone),
         "data_preprocessor": cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor"),
         **given, "type": "BalancedSampler", **({"counts": counts} if counts else {}),
         **({} if draws is None else {"draws": draws}),
