@@ -42,6 +42,7 @@ CASES = [
     ("prepare_camvid", "tqdm"),
     ("train_over_seeds", "tqdm"),
     ("simulate_scaling", "tqdm"),
+    ("benchmark_ranks", "cv2"),
 ]
 
 
