@@ -16,6 +16,7 @@ same ones, a portrait keeps half of its tokens and a meadow nearly all. The thre
 - with --masks: which share of the coarse patches holds more than one class, and of the borders between classes lies
   under coarse patches, there and in labels.png, against the tokens kept. By it thresholds and scorers can be compared
   before anything is trained;
+- tokens.json: the tokens of each photo, for tools/simulate_scaling.py;
 - histogram.png and worst.png: how the shares spread, and the photos that keep most tokens;
 - curves.jsonl: what was measured of each photo, from which the same command continues after an interruption.
 
@@ -41,6 +42,7 @@ with needed_packages("calibrate"):
     from visualize import SCORER_HELP, config_scale, read_config, selector_of
 
     from apt_dense import PatchSelector
+    from apt_dense.hosts.token_counts import write_counts
     from apt_dense.hosts.vit_sizes_and_windows import SIZES
     from apt_dense.patches.calibration import Calibration, CurveStatistics, Target, scalable
     from apt_dense.weights.files import write_text_whole
@@ -166,6 +168,7 @@ def write_report(
     """Write what the module's text lists."""
     chosen = replace(selector, thresholds=tuple(round(t, 3) for t in found.thresholds))
     shares = shares_at(read_curves(record, settings), found.factor)
+    write_counts(out / "tokens.json", shares.tokens, {**settings, "thresholds": chosen.thresholds})
     draw_histogram(out / "histogram.png", shares.all, found)
     draw_worst(out / "worst.png", shares.worst, chosen, sizes)
     write_text_whole(out / "snippets.md", snippets(chosen, found.share) + "\n")

@@ -6,8 +6,9 @@
 
 Options first, then key=value overrides of the config. Without --data-root, data sets are looked for where the
 environment variable DETECTRON2_DATASETS says. With --resume, a run continues from its last checkpoint exactly as if it
-had not stopped. Ctrl-C ends a run after its current iteration, with a checkpoint, in all its processes. Works with and
-without a GPU; without, AMP is off.
+had not stopped. Ctrl-C ends a run after its current iteration, with a checkpoint, in all its processes. With --dry-run,
+nothing is trained or kept. train.accumulate=N averages the gradients of N batches in each iteration. Works with and
+without a GPU; without, AMP is off unless it is bfloat16 (train.amp.dtype=bfloat16).
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -21,18 +22,27 @@ from shared.log_on_terminal import show_log
 from shared.packages import needed_packages
 
 with needed_packages("train_det"):
+    import torch
+    from detectron2.config import instantiate
     from detectron2.data.detection_utils import SizeMismatchError
     from detectron2.engine import default_argument_parser, default_setup, launch
     from detectron2.utils import comm
+    from detectron2.utils.events import EventStorage
     from omegaconf import DictConfig
     from torch.multiprocessing import ProcessExitedException
 
     from apt_dense.hosts.detectron2 import train_and_evaluate as run
+    from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import amp_dtype, batches_per_iteration
     from apt_dense.hosts.detectron2.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.detectron2.balanced_sampler import use_balanced_sampler
     from apt_dense.hosts.detectron2.coco_data import check_data, use_data_root
+    from apt_dense.hosts.detectron2.resumable_loader import resumable
     from apt_dense.hosts.interrupts import Stopped, passing_signals_on
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.readable_images import DataError, line_of
+    from apt_dense.hosts.token_counts import read_counts
+
+    from shared.dry_run import Trial, describe_trial
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,6 +51,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
     )
+    parser.add_argument(
+        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
+    )
+    parser.add_argument(
+        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
+        "turn, which are counted; otherwise on new ones, and one of them is counted"
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what a training on that many GPUs and machines would do: parameter "
+        "groups, tokens, memory"
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -56,8 +77,33 @@ def prepare(args: argparse.Namespace) -> DictConfig:
     run.complete_config(cfg)
     # A run that goes on, and an evaluation, take all weights from its checkpoint.
     fill_in_config(cfg, keep_weights=not (args.eval_only or (args.resume and run.has_checkpoint(cfg))))
+    if args.balance_draws is not None and not args.balance:
+        raise ValueError("--balance-draws needs --balance FILE, in which token counts are kept")
+    if args.balance and not args.eval_only:
+        use_balanced_sampler(cfg, args.balance, args.balance_draws)
     check_data(cfg, splits, every_class)
     return cfg
+
+
+def dry_run(args: argparse.Namespace) -> str:
+    """Describe a training on the machines that are named by a few steps in this process. Raises as ``run.train``."""
+    cfg, processes = prepare(args), args.num_gpus * args.num_machines
+    loader = cfg.dataloader.train
+    if loader.total_batch_size % processes:
+        raise ValueError(f"total_batch_size={loader.total_batch_size} must be a multiple of the {processes} processes")
+    images = loader.total_batch_size = loader.total_batch_size // processes
+    model = instantiate(cfg.model).to(cfg.train.device).train()
+    cfg.optimizer.params.model = model
+    batches, precision = iter(instantiate(resumable(loader, cfg.train.seed, 0))), cfg.train.amp
+
+    def loss() -> torch.Tensor:
+        dtype = getattr(torch, amp_dtype(cfg.train))
+        with EventStorage(0), torch.autocast(torch.device(cfg.train.device).type, dtype, enabled=precision.enabled):
+            return sum(model(next(batches)).values())
+
+    tokens = read_counts(args.balance)[0] if args.balance else None
+    accumulate = batches_per_iteration(cfg.train)
+    return describe_trial(Trial(model, instantiate(cfg.optimizer), loss, images, processes, accumulate, tokens))
 
 
 def main_worker(args: argparse.Namespace) -> None:
@@ -86,6 +132,13 @@ def main_worker(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.dry_run:
+        show_log()
+        try:
+            print(dry_run(args))
+        except (OSError, ValueError) as error:
+            sys.exit(f"train_det: {' '.join(str(error).split())}")
+        return
     several = args.num_gpus * args.num_machines > 1
     with passing_signals_on() if several else contextlib.nullcontext(lambda: False) as stopped:
         try:

@@ -39,6 +39,7 @@ with needed_packages("train_det_torchvision"):
     from apt_dense.hosts.torchvision.safe_checkpoints import CHECKPOINT, load_weights, read_run, settings_of
     from apt_dense.weights.files import CheckpointError, write_text_whole
 
+    from shared.dry_run import Trial, describe_trial
     from shared.option_types import device
     from shared.token_counts import TokenCounter
     from torchvision_detection.data import CocoSplit, load_split
@@ -56,6 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of log, checkpoint and results")
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, if there is one")
+    parser.add_argument("--dry-run", action="store_true", help="say what training would do: parameter groups, memory")
     parser.add_argument("--eval-only", action="store_true", help="score a checkpoint and end")
     parser.add_argument("--checkpoint", type=Path, help="what --eval-only scores (default: OUT/last.pth)")
     parser.add_argument(
@@ -206,6 +208,19 @@ def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argp
     return results
 
 
+def dry_run(trainer: Trainer, workers: int) -> str:
+    """Describe a training by a few of its steps, of which nothing is kept."""
+    batches, model = trainer.batches(workers), trainer.model.train()
+
+    def loss() -> torch.Tensor:
+        images, targets = next(batches)
+        targets = [{name: value.to(trainer.device) for name, value in target.items()} for target in targets]
+        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.settings.amp):
+            return sum(model([image.to(trainer.device) for image in images], targets).values())
+
+    return describe_trial(Trial(model, trainer.optimizer, loss, trainer.settings.batch_size))
+
+
 def run(args: argparse.Namespace) -> dict | None:
     """Do what the command line asks for; return None if the training was stopped."""
     checkpoint = read_checkpoint(args)
@@ -217,6 +232,9 @@ def run(args: argparse.Namespace) -> dict | None:
     (split,) = train_split
     trainer = make_trainer(args, split, checkpoint)
     check_same_categories(val.categories, split.categories, "the val data", "the training data")
+    if args.dry_run:
+        print(dry_run(trainer, args.workers))
+        return {}
     options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
     with explaining_errors(args.out, expected=_EXPECTED):
         finished = train(trainer, args.out, val=val, **options)

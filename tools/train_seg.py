@@ -5,7 +5,7 @@
 
 Works with and without a GPU. Checkpoints and logs go to work_dirs/CONFIG_NAME unless --work-dir says otherwise. Ctrl-C
 ends a run after its current iteration, with a checkpoint, in all its processes; torchrun then prints a traceback of its
-own.
+own. With --dry-run, nothing is trained or kept.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -14,18 +14,22 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
-from shared.log_on_terminal import show_log
+from shared.log_on_terminal import quiet, show_log
 from shared.packages import needed_packages
 
 with needed_packages("train_seg"):
     import torch.distributed as dist
     from mmengine.config import Config
+    from mmengine.optim import OptimWrapperDict
+    from torch import Tensor
 
     from apt_dense.hosts.interrupts import Stopped, stop_requests
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
+    from apt_dense.hosts.mmseg.balanced_sampler import use_balanced_sampler
     from apt_dense.hosts.mmseg.config_errors import ConfigError, building_from, running
     from apt_dense.hosts.mmseg.dataset_checks import check_data
     from apt_dense.hosts.mmseg.resumable_data import make_resumable
@@ -37,6 +41,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.run_errors import RunError
     from apt_dense.weights.files import CheckpointError
 
+    from shared.dry_run import Trial, describe_trial
     from shared.mmseg_options import add_options, use_work_dir
 
 
@@ -46,6 +51,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
+    parser.add_argument(
+        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
+    )
+    parser.add_argument(
+        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
+        "turn, which are counted; otherwise on new ones, and one of them is counted"
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", nargs="?", type=int, const=1, metavar="N", help="say what a training of N processes (default 1) "
+        "would do: parameter groups, tokens, memory"
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -56,6 +72,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.resume = args.resume or cfg.get("resume", False)
     complete_training(cfg)
     fill_in_config(cfg)
+    use_balanced_sampler(cfg, args.balance, args.balance_draws)
     if args.amp:
         use_amp(cfg)
     with building_from(cfg):
@@ -84,6 +101,30 @@ def train(cfg: Config) -> None:
         runner.train()
 
 
+def dry_run(cfg: Config, processes: int) -> str:
+    """Describe a training of so many processes by a few steps in this one. Raises as ``train``."""
+    with tempfile.TemporaryDirectory() as folder, building_from(cfg):
+        cfg.work_dir = folder
+        with quiet():
+            runner = APTRunner.from_cfg(cfg)
+            runner._init_model_weights()
+            wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+            loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
+        model, batches = runner.model.train(), iter(loader)
+        if isinstance(wrapper, OptimWrapperDict):
+            raise ConfigError("--dry-run describes a single optimizer, but optim_wrapper has several")
+
+        def loss() -> Tensor:
+            data = model.data_preprocessor(next(batches), True)
+            with wrapper.optim_context(model):
+                return model.parse_losses(model(**data, mode="loss"))[0]
+
+        order = getattr(loader.sampler, "order", None)
+        accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
+        tokens = None if order is None else order.tokens
+        return describe_trial(Trial(model, wrapper.optimizer, loss, loader.batch_size, processes, accumulate, tokens))
+
+
 def is_main_process() -> bool:
     """Tell from what launchers set, before MMEngine has read it."""
     return not any(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
@@ -102,6 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         sys.exit(f"train_seg: {error}")
+    if args.dry_run is not None:
+        try:
+            print(dry_run(cfg, args.dry_run))
+        except (CheckpointError, ConfigError, OSError) as error:
+            sys.exit(f"train_seg: {' '.join(str(error).split())}")
+        return
     alone_or_first = args.launcher == "none" or is_main_process()
     try:
         with lock_folder(cfg.work_dir) if alone_or_first else contextlib.nullcontext():

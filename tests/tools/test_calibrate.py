@@ -17,6 +17,7 @@ import calibrate
 from visualize import partition_photo
 
 from apt_dense import PatchSelector
+from apt_dense.hosts.token_counts import read_counts
 from apt_dense.patches.calibration import Calibration
 
 from calibration import thresholds_for_latency as latency
@@ -61,8 +62,11 @@ def test_the_target_is_met_and_everything_is_written(
     assert "broken.jpg is not a readable photograph" in said.err and "60.0% on average over 12 photos" in said.out
     assert "in the photos' own sizes; name the size that the model sees" in said.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "curves.jsonl", "histogram.png", "snippets.md", "thresholds.json", "worst.png",
+        "curves.jsonl", "histogram.png", "snippets.md", "thresholds.json", "tokens.json", "worst.png",
     ]  # fmt: skip
+    tokens, counted_with = read_counts(tmp_path / "out" / "tokens.json")
+    assert sum(tokens) / (12 * 12 * 16) == pytest.approx(found["share"], abs=0.05) and len(tokens) == 12
+    assert counted_with["thresholds"] == found["thresholds"]
     assert all(cv2.imread(str(tmp_path / "out" / name)).shape[0] > 100 for name in ("histogram.png", "worst.png"))
 
 

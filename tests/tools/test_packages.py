@@ -41,6 +41,8 @@ CASES = [
     ("measure_accuracy", "cv2"),
     ("prepare_camvid", "tqdm"),
     ("train_over_seeds", "tqdm"),
+    ("simulate_scaling", "tqdm"),
+    ("benchmark_ranks", "cv2"),
 ]
 
 

@@ -22,25 +22,27 @@ _DRAWN = 480  # pixels of a drawn photo's longer side
 
 
 class Shares(NamedTuple):
-    """Shares of tokens at the chosen thresholds: of all photos, and the photos with the largest."""
+    """Shares of tokens at the chosen thresholds: of all photos, and the photos with the largest; and all tokens."""
 
     all: np.ndarray
+    tokens: list[int]
     worst: list[tuple[float, str]]  # largest first
 
 
 def shares_at(curves: Iterable[PhotoCurve], factor: float) -> Shares:
     """Read each photo's share off its curve, at the next smaller factor that curves are made for."""
     place = int((factor * (1 + 1e-9) >= FACTORS).sum()) - 1
-    shares, worst = [], []
+    shares, tokens, worst = [], [], []
     for curve in curves:
         if curve.patches is None:
             continue
         cells = curve.patches[0] @ 4 ** np.arange(curve.patches.shape[1])
-        shares.append(curve.patches[place].sum() / cells)
+        tokens.append(int(curve.patches[place].sum()))
+        shares.append(tokens[-1] / cells)
         heapq.heappush(worst, (float(shares[-1]), curve.path))
         if len(worst) > WORST:
             heapq.heappop(worst)
-    return Shares(np.array(shares), sorted(worst, reverse=True))
+    return Shares(np.array(shares), tokens, sorted(worst, reverse=True))
 
 
 def describe(found: Calibration, patch_size: int) -> str:

@@ -7,6 +7,7 @@ and nothing else changes until ``model.backbone.net.thresholds`` says which patc
 """
 
 from apt_dense.hosts.detectron2.backbone import APTViT
+from apt_dense.hosts.detectron2.balanced_sampler import BalancedTrainingSampler, TokenCounting
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
 from apt_dense.hosts.detectron2.large_image_rcnn import APTGeneralizedRCNN
 from apt_dense.hosts.detectron2.layer_decay import get_apt_lr_decay_rate
@@ -17,8 +18,10 @@ from apt_dense.hosts.detectron2.yacs import add_apt_config, build_apt_vit_sfp_ba
 __all__ = [
     "APTGeneralizedRCNN",
     "APTViT",
+    "BalancedTrainingSampler",
     "PatchScheduleHook",
     "SimpleFeaturePyramid",
+    "TokenCounting",
     "TokenDriftHook",
     "add_apt_config",
     "build_apt_vit_sfp_backbone",

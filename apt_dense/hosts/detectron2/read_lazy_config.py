@@ -10,13 +10,16 @@ from detectron2.config import LazyConfig
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig, OmegaConf
 
+from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import amp_dtype, check_precision
 from apt_dense.option_checks import flag, optional, text, whole
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
 logger = logging.getLogger("detectron2.apt_dense")
 
-#: Options of ``train`` that Detectron2 or our hooks understand but its common/train.py does not list.
-_TRAIN_OPTIONS = {"seed", "cudnn_benchmark", "float32_precision", "patch_schedule", "expected_tokens"}
+#: Options of ``train`` that Detectron2 or this package understands but Detectron2's common/train.py does not list.
+_TRAIN_OPTIONS = {
+    "seed", "cudnn_benchmark", "float32_precision", "patch_schedule", "expected_tokens", "accumulate",
+}  # fmt: skip
 _PARTS = "model", "dataloader", "train"
 
 
@@ -98,10 +101,11 @@ def complete_config(cfg: DictConfig) -> None:
 
     Raises:
         ValueError: if a number of ``train`` or its device is not one, or the seed is negative, which stands for another
-            seed in each run.
+            seed in each run; for a precision or a number of batches to accumulate that do not exist.
     """
     _check_values(cfg)
     _choose_device(cfg)
+    check_precision(cfg.train)
     if cfg.train.get("seed") is None:
         cfg.train.seed = 0
     if cfg.train.seed < 0:
@@ -134,8 +138,10 @@ def _check_values(cfg: DictConfig) -> None:
 def _choose_device(cfg: DictConfig) -> None:
     device = cfg.train.device
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        logger.warning("train.device=%s, but no GPU was found: running on the CPU without mixed precision", device)
+        logger.warning(
+            "train.device=%s, but no GPU was found: running on the CPU without mixed precision in float16", device
+        )
         cfg.train.device = "cpu"
-    if torch.device(cfg.train.device).type == "cpu":
+    if torch.device(cfg.train.device).type == "cpu" and amp_dtype(cfg.train) != "bfloat16":
         # Detectron2's mixed precision requires CUDA.
         OmegaConf.update(cfg, "train.amp.enabled", False)

@@ -17,6 +17,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from apt_dense.hosts.detectron2.balanced_sampler import BalancedTrainingSampler, TokenCounting
 from apt_dense.hosts.detectron2.readable_images import NamingMapper
 from apt_dense.hosts.interrupts import outlive_sigterm
 from apt_dense.hosts.randomness_from_seeds import random_numbers
@@ -44,6 +45,7 @@ def build_resumable_loader(
     seed: int,
     start_iter: int = 0,
     sampler: Sampler | None = None,
+    balance: TokenCounting | None = None,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     collate_fn: Any = None,
@@ -62,19 +64,30 @@ def build_resumable_loader(
         seed: of the order (unless there is a ``sampler``) and of the augmentations.
         start_iter: iterations to skip.
         sampler: endless indices into ``dataset``; by default all images in a new random order each time.
+        balance: counts the tokens of the images, which the processes of an iteration then have nearly equally many of
+            (:class:`BalancedTrainingSampler`). Wide and tall images then share batches.
         aspect_ratio_grouping: whether a batch holds either wide or tall images.
         **options: as for torch's DataLoader.
 
     Raises:
-        ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes.
+        ValueError: if ``total_batch_size`` is not a positive multiple of the number of processes, or there are both
+            ``sampler`` and ``balance``.
     """
     ranks = comm.get_world_size()
     if total_batch_size % ranks or total_batch_size <= 0:
         raise ValueError(f"total_batch_size={total_batch_size} must be a positive multiple of the {ranks} processes")
-    wide = [image["width"] > image["height"] for image in dataset] if aspect_ratio_grouping else [False] * len(dataset)
+    if sampler is not None and balance is not None:
+        raise ValueError("sampler and balance both set the order of images; give one of them")
+    draws = 1 if balance is None else balance.draws or 1
+    if balance is not None:
+        sampler = BalancedTrainingSampler(balance(dataset, mapper), total_batch_size, seed, draws)
+    apart = aspect_ratio_grouping and balance is None
+    wide = [image["width"] > image["height"] for image in dataset] if apart else [False] * len(dataset) * draws
     sampler = TrainingSampler(len(dataset), seed=seed) if sampler is None else sampler
+    images = MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
+    in_turn = balance is not None and balance.draws is not None
     return DataLoader(
-        SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper)), (seed, comm.get_rank())),
+        DrawnInTurn(images) if in_turn else SeededDataset(images, (seed, comm.get_rank())),
         batch_sampler=BatchesFrom(start_iter, sampler, total_batch_size // ranks, wide),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
@@ -119,4 +132,21 @@ class SeededDataset(Dataset):
         outlive_sigterm()
         image, draw = key
         with random_numbers(*self.seed, draw):
+            return self.dataset[image]
+
+
+class DrawnInTurn(Dataset):
+    """A data set whose places are images in the first draw of their augmentation, then in the second, and so on, with
+    random numbers that follow from the image and its draw: those whose tokens ``TokenCounting`` has counted."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        outlive_sigterm()
+        draw, image = divmod(key[0], len(self.dataset))
+        with random_numbers(image, draw):
             return self.dataset[image]

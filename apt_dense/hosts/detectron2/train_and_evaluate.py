@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -19,6 +19,7 @@ from torch import nn
 
 from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
+from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import batches_per_iteration, make_trainer
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
 from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
@@ -93,7 +94,7 @@ def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     model = _build_model(cfg)
     cfg.optimizer.params.model = unwrapped(model)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, instantiate(cfg.optimizer))
+    trainer = make_trainer(model, instantiate(cfg.optimizer), cfg.train)
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
     if main:
         write_classes(cfg, output_dir)
@@ -117,7 +118,8 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
         saving.recent_checkpoints = _kept_checkpoints(output_dir, trainer.iter, saving.max_to_keep)
     if resume and start >= cfg.train.max_iter:
         _finish(checkpointer, trainer.iter)
-    trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, start))
+    batches_done = start * batches_per_iteration(cfg.train)
+    trainer.data_loader = instantiate(resumable(cfg.dataloader.train, cfg.train.seed, batches_done))
     trainer.train(start, cfg.train.max_iter)
 
 

@@ -11,6 +11,7 @@ backend "apt_atomic" need MMEngine only. With MMSegmentation installed, the segm
 import importlib.util
 
 from apt_dense.hosts.mmseg import (  # noqa: F401 (register what runs use)
+    balanced_sampler,
     patch_schedule_hook,
     pickles_in_configs,
     resumable_data,

@@ -17,15 +17,17 @@ from apt_dense.hosts.randomness_from_seeds import random_numbers, seed_all
 
 
 class Draw(int):
-    """An index into a data set, with the number of indices drawn before it."""
+    """An index into a data set, with the number of indices drawn before it and, unless it is to follow from that, the
+    seed of the random numbers with which its image is read."""
 
     draw: int
+    seed: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, index: int, draw: int) -> "Draw":
+    def of(cls, index: int, draw: int, seed: tuple[int, ...] | None = None) -> "Draw":
         """Make a draw of an index."""
         made = cls(index)
-        made.draw = draw
+        made.draw, made.seed = draw, seed
         return made
 
 
@@ -40,8 +42,8 @@ class DrawSampler(InfiniteSampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set that reads an image with random numbers which follow from the seed and the number of its draw,
-    whichever worker reads it."""
+    """A data set that reads an image with random numbers which follow from the seed and the number of its draw, or
+    from the seed that it is drawn with, whichever worker reads it."""
 
     def __init__(self, dataset: dict, seed: int) -> None:
         self.dataset, self.seed = DATASETS.build(dataset), seed
@@ -51,7 +53,8 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         outlive_sigterm()
-        with random_numbers(self.seed, get_rank(), getattr(index, "draw", 0)):
+        seed = getattr(index, "seed", None) or (self.seed, get_rank(), getattr(index, "draw", 0))
+        with random_numbers(*seed):
             return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:
@@ -73,14 +76,16 @@ def make_resumable(cfg: Config, resumed_seed: int | None = None) -> None:
     """Change a config so that its training can be continued as if it had not stopped.
 
     The seed is the config's, that of the resumed run, or else 0. Only training by iterations with MMEngine's
-    InfiniteSampler is changed; anything else keeps MMEngine's order.
+    InfiniteSampler, or with BalancedSampler, is changed; anything else keeps MMEngine's order.
     """
     cfg.setdefault("randomness", {})
     if cfg.randomness.get("seed") is None:
         cfg.randomness.seed = 0 if resumed_seed is None else resumed_seed
     loader = cfg.get("train_dataloader") or {}
-    if loader.get("sampler", {}).get("type") != "InfiniteSampler":
+    sampler = loader.get("sampler", {}).get("type")
+    if sampler not in ("InfiniteSampler", "BalancedSampler"):
         return
-    loader.sampler.type = "DrawSampler"
+    if sampler == "InfiniteSampler":
+        loader.sampler.type = "DrawSampler"
     loader.dataset = {"type": "SeededDataset", "dataset": loader.dataset, "seed": cfg.randomness.seed}
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "SeedIterations"}]

@@ -1,0 +1,63 @@
+"""DistributedDataParallel on two gloo processes gives the mean of both batches' gradients, whatever is in these."""
+
+from __future__ import annotations
+
+import multiprocessing
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from apt_dense import APTViT
+
+from support.references import noise, randomise
+
+TINY = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2, "thresholds": (5.5, 4.0)}
+FLAT = torch.zeros(1, 3, 64, 64)
+CASES = {
+    "noise on both": [noise(1, 3, 64, 64, seed=1), noise(1, 3, 64, 64, seed=2)],
+    "one flat": [noise(1, 3, 64, 64, seed=1), FLAT],
+    "both flat": [FLAT, FLAT + 0.1],
+    "other sizes and numbers": [noise(2, 3, 48, 80, seed=1), noise(1, 3, 33, 64, seed=2)],
+}
+
+
+def build(**options: object) -> APTViT:
+    return randomise(APTViT(**TINY, **options), 0.2, 0).train()
+
+
+def loss_of(model: torch.nn.Module, images: Tensor) -> Tensor:
+    return model(images)[0].square().mean()
+
+
+def train(rank: int, folder: Path, images: list[Tensor], options: dict, answers: Connection) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = build(**options)
+    wrapped = DistributedDataParallel(model)
+    for number in range(2):  # accumulated: the first batch is not exchanged
+        with nullcontext() if number else wrapped.no_sync():
+            loss_of(wrapped, images[rank]).backward()
+    answers.send({name: parameter.grad.numpy() for name, parameter in model.named_parameters()})
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint_blocks": True}], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_have_the_mean_of_their_gradients(name: str, options: dict, tmp_path: Path) -> None:
+    context, pipes = multiprocessing.get_context("fork"), [multiprocessing.Pipe() for _ in range(2)]
+    for rank in range(2):
+        given = rank, tmp_path, CASES[name], options, pipes[rank][1]
+        context.Process(target=train, args=given).start()
+    found = [pipe.recv() if pipe.poll(60) else None for pipe, _ in pipes]
+    alone = build()
+    for images in CASES[name]:  # each twice, of which processes take the mean
+        loss_of(alone, images).backward()
+    for parameter_name, parameter in alone.named_parameters():
+        for one in found:
+            torch.testing.assert_close(torch.from_numpy(one[parameter_name]), parameter.grad, rtol=1e-4, atol=1e-6)
