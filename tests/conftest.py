@@ -46,6 +46,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _short_waits_for_data_workers() -> Iterator[None]:
+    """A DataLoader that ends early waits so long for each of its workers, by default five seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_tuned_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a developer measured on their machine (tools/tune_kernels.py) decides nothing in the tests."""
     with pytest.MonkeyPatch.context() as patch:

@@ -79,7 +79,7 @@ def test_without_thresholds_models_compile_to_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("relative windows", BUDGET), ("relative windows", {}), ("checkpointed", {"residual_block_indexes": (0,)})],
+    [("relative windows", BUDGET), ("checkpointed", {"residual_block_indexes": (0,)})],
 )
 def test_fixed_shapes_train_compiled_in_several_sizes(name: str, options: dict[str, Any]) -> None:
     model, plain = build(name, **options), build(name, **options)
