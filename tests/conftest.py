@@ -22,8 +22,10 @@ settings.load_profile("suite")
 #: others wait (together with xdist's --dist loadfile --no-loadscope-reorder). Those whose trainings are forked come
 #: before all that compile: after some graphs PyTorch's autograd refuses to run in a fork.
 LONG = (
-    "test_interruptions_at_every_write.py", "test_interruptions.py", "test_readme.py", "test_packages.py",
-    "test_graphs.py", "test_doors.py",
+    "test_interruptions_at_every_write.py", "test_interruptions.py", "test_patch_schedules.py",
+    "test_two_processes_equal_one.py", "test_balanced_trainings.py", "test_gradients_of_two_processes.py",
+    "test_benchmark_ranks.py", "test_dry_run.py", "test_readme.py", "test_packages.py", "test_graphs.py",
+    "test_doors.py",
 )  # fmt: skip
 
 

@@ -77,9 +77,12 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.filterwarnings("ignore")
 def test_the_scores_are_those_of_the_host(folder: Path, tmp_path: Path) -> None:
     form = "half: proportional_attention=0.5"
-    tool.main([*options(folder, tmp_path / "out"), "--form", "plain", "--form", form])
+    scales = "two scales: thresholds=(5.0, 4.0)"
+    tool.main([*options(folder, tmp_path / "out"), "--form", "plain", "--form", form, "--form", scales])
     found = results(tmp_path / "out")
-    assert list(found) == ["uniform", "smaller image", "plain", "half"]
+    assert list(found) == ["uniform", "smaller image", "plain", "half", "two scales"]
+    first, second = found["two scales"]["thresholds"]
+    assert first / second == pytest.approx(5 / 4), "a form's own thresholds are scaled"
     for variant, power in (("uniform", 0.0), ("plain", 0.0), ("half", 0.5)):
         backbone = [f"model.backbone.thresholds={tuple(found[variant]['thresholds'])!r}".replace(" ", "")]
         backbone += [f"model.backbone.proportional_attention={power}"]

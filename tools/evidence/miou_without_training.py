@@ -34,7 +34,8 @@ def load_segmentor(config: Path, checkpoint: Path, form: Form, thresholds: Seque
     backbone = cfg.model.get("backbone") or {}
     if backbone.get("type") != "APTViT":
         raise ValueError(f"{config}: its backbone is {backbone.get('type')}; this tool switches an APTViT")
-    backbone.update(pretrained=None, init_cfg=None, thresholds=tuple(thresholds), token_budget=None, **form.options)
+    backbone.update(pretrained=None, init_cfg=None, token_budget=None)
+    backbone.update({"thresholds": tuple(thresholds), **form.options})
     cfg.model.test_cfg = Config({"mode": "whole"})._cfg_dict
     init_default_scope(cfg.get("default_scope", "mmseg"))
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
