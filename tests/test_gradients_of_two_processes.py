@@ -50,13 +50,16 @@ def train(rank: int, folder: Path, images: list[Tensor], options: dict, answers:
 @pytest.mark.parametrize("options", [{}, {"checkpoint_blocks": True}], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_have_the_mean_of_their_gradients(name: str, options: dict, tmp_path: Path) -> None:
-    context, answers = multiprocessing.get_context("fork"), []
+    context, answers, processes = multiprocessing.get_context("fork"), [], []
     for rank in range(2):
         answer, sender = multiprocessing.Pipe(duplex=False)
-        context.Process(target=train, args=(rank, tmp_path, CASES[name], options, sender), daemon=True).start()
+        processes.append(context.Process(target=train, args=(rank, tmp_path, CASES[name], options, sender)))
+        processes[-1].start()
         sender.close()  # so that a process that dies ends the wait for its answer
         answers.append(answer)
     found = [answer.recv() for answer in answers]
+    for process in processes:
+        process.join()
     alone = build()
     for images in CASES[name]:  # each twice, of which processes take the mean
         loss_of(alone, images).backward()

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
 GREYS = {"photos": (20, 25, 30, 40), "ball": (100, 104, 107, 110), "box": (200, 204, 207, 210)}
 
 

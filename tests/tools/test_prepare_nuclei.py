@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
 
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -188,18 +188,20 @@ def test_detection_is_trained_from_a_folder_of_data(
     (tmp_path / "data" / "annotations").mkdir(parents=True)
     (tmp_path / "data" / "annotations" / "instances_train.json").write_text("{}")
     settings = ["--setting", "two: thresholds=5.5,4.0 amp=true", "--setting", "one: thresholds=5 amp=false"]
-    command = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--seeds", "1", "3", *settings]
-    tool.main([*command, "--metric", "bbox/AP", "bbox/APs", "--", "--batch-size", "2"])
+
+    def run(out: str, *metrics: str) -> None:
+        around = ["--out", str(tmp_path / out), "--seeds", "1", "3", *settings]
+        tool.main([str(tmp_path / "data"), *around, "--metric", *metrics, "--", "--batch-size", "2"])
+
+    run("out", "bbox/AP", "bbox/APs")
     printed = capsys.readouterr().out
     assert f"| two | 2 | 14.00 | 7.00 | {2**0.5:.2f} | 13.00 | 15.00 | 25.0% | 1 |" in printed
     assert "| one | 2 | 3.00 | 1.50 |" in printed
     with pytest.raises(SystemExit, match=r"has no segm/AP; choose --metric of bbox/AP, bbox/APs"):
-        tool.main(
-            [*command[:3], str(tmp_path / "other"), *command[4:], "--metric", "segm/AP", "--", "--batch-size", "2"]
-        )
+        run("other", "segm/AP")
     (tmp_path / "data" / "annotations" / "instances_train.json").write_text("{ }")
     with pytest.raises(SystemExit, match="holds a training of other settings"):
-        tool.main([*command, "--", "--batch-size", "2"])
+        run("out", "bbox/AP")
 
 
 def test_one_seed_has_no_deviation() -> None:

@@ -26,6 +26,8 @@ from apt_dense import APTViT
 
 FIELDS = "tokens", "own", "waited"
 
+_POLL = 0.02  # seconds between looks at the processes
+
 
 class RankTimes(NamedTuple):
     """Steps of all processes, each (steps, ranks).
@@ -119,9 +121,12 @@ def run_processes(main: Callable[[int], None], ranks: int) -> list[int]:
             _run_forked(main, rank)
         children.append(child)
     while len(statuses) < ranks:
-        child, status = os.wait()
-        statuses[child] = os.waitstatus_to_exitcode(status)
-        if statuses[child]:
+        time.sleep(_POLL)
+        for child in [child for child in children if child not in statuses]:  # others may be somebody else's
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        if any(statuses.values()):
             for other in {*children} - statuses.keys():
                 os.kill(other, signal.SIGKILL)
     return [statuses[child] for child in children]
