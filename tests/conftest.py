@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,6 +46,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _detectron2_hands_its_log_on() -> None:
+    """A run of Detectron2 keeps its logger's entries to itself from then on, out of sight of ``caplog``."""
+    logging.getLogger("detectron2").propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)
