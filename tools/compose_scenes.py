@@ -18,7 +18,7 @@ from shared.packages import needed_packages
 with needed_packages("compose_scenes"):
     from tqdm import tqdm
 
-    from demo.dataset import SPLITS, check_numbers, check_ours, write_data_set
+    from demo.dataset import SPLITS, check_numbers, check_target, write_data_set
     from demo.scenes import BACKGROUND
     from evidence.composed_scenes import composed, load_sources
 
@@ -39,9 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def write(args: argparse.Namespace) -> list[str]:
     """Write the scenes; return the names of the classes. Raises ValueError and OSError."""
     check_numbers(args.train, args.val, args.size, args.seed)
-    if args.out.exists() and not args.force:
-        raise ValueError(f"{args.out} exists; pass --force to replace it or choose another folder")
-    check_ours(args.out)
+    check_target(args.out, None, args.force)
     names, splits = [], []
     for split, sources in enumerate(load_sources(args.photos, args.cutouts, args.size)):
         count, names = (args.train, args.val)[split], [BACKGROUND, *sources.cutouts]

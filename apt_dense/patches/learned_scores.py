@@ -6,6 +6,7 @@ one network serves all scales and patch sizes. ``tools/fit_scorer.py`` trains it
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class Layer(NamedTuple):
 
 
 class LearnedScorer:
-    """A scorer (``apt_dense.patches.scores.Scorer``) with weights of its own, which nothing trains any more.
+    """A scorer (``apt_dense.patches.scores.Scorer``) with fixed weights.
 
     Scores are between 0 and 1: about the share of the patch's pixels that are of another class than most of it.
 
@@ -44,13 +45,13 @@ class LearnedScorer:
             depend on what an image is batched with.
     """
 
-    def __init__(self, layers: Sequence[Layer], padding: Sequence[float] = (124.0, 116.0, 104.0)) -> None:
+    def __init__(self, layers: Sequence[Layer], padding: Sequence[float]) -> None:
         self.layers, self.padding = tuple(layers), tuple(map(float, padding))
         self._on_device = {layers[0].weight.device: self.layers}
 
     @staticmethod
     def load(path: str | Path, padding: Sequence[float]) -> "LearnedScorer":
-        """Read a file that ``tools/fit_scorer.py`` wrote; nothing in it is run.
+        """Read a file that ``tools/fit_scorer.py`` wrote; nothing in it is run. One that did not change is read once.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -58,30 +59,20 @@ class LearnedScorer:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"scorer={str(path)!r}: there is no such file; tools/fit_scorer.py writes one")
-        try:
-            with safe_open(str(path), "pt") as file:
-                is_ours = (file.metadata() or {}).get("apt_dense") == _FORMAT["apt_dense"]
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if is_ours else None  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(
-                f"scorer={str(path)!r} is damaged ({error}); write it anew with tools/fit_scorer.py"
-            ) from None
-        if tensors is None:
-            raise ValueError(f"scorer={str(path)!r} is no learned scorer; expected a file of tools/fit_scorer.py")
-        return LearnedScorer(_checked(tensors, path), padding)
+        status = Path(path).stat()
+        return _read(str(path), (status.st_mtime_ns, status.st_size), tuple(padding))
 
     def __call__(self, pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
         """Score pixels (B, 3, H, W) float32 RGB in [0, 255]: one map (B, H // size, W // size) in (0, 1) per scale."""
         layers = self._layers(pixels.device)
-        colour = pixels.new_tensor(self.padding).view(3, 1, 1)
-        centred = (pixels - colour) / 255  # padding is 0
-        return tuple(self._map(centred, patch_size * 2**scale, layers) for scale in scales)
+        images = centred(pixels, self.padding)
+        return tuple(self._map(images, patch_size * 2**scale, layers) for scale in scales)
 
-    def _map(self, centred: Tensor, size: int, layers: Sequence[Layer]) -> Tensor:
-        rows, columns = (n // size for n in centred.shape[-2:])
+    def _map(self, images: Tensor, size: int, layers: Sequence[Layer]) -> Tensor:
+        rows, columns = (n // size for n in images.shape[-2:])
         if rows == 0 or columns == 0:
-            return centred.new_zeros(len(centred), rows, columns)
-        return torch.sigmoid(run(layers, canvas(centred, size))).square()
+            return images.new_zeros(len(images), rows, columns)
+        return torch.sigmoid(run(layers, canvas(images, size))).square()
 
     def _layers(self, device: torch.device) -> Sequence[Layer]:
         if device not in self._on_device:
@@ -89,19 +80,36 @@ class LearnedScorer:
         return self._on_device[device]
 
 
-def canvas(centred: Tensor, size: int) -> Tensor:
-    """Pixels (B, 3, H, W) with padding at 0 -> the same with a margin, at ``PIXELS`` a patch.
+@lru_cache(maxsize=16)
+def _read(path: str, stamp: tuple[int, int], padding: tuple[float, ...]) -> LearnedScorer:
+    """Read a scorer's file; ``stamp`` changes when the file does."""
+    try:
+        with safe_open(path, "pt") as file:
+            is_ours = (file.metadata() or {}).get("apt_dense") == _FORMAT["apt_dense"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if is_ours else None  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"scorer={path!r} is damaged ({error}); recreate it with tools/fit_scorer.py") from None
+    if tensors is None:
+        raise ValueError(f"scorer={path!r} is no learned scorer; expected a file of tools/fit_scorer.py")
+    return LearnedScorer(_checked(tensors, path), padding)
+
+
+def centred(pixels: Tensor, padding: Sequence[float]) -> Tensor:
+    """RGB grey levels (B, 3, H, W) -> the network's input range, in which ``padding`` is 0."""
+    return (pixels - pixels.new_tensor(padding).view(3, 1, 1)) / 255
+
+
+def canvas(images: Tensor, size: int) -> Tensor:
+    """Centred images (B, 3, H, W) -> the same with a margin of padding, at ``PIXELS`` a patch.
 
     Returns:
         (B, 3, 16 (h + 6), 16 (w + 6)) of h x w complete patches of ``size`` pixels.
     """
-    height, width = centred.shape[-2:]
+    height, width = images.shape[-2:]
     rows, columns = height // size + 2 * MARGIN, width // size + 2 * MARGIN
     margin = MARGIN * size
     around = margin, columns * size - width - margin, margin, rows * size - height - margin
-    return F.interpolate(
-        F.pad(centred, around), size=(rows * PIXELS, columns * PIXELS), mode="bilinear", antialias=True
-    )
+    return F.interpolate(F.pad(images, around), size=(rows * PIXELS, columns * PIXELS), mode="bilinear", antialias=True)
 
 
 def run(layers: Sequence[Layer], images: Tensor) -> Tensor:

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm import tqdm
 
-from apt_dense.patches.learned_scores import LAYERS, Layer, canvas, inside
+from apt_dense.options import PixelFormat
+from apt_dense.patches.image_preparation import rounded_mean
+from apt_dense.patches.learned_scores import LAYERS, Layer, canvas, centred, inside
 from apt_dense.patches.scores import Scorer
 
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views
 
-PADDING = 124.0, 116.0, 104.0  # what networks are padded with, as grey levels; a scorer is given its host's when used
+PADDING = rounded_mean(PixelFormat())  # while training; in use, a scorer gets its host's
 _RATE, _DECAY, _LIGHTER = 4e-3, 0.01, 0.2  # the last: how much lighter or darker photos are made at most
 
 
@@ -92,7 +94,7 @@ class _Network(nn.Module):
 
     def forward(self, pixels: Tensor, size: int) -> Tensor:
         """RGB grey levels (B, 3, H, W) -> logits (B, H // size, W // size)."""
-        x = canvas((pixels - pixels.new_tensor(PADDING).view(3, 1, 1)) / 255, size)
+        x = canvas(centred(pixels, PADDING), size)
         for convolution, norm in zip(self.convolutions[:-1], self.norms, strict=True):
             x = norm(convolution(x)).relu()
         return inside(self.convolutions[-1](x))
