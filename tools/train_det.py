@@ -42,6 +42,7 @@ with needed_packages("train_det"):
     from apt_dense.hosts.readable_images import DataError, line_of
     from apt_dense.hosts.token_counts import read_counts
 
+    from shared.balance_options import add_balance
     from shared.dry_run import Trial, describe_trial
 
 
@@ -51,13 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
     )
-    parser.add_argument(
-        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
-    )
-    parser.add_argument(
-        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
-        "turn, which are counted; otherwise on new ones, and one of them is counted"
-    )  # fmt: skip
+    add_balance(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="say what a training on that many GPUs and machines would do: parameter "
         "groups, tokens, memory"

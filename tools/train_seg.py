@@ -41,6 +41,7 @@ with needed_packages("train_seg"):
     from apt_dense.hosts.run_errors import RunError
     from apt_dense.weights.files import CheckpointError
 
+    from shared.balance_options import add_balance
     from shared.dry_run import Trial, describe_trial
     from shared.mmseg_options import add_options, use_work_dir
 
@@ -51,13 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-iters", type=int, help="iterations of training; the schedule shrinks in proportion")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the work dir")
     parser.add_argument("--amp", action="store_true", help="mixed precision: float16, without a GPU bfloat16")
-    parser.add_argument(
-        "--balance", metavar="FILE", help="give processes equally many tokens; FILE keeps each image's, counted once"
-    )
-    parser.add_argument(
-        "--balance-draws", type=int, metavar="N", help="with --balance: train on N augmentations of each image in "
-        "turn, which are counted; otherwise on new ones, and one of them is counted"
-    )  # fmt: skip
+    add_balance(parser)
     parser.add_argument(
         "--dry-run", nargs="?", type=int, const=1, metavar="N", help="say what a training of N processes (default 1) "
         "would do: parameter groups, tokens, memory"
