@@ -53,8 +53,21 @@ class AnnealedPatches:
         return {f"threshold_{scale}": value for scale, value in enumerate(first.thresholds, start=1)}
 
     def set_as_after(self, done: int) -> dict[str, float]:
-        """Set the patches that are in force after so many iterations, as an evaluation then finds them."""
+        """Set the patches in force after ``done`` iterations, which an evaluation that is due then uses."""
         return self.set(max(done - 1, 0))
+
+    def start(self, done: int, saved: Mapping[str, Any] | None) -> str | None:
+        """Set the patches of a new or resumed run (:meth:`set_as_after`).
+
+        Args:
+            saved: :meth:`state` of the run that is resumed; None for a new run.
+
+        Returns:
+            A warning if the resumed run had another schedule.
+        """
+        self.set_as_after(done)
+        differences = [] if saved is None else self.differences(saved)
+        return f"another patch schedule than before: {'; '.join(differences)}" if differences else None
 
     def restore(self) -> None:
         """Set the target again."""
@@ -66,7 +79,7 @@ class AnnealedPatches:
         return self.schedule.progress(iteration, self.iterations) == 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint notes of the schedule, as plain values."""
+        """The schedule as plain values, to be saved in checkpoints."""
         target = self._targets[0][1]
         ends = {"thresholds": list(target.thresholds), "token_budget": target.token_budget}
         return {**asdict(self.schedule), "iterations": self.iterations, **ends}
@@ -82,7 +95,7 @@ def _check_graphs(schedule: PatchSchedule) -> None:
     limit = graph_limit()
     if schedule.steps is None or schedule.steps >= limit:
         raise ValueError(
-            f"steps={schedule.steps} with a compiled model and a token budget: each budget is a graph of its own, and "
-            f"PyTorch stops at {limit}. Set steps to at most {limit - 1}, raise torch._dynamo.config.recompile_limit, "
-            f"or train without compiling"
+            f"steps={schedule.steps} with a compiled model and a token budget: every budget is compiled to its own "
+            f"graph, and PyTorch stops at {limit}. Set steps to at most {limit - 1}, raise "
+            f"torch._dynamo.config.recompile_limit, or train without compiling"
         )

@@ -97,7 +97,7 @@ def keep_at_least(
     least: float | int, scale_map: Tensor, scores: Sequence[Tensor], thresholds: Sequence[float], bounds: Bounds,
     regions: Regions | None = None,
 ) -> Tensor:  # fmt: skip
-    """Cut up anew the images of a scale map that have too few tokens, by the merges of the lowest scores.
+    """Partition images that have too few tokens again, by the merges of the lowest scores.
 
     Args:
         least: tokens per image, as a share (float) of its cells with a token, or a number (int).

@@ -37,10 +37,9 @@ class PatchScheduleHook(HookBase):
             ValueError: as :class:`AnnealedPatches`.
         """
         self.patches = AnnealedPatches(_model_of(self.trainer), self.schedule, self.trainer.max_iter)
-        self.patches.set_as_after(self.trainer.iter)
-        differences = [] if self._saved is None else self.patches.differences(self._saved)
-        if differences:
-            logger.warning("another patch schedule than before: %s", "; ".join(differences))
+        warning = self.patches.start(self.trainer.iter, self._saved)
+        if warning:
+            logger.warning(warning)
 
     def before_step(self) -> None:
         """Set the patches of this iteration, and log them."""

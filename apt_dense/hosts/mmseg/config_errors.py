@@ -118,7 +118,7 @@ def running(cfg: Config) -> Iterator[None]:
 
 
 def _advice(cfg: Config, error: Exception) -> str:
-    """What MMSegmentation's own message does not say."""
+    """A hint that MMSegmentation's own message lacks."""
     functions = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}
     if "_transform_inputs" in functions and isinstance(error, IndexError):
         return "in_index of a head counts the maps of the backbone or neck, from 0"

@@ -46,10 +46,9 @@ class PatchScheduleHook(Hook):
         """
         self.patches = AnnealedPatches(runner.model, self.schedule, runner.max_iters, bool(runner.cfg.get("compile")))
         # An evaluation that was due when the run was interrupted comes before the first iteration.
-        self.patches.set_as_after(runner.iter)
-        differences = [] if self._saved is None else self.patches.differences(self._saved)
-        if differences:
-            print_log(f"another patch schedule than before: {'; '.join(differences)}", "current", level="WARNING")
+        warning = self.patches.start(runner.iter, self._saved)
+        if warning:
+            print_log(warning, "current", level="WARNING")
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Set the patches of this iteration, and log them."""

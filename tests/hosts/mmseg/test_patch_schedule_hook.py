@@ -21,7 +21,7 @@ from support.tiny_segmentors import SMALL
 
 
 def runner(iteration: int, **options: Any) -> SimpleNamespace:
-    """What the hook sees of a run of five iterations."""
+    """A stand-in for the Runner of a run of five iterations."""
     return SimpleNamespace(
         model=nn.Sequential(APTViT(**SMALL, **{"thresholds": (4.0, 2.0), **options})), iter=iteration, max_iters=5,
         cfg={}, _resume=True, message_hub=MessageHub.get_instance(uuid.uuid4().hex),
