@@ -1,5 +1,6 @@
 """The real loops of both hosts: two processes train as one does with their images in one batch, also with accumulated
-gradients, in bfloat16, and resumed in the middle.
+gradients, in bfloat16, and resumed in the middle. MMSegmentation's also keeps a moving average of its weights, and
+freezes the backbone's blocks.
 
 Without augmentation, drop path and samples of anchors, whose random numbers differ between processes. Detectron2's
 model is its proposal network, whose losses are means over images. (Those of Mask R-CNN's heads are means over the boxes
@@ -55,12 +56,14 @@ lr_multiplier.warmup_length = 0.0
 
 
 def seg_argv(folder: Path, batch: int, dtype: str, accumulate: int) -> list[str]:
-    """Plain SGD, since Adam makes large steps of the rounding of small gradients."""
+    """Plain SGD, since Adam makes large steps of the rounding of small gradients. With accumulation, only the head and
+    what APT alone has are trained."""
     options = {
         "train_dataloader.batch_size": batch, "default_hooks.checkpoint.interval": ITERATIONS // 2 * accumulate,
         "default_hooks.checkpoint.max_keep_ckpts": 9, "optim_wrapper.accumulative_counts": accumulate,
         "optim_wrapper.optimizer": dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4),
-        "model.backbone.drop_path_rate": 0.0,
+        "model.backbone.drop_path_rate": 0.0, "model.backbone.frozen_stages": 2 if accumulate > 1 else -1,
+        "custom_hooks": [dict(type="EMAHook", momentum=0.3)],
         "param_scheduler": [dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, end=100)],
     }  # fmt: skip
     argv = [*write_seg(folder, 6, **options), "--max-iters", str(ITERATIONS * accumulate)]
@@ -86,9 +89,11 @@ class Host(NamedTuple):
     note: str  # of the last checkpoint
 
     def weights(self, path: Path) -> Mapping[str, Tensor]:
+        """The model's, and their moving average."""
         if self.last == "model_final.pth":
             return read_checkpoint(path)["model"]
-        return read_run(path)["state_dict"]
+        content = read_run(path)
+        return {f"average.{name}": tensor for name, tensor in content["state_dict"].items()} | content["ema_state_dict"]
 
 
 def host_of(name: str, accumulate: int) -> Host:
