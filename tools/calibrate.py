@@ -49,7 +49,7 @@ with needed_packages("calibrate"):
 
     from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
-    from calibration.thresholds_for_latency import find_share
+    from calibration.thresholds_for_latency import find_thresholds
     from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
     from shared.option_types import PIXELS, whole
     from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
@@ -126,7 +126,7 @@ def calibrate(options: argparse.Namespace) -> Calibration:
     report_unreadable(unreadable)
     hidden = hidden_labels(read_curves(record, settings)) if masks else None
     if options.milliseconds is not None:
-        found = find_share(options, statistics, selector, photos, sizes)
+        found = find_thresholds(options, statistics, selector, photos, sizes)
     else:
         found = statistics.calibrate(selector.thresholds, target_of(options, hidden))
     write_report(options.out, found, selector, sizes, record, settings)

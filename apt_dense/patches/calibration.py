@@ -103,6 +103,10 @@ class CurveStatistics:
         """Mean share of tokens (F,) at each factor. It falls from factor to factor."""
         return self._sum / max(self.images, 1)
 
+    def mean_square(self) -> np.ndarray:
+        """Mean of the squared share of tokens (F,) at each factor, which what grows with its square depends on."""
+        return self._squares / max(self.images, 1)
+
     def quantile(self, share_of_images: float) -> np.ndarray:
         """Share of tokens (F,) that so many images do not exceed, rounded up to a thousandth."""
         below = self._histogram.cumsum(1) >= share_of_images * self.images
@@ -116,17 +120,29 @@ class CurveStatistics:
                 reaches, naming those that are.
         """
         thresholds = scalable(thresholds)
+        self._check_images()
+        curve = self.mean() if target.quantile is None else self.quantile(target.quantile)
+        return self._at(_place_of(_reached(curve, target.share), target.share), thresholds)
+
+    def calibrate_by(self, thresholds: Sequence[float], falling: np.ndarray, wanted: float) -> Calibration:
+        """Choose the factor at which something (F,) that falls from factor to factor is as wanted, or the nearest.
+
+        Raises:
+            ValueError, TypeError: without images, and for thresholds that cannot be scaled.
+        """
+        thresholds = scalable(thresholds)
+        self._check_images()
+        return self._at(_place_of(falling, float(np.clip(wanted, falling[-1], falling[0]))), thresholds)
+
+    def _check_images(self) -> None:
         if not self.images:
             raise ValueError("no images to calibrate on: none could be read")
-        curve = self.mean() if target.quantile is None else self.quantile(target.quantile)
-        place = _place_of(curve, target.share)
-        return self._at(place, thresholds)
 
     def _at(self, place: float, thresholds: tuple[float, ...]) -> Calibration:
         """Describe a place between two factors."""
         at = _Interpolation(place)
         factor, share = float(np.exp2(at(np.log2(FACTORS)))), float(at(self.mean()))
-        variance = max(float(at(self._squares / self.images)) - share**2, 0.0)
+        variance = max(float(at(self.mean_square())) - share**2, 0.0)
         deviation = (variance * self.images / max(self.images - 1, 1)) ** 0.5
         # The means of two sets of n images differ by this standard error.
         margin = _SIGNIFICANT * deviation * (2 / self.images) ** 0.5
@@ -153,15 +169,20 @@ class _Interpolation:
         return values[self.low] * (1 - self.weight) + values[self.low + 1] * self.weight
 
 
-def _place_of(curve: np.ndarray, share: float) -> float:
-    """Where a falling curve (F,) passes a share, in entries."""
+def _reached(curve: np.ndarray, share: float) -> np.ndarray:
+    """The curve (F,). Raises ValueError unless it passes the share."""
     if not curve[-1] <= share <= curve[0]:
         raise ValueError(
             f"a share of {share:.1%} of the tokens is not reached: thresholds scaled by {FACTORS[0]:g} to "
             f"{FACTORS[-1]:g} leave {curve[0]:.1%} to {curve[-1]:.1%}. Start from lower or higher thresholds, or "
             f"from more of them (larger patches)"
         )
-    low = int((curve > share).sum()) - 1
+    return curve
+
+
+def _place_of(curve: np.ndarray, value: float) -> float:
+    """Where a falling curve (F,) passes a value between its ends, in entries."""
+    low = int((curve > value).sum()) - 1
     if low < 0:
         return 0.0
-    return low + float((curve[low] - share) / (curve[low] - curve[low + 1]))
+    return low + float((curve[low] - value) / (curve[low] - curve[low + 1]))

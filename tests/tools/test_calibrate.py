@@ -18,7 +18,7 @@ from visualize import partition_photo
 
 from apt_dense import PatchSelector
 from apt_dense.hosts.token_counts import read_counts
-from apt_dense.patches.calibration import Calibration
+from apt_dense.patches.calibration import FACTORS
 
 from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
@@ -177,22 +177,49 @@ def test_memory_holds_no_curves(photos: Path, tmp_path: Path) -> None:
     assert iter(curves) is curves and next(curves).path.endswith("broken.jpg")
 
 
-@pytest.mark.parametrize("wanted", [20.0, 35.0, 60.0])
-def test_the_search_for_a_time_ends_near_it(photos: Path, tmp_path: Path, wanted: float) -> None:
-    run(photos, tmp_path / "out", "--tokens", "0.6")
-    head = json.loads((tmp_path / "out" / "curves.jsonl").read_text().splitlines()[0])
-    statistics = calibrate.CurveStatistics(3)
-    for curve in read_curves(tmp_path / "out" / "curves.jsonl", head):
-        if curve.patches is not None:
-            statistics.add(curve.patches)
+CELLS = 200  # of a photo
 
-    def cost(found: Calibration) -> float:
-        return 10 + 40 * found.share + 30 * found.share**2
+
+def milliseconds_of(tokens: np.ndarray) -> np.ndarray:
+    return 10 + 0.2 * tokens + 0.001 * tokens**2
+
+
+def curve_of(photo: int) -> np.ndarray:
+    """The patches of a photo at each factor, of two sizes: the later photos are the busier ones."""
+    merged = (48 / (1 + FACTORS**-4.0 * 2.0 ** (photo - 6))).round()
+    return np.stack([CELLS - 4 * merged, merged, 0 * merged], axis=1).astype(int)
+
+
+@pytest.mark.parametrize("off", [0, 0.5], ids=["a curve that fits", "times that no curve fits"])
+@pytest.mark.parametrize("wanted", [40.0, 55.0, 70.0])
+def test_a_time_is_the_mean_over_all_photos(wanted: float, off: float) -> None:
+    """Though only those that keep most tokens are timed."""
+    curves, statistics = [curve_of(photo) for photo in range(12)], calibrate.CurveStatistics(3)
+    for patches in curves:
+        statistics.add(patches)
+
+    def tokens_at(factor: float, photos: list[np.ndarray]) -> np.ndarray:
+        place = int(np.abs(np.log(FACTORS / factor)).argmin())
+        return np.array([patches[place].sum() for patches in photos])
+
+    def clock(factors: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.concatenate([tokens_at(factor, curves[-6:]) for factor in factors])
+        return tokens, milliseconds_of(tokens) * (1 + off * (tokens > 120))
 
     selector = PatchSelector(patch_size=8, thresholds=(5.5, 4.0))
-    assert cost(latency.search(cost, statistics, selector, wanted)) == pytest.approx(wanted, rel=0.02)
+    found = latency.search(clock, statistics, selector, wanted, CELLS)
+    everything, sample = (tokens_at(found.factor, some) for some in (curves, curves[-6:]))
+    assert sample.mean() > 1.05 * everything.mean()
+    if off:  # right for the sample where the curve was corrected
+        wanted *= milliseconds_of(sample).sum() / clock([found.factor])[1].sum()
+    assert milliseconds_of(everything).mean() == pytest.approx(wanted, rel=0.15 if off else 0.02)
     with pytest.raises(ValueError, match="is not reached"):
-        latency.search(cost, statistics, selector, 500)
+        latency.search(clock, statistics, selector, 500, CELLS)
+
+
+def test_photos_of_the_same_tokens_at_all_thresholds_are_refused() -> None:
+    with pytest.raises(ValueError, match="192 tokens each, so that there is nothing to choose"):
+        latency._distinct(np.full(6, 192), np.ones(6))
 
 
 def test_times_are_those_of_the_chosen_patches(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

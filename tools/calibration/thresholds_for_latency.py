@@ -1,31 +1,63 @@
-"""Thresholds for a time: the backbone is timed on some of the photos, and the interval of shares is halved."""
+"""Thresholds for a time: the backbone is timed on some of the photos, and the tokens of all say how long they take."""
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense import APTViT, PatchSelector
 from apt_dense.hosts.vit_sizes_and_windows import SIZES
-from apt_dense.patches.calibration import Calibration, CurveStatistics, Target
+from apt_dense.patches.calibration import FACTORS, Calibration, CurveStatistics
 
 from calibration.token_curves import Sizes
+from scaling.cost_curve import CostCurve, fit_curve
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 
 SAMPLE = 8  # photos that are timed
-_ROUNDS = 3
-_STEPS = 8  # of the search
-_NEAR = 0.02  # relative distance to the wanted time at which the search ends
+_PLACES = 0.0, 0.33, 0.67, 1.0  # on the way from most to fewest tokens, at which they are timed
+_ROUNDS = 4  # one more, the first, does not count
+_STEPS = 4  # of corrections
+_NEAR = 0.02  # relative error of the curve at which corrections end
+
+#: ``clock(factors) -> tokens, milliseconds``: of each photo of the sample, with thresholds scaled by each factor.
+Clock = Callable[[Sequence[float]], tuple[np.ndarray, np.ndarray]]
 
 
-def find_share(
+class Timed(NamedTuple):
+    """A model, and the photos that it is timed on."""
+
+    model: APTViT
+    selector: PatchSelector
+    images: Sequence[Tensor]
+
+    def __call__(self, factors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """The ``Clock`` of this machine: medians of several rounds, in which all take turns."""
+        cuts = [
+            replace(self.selector, thresholds=tuple(factor * each for each in self.selector.thresholds))
+            for factor in factors
+        ]
+        pairs = [(cut, image) for cut in cuts for image in self.images]
+        rounds = [[self._milliseconds(*pair) for pair in pairs] for _ in tqdm(range(_ROUNDS + 1), "timing")]
+        tokens = [int(cut.count(image).sum()) for cut, image in pairs]
+        return np.array(tokens), np.median(rounds[1:], axis=0)
+
+    def _milliseconds(self, cut: PatchSelector, image: Tensor) -> float:
+        self.model.patches = cut
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self.model(image)
+        return 1000 * (time.perf_counter() - start)
+
+
+def find_thresholds(
     options: argparse.Namespace, curves: CurveStatistics, selector: PatchSelector, photos: Sequence[Path], sizes: Sizes
 ) -> Calibration:
     """Choose thresholds with which a photo takes ``options.milliseconds`` in the backbone, on average.
@@ -42,8 +74,8 @@ def find_share(
         thresholds=selector.thresholds,
         **SIZES[options.model]._asdict(),
     )
-    model.eval()
-    return search(lambda found: time_of(model, selector, found, images), curves, selector, options.milliseconds)
+    cells = int(replace(selector, thresholds=()).count(images[0]).sum())
+    return search(Timed(model.eval(), selector, images), curves, selector, options.milliseconds, cells)
 
 
 def _sample(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> list[Tensor]:
@@ -59,43 +91,51 @@ def _sample(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> li
     return images
 
 
-def time_of(model: APTViT, selector: PatchSelector, found: Calibration, images: Sequence[Tensor]) -> float:
-    """Return the mean over images of the median milliseconds in the backbone, with these thresholds."""
-    model.patches = replace(selector, thresholds=found.thresholds)
-    medians = []
-    with torch.inference_mode():
-        for image in images:
-            seconds = []
-            for _ in range(_ROUNDS + 1):
-                start = time.perf_counter()
-                model(image)
-                seconds.append(time.perf_counter() - start)
-            medians.append(1000 * statistics.median(seconds[1:]))
-    return statistics.mean(medians)
+def search(clock: Clock, curves: CurveStatistics, selector: PatchSelector, wanted: float, cells: int) -> Calibration:
+    """Fit a cost curve to timed photos, find where the mean cost of all is the wanted one, and correct the curve there.
+
+    The mean over a sample's times alone would be as far off as the sample's tokens are from those of all photos.
+
+    Args:
+        wanted: milliseconds.
+        cells: of a photo.
+    """
+    cost = fit_curve(*_distinct(*clock(_factors(curves))))
+    for _ in range(_STEPS):
+        found = curves.calibrate_by(selector.thresholds, _mean_cost(cost, curves, cells, wanted), wanted)
+        tokens, milliseconds = clock([found.factor])
+        error = milliseconds.sum() / cost(tokens).sum()
+        if abs(error - 1) <= _NEAR:
+            break
+        cost = CostCurve(cost.constant * error, cost.linear * error, cost.square * error)
+    return found
 
 
-def search(
-    milliseconds_of: Callable[[Calibration], float], curves: CurveStatistics, selector: PatchSelector, wanted: float
-) -> Calibration:
-    """Halve the interval of shares until the time is near the wanted one."""
-    curve = curves.mean()
-    low, high = float(curve[-1]), float(curve[0])
-    fastest, slowest = (_at(curves, selector, share) for share in (low, high))
-    least, most = milliseconds_of(fastest), milliseconds_of(slowest)
+def _factors(curves: CurveStatistics) -> list[float]:
+    """Factors at which the mean share of tokens goes from the most to the fewest in equal steps."""
+    mean = curves.mean()
+    shares = mean[0] + np.array(_PLACES) * (mean[-1] - mean[0])
+    return FACTORS[[int(np.abs(mean - share).argmin()) for share in shares]].tolist()
+
+
+def _distinct(tokens: np.ndarray, milliseconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a curve. Raises ValueError where all photos keep the same tokens."""
+    if len(np.unique(tokens)) < 2:
+        raise ValueError(
+            f"--milliseconds: thresholds scaled by {FACTORS[0]:g} to {FACTORS[-1]:g} leave the timed photos "
+            f"{tokens[0]} tokens each, so that there is nothing to choose; start from other --thresholds"
+        )
+    return tokens, milliseconds
+
+
+def _mean_cost(cost: CostCurve, curves: CurveStatistics, cells: int, wanted: float) -> np.ndarray:
+    """Milliseconds of a photo (F,) at each factor, averaged over all. Raises ValueError if none is as wanted."""
+    mean = cost.constant + cost.linear * cells * curves.mean() + cost.square * cells**2 * curves.mean_square()
+    least, most = mean[-1], mean[0]
     if not least * (1 - _NEAR) <= wanted <= most * (1 + _NEAR):
+        low, high = curves.mean()[-1], curves.mean()[0]
         raise ValueError(
             f"--milliseconds {wanted:g} is not reached: at {low:.0%} to {high:.0%} of the tokens a photo takes "
             f"{least:.0f} to {most:.0f} ms here; take another --model, --square or larger patches"
         )
-    found = slowest
-    for _ in tqdm(range(_STEPS), "timing"):
-        found = _at(curves, selector, (low + high) / 2)
-        taken = milliseconds_of(found)
-        if abs(taken - wanted) <= _NEAR * wanted:
-            break
-        low, high = (low, found.share) if taken > wanted else (found.share, high)
-    return found
-
-
-def _at(curves: CurveStatistics, selector: PatchSelector, share: float) -> Calibration:
-    return curves.calibrate(selector.thresholds, Target(share))
+    return mean
