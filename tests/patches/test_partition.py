@@ -186,3 +186,14 @@ def test_dropping_keeps_exactly_the_cells_with_a_filled_pixel(
         filled = y * PATCH < region[image, 0] and x * PATCH < region[image, 1]
         assert scale == (whole[image, y, x] if filled else DROPPED)
     assert kept.dtype == torch.int8 and is_partition(kept, scales + 1)
+
+
+@pytest.mark.parametrize("window, shares", [(14, [1.0, 0.77, 0.39]), (16, [1.0] * 3), (32, [1.0] * 3)])
+def test_blocks_from_each_window_s_corner_would_cover_no_more(window: int, shares: list[float]) -> None:
+    """The figures of docs/THRESHOLDS.md: ViTDet's grid of 64 x 64 cells."""
+    bounds = Bounds(torch.tensor([[64, 64]]), (64, 64), 1, window)
+    for scale, share in enumerate(shares, start=1):
+        side = 2**scale
+        from_corners = sum((min(window, 64 - corner) // side) for corner in range(0, 64, window))
+        assert bounds.within_windows(scale).sum() == from_corners**2
+        assert (from_corners * side / 64) ** 2 == pytest.approx(share, abs=0.005)

@@ -49,6 +49,7 @@ EVA02 = {
 }
 VITDET_CONFIGS = [path for path in CONFIGS if "_vitdet_" in path.stem]
 EVA02_CONFIGS = [path for path in CONFIGS if "_eva02_" in path.stem]
+PAPER_PATCHES = sorted((ADAPTIVE.parent / "paper_patches").glob("*.py"))
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -136,6 +137,22 @@ def test_the_uniform_twin_is_one_line_away(path: Path) -> None:
     assert (net["thresholds"], net["drop_padding"]) == ([5.5, 4.0], True)
     net.update(thresholds=[], drop_padding=False)
     assert adaptive == uniform
+
+
+@pytest.mark.parametrize("path", PAPER_PATCHES, ids=lambda path: path.stem)
+def test_the_paper_s_patches_differ_in_thresholds_only(path: Path) -> None:
+    paper, ours = (comparable(LazyConfig.load(str(file))) for file in (path, path.parents[1] / path.name))
+    assert paper["model"]["backbone"]["net"].pop("thresholds") == [2.0, 2.0, 0.3]
+    assert ours["model"]["backbone"]["net"].pop("thresholds") == [5.5, 4.0] and paper == ours
+
+
+def test_four_sizes_of_patches_run_in_windows() -> None:
+    cfg = load_config(str(PAPER_PATCHES[-1]))
+    apply_overrides(cfg, [*SHRINK_MASK_RCNN, "model.backbone.net.window_size=8", "dataloader.image_size=256"])
+    model = instantiate(cfg.model).eval()
+    assert model.backbone.net.patches.num_scales == 4
+    with torch.no_grad():
+        assert "instances" in model([{"image": torch.zeros(3, 250, 200, dtype=torch.uint8)}])[0]
 
 
 def comparable(cfg: DictConfig) -> dict:

@@ -29,6 +29,7 @@ from apt_dense.weights.timm_arguments import apt_arguments
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 UNIFORM = [path for path in CONFIGS if "_uniform_" in path.name]
+PAPER_PATCHES = sorted((CONFIGS[0].parent / "paper_patches").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,14 @@ def test_uniform_twin_differs_in_thresholds_only(path: Path) -> None:
     thresholds = "model.backbone.thresholds"
     assert differing == {thresholds, f"{thresholds}.0", f"{thresholds}.1"}
     assert twin[thresholds] == ()
+
+
+@pytest.mark.parametrize("path", PAPER_PATCHES, ids=lambda path: path.stem)
+def test_the_paper_s_patches_differ_in_thresholds_only(path: Path) -> None:
+    paper, ours = (flat(Config.fromfile(name).to_dict()) for name in (path, path.parents[1] / path.name))
+    differing = {key for key in paper.keys() | ours.keys() if paper.get(key) != ours.get(key)}
+    assert differing == {f"model.backbone.thresholds.{place}" for place in range(2)}
+    assert tiny_model(path).backbone.thresholds == (5.75,)
 
 
 @every_config
