@@ -62,7 +62,7 @@ def seg_argv(folder: Path, batch: int, dtype: str, accumulate: int) -> list[str]
         "train_dataloader.batch_size": batch, "default_hooks.checkpoint.interval": ITERATIONS // 2 * accumulate,
         "default_hooks.checkpoint.max_keep_ckpts": 9, "optim_wrapper.accumulative_counts": accumulate,
         "optim_wrapper.optimizer": dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4),
-        "model.backbone.drop_path_rate": 0.0, "model.backbone.frozen_stages": 2 if accumulate > 1 else -1,
+        "model.backbone.drop_path_rate": 0.0, "model.backbone.frozen_stages": 4 if accumulate > 1 else -1,
         "custom_hooks": [dict(type="EMAHook", momentum=0.3)],
         "param_scheduler": [dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, end=100)],
     }  # fmt: skip
