@@ -3,6 +3,7 @@
     python tools/calibrate.py my_photos/ --out calibration/ --tokens 0.6
     python tools/calibrate.py ade/images/training --out calibration/ --tokens-of-95 0.8 --square 512 --photos 2000
     python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
+    python tools/calibrate.py my_photos/ --out calibration/ --images-per-second 2 --config my_config.py --square 512
     python tools/calibrate.py my_photos/ --out calibration/ --masks my_masks/ --mixed 0.3
 
 Photos are measured in their own sizes unless --size, --square or --config says in which one the model sees them: the
@@ -192,13 +193,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     target.add_argument("--tokens-per-image", type=float, metavar="N", help="mean number of tokens; needs --square")
     target.add_argument(
-        "--milliseconds", type=float, metavar="MS", help="mean time of a photo in the backbone --model on this machine"
+        "--milliseconds", type=float, metavar="MS", help="mean time of a photo on this machine, one at a time"
+    )
+    target.add_argument(
+        "--images-per-second", type=float, metavar="N", help="the same as --milliseconds, the other way round"
     )
     target.add_argument(
         "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
     )
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
-    add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
+    add(
+        "--model",
+        choices=SIZES,
+        help="time a ViT of this size, alone (default: the config's whole model, or else base)",
+    )
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
     add("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
     add("--patch-size", type=whole(1, PIXELS), metavar="P", help="pixels of the smallest patches (default: 16)")
@@ -210,6 +218,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=whole(0), default=2, help="processes that read photos (default: %(default)s)")
     add("--force", action="store_true", help="measure all photos again")
     options = parser.parse_args(argv)
+    if options.images_per_second is not None:
+        if not 0 < options.images_per_second < float("inf"):
+            parser.error(f"--images-per-second {options.images_per_second}: expected a finite number above 0")
+        options.milliseconds = 1000 / options.images_per_second
     if options.milliseconds is not None and not 0 < options.milliseconds < float("inf"):
         parser.error(f"--milliseconds {options.milliseconds}: expected a finite number above 0")
     for name, least in (("size", 1), ("square", 1), ("photos", 1), ("workers", 0)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ for package in ("tqdm", "cv2", "matplotlib"):
 import calibrate
 from visualize import partition_photo
 
-from apt_dense import PatchSelector
+from apt_dense import APTViT, PatchSelector
 from apt_dense.hosts.token_counts import read_counts
 from apt_dense.patches.calibration import FACTORS
 
@@ -222,24 +223,57 @@ def test_photos_of_the_same_tokens_at_all_thresholds_are_refused() -> None:
         latency._distinct(np.full(6, 192), np.ones(6))
 
 
-def test_times_are_those_of_the_chosen_patches(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that counts the tokens of the blocks instead of seconds."""
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[APTViT], None]:
+    """A clock that counts the tokens of a model's first block instead of time, one per millisecond."""
     tokens = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: tokens[0] / 1000)
 
-    def count(module: torch.nn.Module, inputs: tuple) -> None:
-        tokens[0] += len(inputs[0]) / 1000
+    def add(module: torch.nn.Module, inputs: tuple) -> None:
+        tokens[0] += len(inputs[1].image_N)
 
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: tokens[0])
+    return lambda model: model.blocks[0].register_forward_pre_hook(add)
+
+
+@pytest.mark.parametrize("target", [("--milliseconds", "40"), ("--images-per-second", "25")], ids=" ".join)
+def test_times_are_those_of_the_chosen_patches(
+    target: tuple[str, str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: Callable
+) -> None:
     plain = latency.APTViT
 
-    def counting(**options: object) -> torch.nn.Module:
+    def counting(**options: object) -> APTViT:
         model = plain(**{**options, "embed_dim": 16, "depth": 1, "num_heads": 2})
-        model.blocks[0].register_forward_pre_hook(count)
+        count(model)
         return model
 
     monkeypatch.setattr(latency, "APTViT", counting)
-    found = run(photos, tmp_path / "out", "--milliseconds", "40", "--square", "64")
-    assert mean_share(photos, found["thresholds"], Sizes(square=64)) * 64 == pytest.approx(40, abs=8)
+    found = run(photos, tmp_path / "out", *target, "--square", "64")
+    assert mean_share(photos, found["thresholds"], Sizes(square=64)) * 64 == pytest.approx(40, abs=1)
+
+
+def test_a_config_s_whole_model_is_timed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: Callable
+) -> None:
+    pytest.importorskip("mmseg", reason="--config reads MMSegmentation's configs")
+    from apt_dense.hosts.mmseg.training_config import load_config
+
+    from support.tiny_ade import CONFIGS, shrink_options
+
+    real = next(path for path in CONFIGS if path.name.startswith("linear_apt_vit-b16"))
+    load_config(str(real), {**shrink_options(real), "model.backbone.patch_size": 8}).dump(tmp_path / "tiny.py")
+    plain, logits = latency._segmentor, []
+
+    def counting(config: Path) -> tuple[Callable, APTViT]:
+        whole, backbone = plain(config)
+        count(backbone)
+        return lambda image: logits.append(whole(image)), backbone
+
+    monkeypatch.setattr(latency, "_segmentor", counting)
+    config = ("--config", str(tmp_path / "tiny.py"), "--square", "64")
+    found = run(photos, tmp_path / "out", "--milliseconds", "40", *config)
+    # A class token counts as well.
+    assert mean_share(photos, found["thresholds"], Sizes(square=64)) * 64 == pytest.approx(40, abs=1.5)
+    assert {tuple(each.shape) for each in logits} == {(1, 150, 64, 64)}
 
 
 def test_masks_say_what_coarse_patches_hide(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

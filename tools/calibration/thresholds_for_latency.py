@@ -1,4 +1,4 @@
-"""Thresholds for a time: the backbone is timed on some of the photos, and the tokens of all say how long they take."""
+"""Thresholds for a time: a model is timed on some of the photos, and the tokens of all say how long they take."""
 
 import argparse
 import time
@@ -23,6 +23,7 @@ from shared.photo_files import read_photo
 
 SAMPLE = 8  # photos that are timed
 _PLACES = 0.0, 0.33, 0.67, 1.0  # on the way from most to fewest tokens, at which they are timed
+USUAL_SIZE = "base"
 _ROUNDS = 4  # one more, the first, does not count
 _STEPS = 4  # of corrections
 _NEAR = 0.02  # relative error of the curve at which corrections end
@@ -32,9 +33,15 @@ Clock = Callable[[Sequence[float]], tuple[np.ndarray, np.ndarray]]
 
 
 class Timed(NamedTuple):
-    """A model, and the photos that it is timed on."""
+    """A model, and the photos that it is timed on.
 
-    model: APTViT
+    Args:
+        run: the model, of an image (1, 3, H, W) normalised.
+        backbone: its part that chooses patches.
+    """
+
+    run: Callable[[Tensor], object]
+    backbone: APTViT
     selector: PatchSelector
     images: Sequence[Tensor]
 
@@ -50,17 +57,18 @@ class Timed(NamedTuple):
         return np.array(tokens), np.median(rounds[1:], axis=0)
 
     def _milliseconds(self, cut: PatchSelector, image: Tensor) -> float:
-        self.model.patches = cut
+        self.backbone.patches = cut
         start = time.perf_counter()
         with torch.inference_mode():
-            self.model(image)
+            self.run(image)
         return 1000 * (time.perf_counter() - start)
 
 
 def find_thresholds(
     options: argparse.Namespace, curves: CurveStatistics, selector: PatchSelector, photos: Sequence[Path], sizes: Sizes
 ) -> Calibration:
-    """Choose thresholds with which a photo takes ``options.milliseconds`` in the backbone, on average.
+    """Choose thresholds with which a photo takes ``options.milliseconds`` on average: in the whole segmentor of
+    ``options.config``, or in a backbone of the size ``options.model``.
 
     Raises:
         ValueError: for photos of several sizes, and for a time that no share of tokens reaches.
@@ -68,14 +76,36 @@ def find_thresholds(
     if sizes.square is None:
         raise ValueError("--milliseconds needs photos of one size: give --square, the model's input size")
     images = _sample(photos, selector, sizes)
-    model = APTViT(
-        img_size=sizes.square,
-        patch_size=selector.patch_size,
-        thresholds=selector.thresholds,
-        **SIZES[options.model]._asdict(),
-    )
+    if options.model is None and options.config is not None:
+        run, backbone = _segmentor(options.config)
+    else:
+        run = backbone = _backbone(options.model or USUAL_SIZE, sizes.square, selector)
     cells = int(replace(selector, thresholds=()).count(images[0]).sum())
-    return search(Timed(model.eval(), selector, images), curves, selector, options.milliseconds, cells)
+    return search(Timed(run, backbone, selector, images), curves, selector, options.milliseconds, cells)
+
+
+def _backbone(size: str, pixels: int, selector: PatchSelector) -> APTViT:
+    options = {"img_size": pixels, "patch_size": selector.patch_size, "thresholds": selector.thresholds}
+    return APTViT(**options, **SIZES[size]._asdict()).eval()
+
+
+def _segmentor(config: Path) -> tuple[Callable[[Tensor], object], APTViT]:
+    """The segmentor of a config as its tests run it, from images to the logits of pixels, with random weights."""
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+
+    from apt_dense.hosts.mmseg.training_config import load_config
+
+    cfg = load_config(str(config))
+    cfg.model.backbone.update(pretrained=None, init_cfg=None)
+    init_default_scope(cfg.get("default_scope", "mmseg"))
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+
+    def run(image: Tensor) -> Tensor:
+        shape = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), tuple(image.shape[-2:]))
+        return model.inference(image, [shape])
+
+    return run, model.backbone
 
 
 def _sample(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> list[Tensor]:
@@ -136,6 +166,6 @@ def _mean_cost(cost: CostCurve, curves: CurveStatistics, cells: int, wanted: flo
         low, high = curves.mean()[-1], curves.mean()[0]
         raise ValueError(
             f"--milliseconds {wanted:g} is not reached: at {low:.0%} to {high:.0%} of the tokens a photo takes "
-            f"{least:.0f} to {most:.0f} ms here; take another --model, --square or larger patches"
+            f"{least:.0f} to {most:.0f} ms here; take another model, --square or larger patches"
         )
     return mean
