@@ -42,6 +42,7 @@ CASES = [
     ("prepare_camvid", "tqdm"),
     ("train_over_seeds", "tqdm"),
     ("simulate_scaling", "tqdm"),
+    ("compare_frames", "tqdm"),
     ("benchmark_ranks", "cv2"),
 ]
 
