@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+
+pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the extra 'mmseg'")
+
 from mmengine.config import Config
 from mmengine.registry import HOOKS, METRICS
 from mmseg.evaluation import IoUMetric
@@ -22,7 +25,6 @@ from apt_dense.hosts.mmseg.scale_iou_metric import ScaleIoUMetric, add_hook, add
 
 from support.tiny_segmentors import CLASSES, mmseg_scope, samples, segmentor  # noqa: F401 (a fixture)
 from support.tiny_trainings import run_processes
-from support.two_processes import PORT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
 META = {"classes": ("road", "sky", "tree")}
@@ -147,8 +149,7 @@ def test_another_void_label() -> None:
 
 
 def _score_half(rank: int, path: Path) -> None:
-    address = f"tcp://127.0.0.1:{PORT + 1}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=2)
     data, predictions = batch()
     built = metric(segmentor(**OPTIONS))
     built.process({key: values[rank : rank + 1] for key, values in data.items()}, predictions[rank : rank + 1])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the extra 'mmseg'")
+
 from apt_dense.hosts.mmseg.scale_maps_of_test_images import most_common, scale_maps_of_batch, to_label_map
 
 from support.tiny_segmentors import (  # noqa: F401 (a fixture)
