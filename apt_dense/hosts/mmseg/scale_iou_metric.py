@@ -32,10 +32,10 @@ class ScaleIoUMetric(BaseMetric):
     pixel.
 
     Names end in "_fine" (smallest patches), "_coarse" (all others) and, with several larger sizes, "_scale1", ...
-    "mBoundaryIoU" is that of all pixels, and "coarse_pixels" the share of labelled pixels under coarse patches. Groups
-    without a labelled pixel have no value. A table in the log has the classes. Sums run over the data set, as in
-    ``IoUMetric``, and leave out pixels of no class. These and the image's edges are no border; in the paper's code, the
-    edges are one.
+    "mBoundaryIoU" is that of all pixels, and "coarse_pixels" the share of labelled pixels under coarse patches. Pixels
+    whose patch was dropped as padding are in no group, and groups without a labelled pixel have no value. A table in
+    the log has the classes. Sums run over the data set, as in ``IoUMetric``, and leave out pixels of no class. These
+    and the image's edges are no border; in the paper's code, the edges are one.
 
     Coarse patches lie where an image is flat and labels are easy, so do not compare the groups with each other. Compare
     each with the same group of the plain ViT: test once as it is, and once with ``model.backbone.thresholds=()`` and
