@@ -116,6 +116,13 @@ def test_a_uniform_model_can_be_grouped_by_the_patches_of_another() -> None:
     assert evaluate(segmentor(thresholds=()), data, predictions, thresholds=[5.0]) == expected
 
 
+def test_models_are_found_inside_of_wrappers() -> None:
+    """As DistributedDataParallel around test-time augmentation."""
+    model, inner = torch.nn.Module(), torch.nn.Module()
+    model.module, inner.module = inner, segmentor(**OPTIONS)
+    assert evaluate(model, *batch()) == evaluate(inner.module, *batch())
+
+
 def test_several_sizes_are_told_apart() -> None:
     data, predictions = batch((64, 64))
     found = evaluate(segmentor(thresholds=(5.0, 4.0)), data, predictions)
