@@ -1,6 +1,6 @@
 """Test a trained segmentation model with MMSegmentation's Runner.
 
-    python tools/eval_seg.py CONFIG CHECKPOINT --data-root DIR [--tta] [--out DIR] [--show-dir DIR]
+    python tools/eval_seg.py CONFIG CHECKPOINT --data-root DIR [--tta] [--by-scale] [--out DIR] [--show-dir DIR]
 
 Works with and without a GPU. The metrics also go to WORK_DIR/TIMESTAMP/TIMESTAMP.json.
 """
@@ -25,6 +25,7 @@ with needed_packages("eval_seg"):
     from apt_dense.hosts.mmseg.evaluation_config import complete_test, draw_predictions, use_tta, write_masks
     from apt_dense.hosts.mmseg.runner_with_checked_resume import APTRunner
     from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe, local_address
+    from apt_dense.hosts.mmseg.scale_iou_metric import add_metric
     from apt_dense.hosts.mmseg.training_config import load_config, start_processes
     from apt_dense.hosts.readable_images import DataError, line_of
     from apt_dense.hosts.run_errors import RunError
@@ -40,6 +41,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="folder for the predicted masks, PNG files named as the images")
     parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
     parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
+    parser.add_argument(
+        "--by-scale", nargs="*", type=float, metavar="T", help="also score pixels under small and under large patches "
+        "apart: the model's, or those of these thresholds"
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -49,6 +54,8 @@ def prepare(args: argparse.Namespace) -> Config:
     use_work_dir(cfg, args)
     cfg.load_from, cfg.resume = local_address(args.checkpoint), False
     complete_test(cfg)
+    if args.by_scale is not None:
+        add_metric(cfg, args.by_scale or None)
     fill_in_config(cfg, cfg.load_from)
     if args.out:
         write_masks(cfg, args.out)

@@ -7,8 +7,9 @@
 Options first, then key=value overrides of the config. Without --data-root, data sets are looked for where the
 environment variable DETECTRON2_DATASETS says. With --resume, a run continues from its last checkpoint exactly as if it
 had not stopped. Ctrl-C ends a run after its current iteration, with a checkpoint, in all its processes. With --dry-run,
-nothing is trained or kept. train.accumulate=N averages the gradients of N batches in each iteration. Works with and
-without a GPU; without, AMP is off unless it is bfloat16 (train.amp.dtype=bfloat16).
+nothing is trained or kept. train.accumulate=N averages the gradients of N batches in each iteration. With
+train.ap_by_scale=True, AP is also split by the patches under objects. Works with and without a GPU; without, AMP is off
+unless it is bfloat16 (train.amp.dtype=bfloat16).
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)

@@ -7,9 +7,9 @@ torchvision, and score it as COCO does.
 
 DATA is a folder in COCO's layout (annotations/instances_{train,val}2017.json, train2017, val2017), or one that
 tools/make_demo_data.py wrote. OUT gets log.jsonl (losses, tokens kept), last.pth and results.json (COCO's twelve
-numbers for boxes and masks). Without --task, data without segmentations are trained and scored for boxes alone. Runs
-with and without a GPU, in one process; to train on several GPUs, use Detectron2. tools/predict.py draws what the model
-finds in photos.
+numbers for boxes and masks; with --by-scale also AP by the patches under objects). Without --task, data without
+segmentations are trained and scored for boxes alone. Runs with and without a GPU, in one process; to train on several
+GPUs, use Detectron2. tools/predict.py draws what the model finds in photos.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ with needed_packages("train_det_torchvision"):
     import torch
 
     from apt_dense.hosts.coco import check_same_categories
+    from apt_dense.hosts.find_patch_selector import find_patch_selector
     from apt_dense.hosts.locks import lock_folder
     from apt_dense.hosts.readable_images import DataError, line_of
     from apt_dense.hosts.run_errors import RunError, explaining_errors
@@ -68,6 +69,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-empty-classes", action="store_true", help="accept data without objects of some classes"
     )
+    parser.add_argument(
+        "--by-scale", nargs="*", type=float, metavar="T", help="also score objects by the share of large patches under "
+        "them: the model's patches, or those of these thresholds"
+    )  # fmt: skip
     parser.add_argument("--eval-every", type=int, default=0, help="iterations; 0 for the end only (the default)")
     _add_settings(parser.add_argument_group("settings (kept in the checkpoint)"))
     args = parser.parse_args(argv)
@@ -197,11 +202,17 @@ def load_model(
     return model.to(args.device), settings
 
 
+def check_by_scale(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Raise on thresholds that the model cannot be scored by, before anything takes time."""
+    if args.by_scale is not None:
+        find_patch_selector(model, args.by_scale or None)
+
+
 def score(model: torch.nn.Module, val: CocoSplit, settings: Settings, args: argparse.Namespace) -> dict:
     """Evaluate, and write the numbers to OUT/results.json."""
     tokens = TokenCounter(model.backbone.net)
     with explaining_errors(args.out, expected=_EXPECTED):
-        results = evaluate(model, val, amp=settings.amp, workers=args.workers)
+        results = evaluate(model, val, amp=settings.amp, workers=args.workers, by_scale=args.by_scale)
     results["tokens_kept"] = tokens.take()
     args.out.mkdir(parents=True, exist_ok=True)
     write_text_whole(args.out / "results.json", json.dumps(results, indent=2) + "\n")
@@ -228,14 +239,16 @@ def run(args: argparse.Namespace) -> dict | None:
     val, *train_split = load_splits(args, getattr(args, "task", trained))
     if args.eval_only:
         model, settings = load_model(args, val, checkpoint)
+        check_by_scale(args, model)
         return score(model, val, settings, args)
     (split,) = train_split
     trainer = make_trainer(args, split, checkpoint)
+    check_by_scale(args, trainer.model)
     check_same_categories(val.categories, split.categories, "the val data", "the training data")
     if args.dry_run:
         print(dry_run(trainer, args.workers))
         return {}
-    options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers")}
+    options = {name: getattr(args, name) for name in ("eval_every", "save_every", "workers", "by_scale")}
     with explaining_errors(args.out, expected=_EXPECTED):
         finished = train(trainer, args.out, val=val, **options)
     if not finished:
@@ -254,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> dict | None:
         sys.exit(f"train_det_torchvision: {line_of(error) or error}")
     except (OSError, ValueError, TypeError, FloatingPointError, RunError) as error:
         sys.exit(f"train_det_torchvision: {error}")
-    for kind in [kind for kind in TASKS["masks"] if results and kind in results]:
+    for kind in [kind for kind in results or () if kind != "tokens_kept"]:
         print(kind, "  ".join(f"{name} {value:.3f}" for name, value in results[kind].items()))
     return results
 

@@ -164,6 +164,35 @@ def test_testing_with_augmentation(trained: Path, config: str, ade: Path, tmp_pa
     assert set(eval_seg.main(argv)) == {"aAcc", "mIoU", "mAcc"}
 
 
+BY_SCALE = {"mIoU_fine", "mIoU_coarse", "mBoundaryIoU", "mBoundaryIoU_fine", "mBoundaryIoU_coarse", "coarse_pixels"}
+
+
+@pytest.mark.parametrize("tta", [(), ("--tta",)])
+def test_pixels_are_scored_by_scale(
+    tta: tuple[str, ...], trained: Path, config: str, ade: Path, tmp_path: Path
+) -> None:
+    """With sliding windows; and the plain ViT by the same patches."""
+    argv = [config, str(trained / "iter_4.pth"), "--data-root", str(ade), "--work-dir", str(tmp_path), *tta]
+    adaptive = eval_seg.main([*argv, "--by-scale"])
+    assert {*BY_SCALE, "mIoU"} <= set(adaptive) and 20 < adaptive["coarse_pixels"] < 80
+    thresholds = map(str, load_config(config).model.backbone.thresholds)
+    plain = ["--cfg-options", "model.backbone.thresholds=()"]
+    uniform = eval_seg.main([*argv, "--by-scale", *thresholds, *plain])
+    assert uniform["coarse_pixels"] == adaptive["coarse_pixels"] and set(uniform) >= BY_SCALE
+    alone = eval_seg.main([*argv, "--by-scale", *plain])
+    assert alone["coarse_pixels"] == 0 and "mIoU_coarse" not in alone
+    assert alone["mIoU_fine"] == pytest.approx(alone["mIoU"], abs=0.011)
+
+
+def test_validations_of_a_training_score_by_scale(config: str, ade: Path, tmp_path: Path) -> None:
+    cfg = load_config(config)
+    cfg.val_evaluator = [cfg.val_evaluator, dict(type="ScaleIoUMetric")]
+    cfg.dump(tmp_path / "both.py")
+    train(str(tmp_path / "both.py"), ade, tmp_path / "work", max_iters=1)
+    (line,) = logged(tmp_path / "work", "mIoU")
+    assert set(line) >= BY_SCALE
+
+
 def test_packed_augmentation_predicts_what_mmsegs_own_does(
     trained: Path, config: str, ade: Path, tmp_path: Path
 ) -> None:

@@ -15,15 +15,19 @@ from support.coco_folder import rectangle, write_coco
 pytest.importorskip("pycocotools", reason="scores are pycocotools'")
 
 from apt_dense import APTViT
+from apt_dense.hosts.coco_ap_by_scale import SharesUnderObjects
+from apt_dense.hosts.torchvision import mask_rcnn
 
 from shared.token_counts import TokenCounter
 from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_objects
 from torchvision_detection.evaluation import (
     METRICS,
     coco_scores,
+    detect,
     detections_of,
     evaluate,
     score_where_right_ones_dominate,
+    shares_noted_in,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
@@ -168,6 +172,29 @@ def test_boxes_alone_are_scored_where_masks_are_not_asked_for(tmp_path: Path) ->
     ]  # fmt: skip
     assert not any("segmentation" in entry for entry in entries)
     assert coco_scores(split.coco, entries, "bbox")["AP"] == pytest.approx(1)
+
+
+def test_shares_are_those_of_the_patches_that_the_backbone_makes(tmp_path: Path) -> None:
+    """Of each image as torchvision's transform resizes and pads it; boxes are in pixels of the file."""
+    split = load(tmp_path)
+    torch.manual_seed(0)
+    net = APTViT(img_size=192, embed_dim=12, depth=1, num_heads=2, thresholds=(0.5, 0.3))
+    model, seen = mask_rcnn(net, 3, 192, 192, channels=8, box_features=8).eval(), []
+    net.register_forward_pre_hook(lambda _, args: seen.append(net.partition(args[0])[0]))
+    found = SharesUnderObjects()
+    detections = detect(model, split, progress=False, note=shares_noted_in(found, model, split, ()))
+    assert found.images == list(split.image_ids) and len(found.detections) == len(detections)
+    for image_id, cells in zip(split.image_ids, seen, strict=True):
+        pixels = (cells > 0).repeat_interleave(16, 0).repeat_interleave(16, 1).float()
+        for one in split.coco.imgToAnns[image_id]:
+            x, y, w, h = (round(1.5 * value) for value in one["bbox"])  # 128 -> 192
+            share = pixels[y : y + h, x : x + w].mean().item()
+            assert found.objects[one["id"]] == pytest.approx(share, abs=0.02), "half pixels are rounded here"
+    assert len(set(found.objects.values())) > 2
+    uniform = SharesUnderObjects()
+    net.set_patches(thresholds=())
+    detect(model, split, progress=False, note=shares_noted_in(uniform, model, split, (0.5, 0.3)))
+    assert uniform.objects == found.objects
 
 
 def test_tokens_are_counted() -> None:

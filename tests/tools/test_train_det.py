@@ -168,6 +168,33 @@ def test_evaluation_alone_gives_the_same_numbers(coco: Path, trained: Path, tmp_
     assert {thing["category_id"] for thing in found} <= {category["id"] for category in CATEGORIES}
 
 
+def test_objects_are_scored_by_scale(
+    coco: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an evaluation, and in training; the uniform twin by the same patches."""
+    found: list[dict] = []
+    monkeypatch.setattr(detectron2_run, "print_csv_format", found.append)
+    only, weights = ("--eval-only",), f"train.init_checkpoint={trained / 'model_final.pth'}"
+    train_det.main(arguments(coco, tmp_path, weights, "train.ap_by_scale=True", flags=only))
+    thresholds = list(load_config(str(ADAPTIVE)).model.backbone.net.thresholds)
+    by_theirs = f"train.ap_by_scale={thresholds}".replace(" ", "")
+    train_det.main(arguments(coco, tmp_path, weights, by_theirs, flags=only, config=UNIFORM))
+    train_det.main(arguments(coco, tmp_path / "run", weights, "train.ap_by_scale=True", "train.max_iter=1"))
+    boxes = json.loads((coco / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    for results in found:
+        assert set(results) == {"bbox", "segm", "bbox_by_scale", "segm_by_scale"}
+        numbers = [results["bbox_by_scale"][f"objects_{group}"] for group in ("fine", "mixed", "coarse")]
+        assert sum(numbers) == len(boxes)
+    adaptive, uniform = (
+        [value for name, value in results["bbox_by_scale"].items() if "objects" in name] for results in found[:2]
+    )
+    assert adaptive == uniform
+    last = json.loads((tmp_path / "run" / "metrics.json").read_text().splitlines()[-1])
+    assert "bbox_by_scale/AP_coarse" in last
+    for value, message in (("[9,8,7,6,5]", "thresholds="), ("much", "expected True for the")):
+        assert re.search(message, failure(arguments(coco, tmp_path / "bad", f"train.ap_by_scale={value}")))
+
+
 def test_boxes_and_masks_are_reported_also_where_nothing_is_found(coco: Path, trained: Path, tmp_path: Path) -> None:
     cfg = train_det.prepare(train_det.parse_args(arguments(
         coco, tmp_path, f"train.init_checkpoint={trained / 'model_final.pth'}",

@@ -283,6 +283,25 @@ def test_eval_only(data: Path, whole_run: Path, tmp_path: Path) -> None:
     assert 0 < tool.main([*common, "--size", "96"])["tokens_kept"] <= 1
 
 
+def test_objects_are_scored_by_scale(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    """In evaluations, also of the uniform model by the same patches, and in training."""
+    common = [str(data), "--out", str(tmp_path), "--eval-only", "--workers", "0", "--device", "cpu"]
+    common += ["--checkpoint", str(whole_run / "last.pth")]
+    adaptive = tool.main([*common, "--by-scale"])
+    expected = json.loads((whole_run / "results.json").read_text())
+    assert {name: value for name, value in adaptive.items() if "by_scale" not in name} == expected
+    thresholds = [str(value) for value in Settings().thresholds]
+    uniform = tool.main([*common, "--thresholds", "none", "--by-scale", *thresholds])
+    for kind in ("bbox_by_scale", "segm_by_scale"):
+        numbers = [{n: v for n, v in one[kind].items() if "objects" in n} for one in (adaptive, uniform)]
+        assert numbers[0] == numbers[1] and len(numbers[0]) == 6
+        assert sum(v for name, v in numbers[0].items() if not name.startswith("small")) == 6
+    results = start(data, tmp_path / "run", "--by-scale", "--eval-every", "1", iterations=2)
+    (line,) = [entry for entry in logged(tmp_path / "run") if "bbox" in entry]
+    assert set(line["bbox_by_scale"]) == set(results["segm_by_scale"])
+    assert "thresholds" in failure(*common, "--by-scale", "9", "8", "7", "6", "5", "4")
+
+
 def test_eval_only_refuses_other_categories(data: Path, whole_run: Path, tmp_path: Path) -> None:
     def rename(content: dict) -> None:
         content["categories"] = [{"id": 3, "name": "red"}, {"id": 90, "name": "blue"}]

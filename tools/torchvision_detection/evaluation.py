@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from apt_dense.hosts.coco_ap_by_scale import SharesUnderObjects, ap_by_coarse_share
+from apt_dense.hosts.find_patch_selector import find_patch_selector
 from apt_dense.hosts.torchvision.load_trained_detector import MASK_THRESHOLD
 from apt_dense.hosts.torchvision.run_settings import TASKS
 
@@ -26,36 +28,87 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool | str = True
+    model: nn.Module,
+    split: CocoSplit,
+    *,
+    amp: bool = False,
+    workers: int = 0,
+    progress: bool | str = True,
+    by_scale: Sequence[float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Run a detector over a split and score it.
 
     Args:
         progress: show a bar, under this title if it is a text.
+        by_scale: to score objects also by the share of coarse patches under them: the thresholds that make these
+            patches, empty for the model's own.
 
     Returns:
         {"bbox": {"AP": ..., ...}, "segm": {...}} with the numbers of ``METRICS`` in [0, 1], or -1 where there is no
-        annotation to find (no small objects, say), as COCOeval has it. "segm" is there if the split has masks.
+        annotation to find (no small objects, say), as COCOeval has it. "segm" is there if the split has masks. With
+        ``by_scale``, "bbox_by_scale" and "segm_by_scale" have the numbers of ``ap_by_coarse_share``.
+
+    Raises:
+        ValueError, TypeError: for ``by_scale`` that is no thresholds, or a model without adaptive patches.
     """
-    detections = detect(model, split, amp=amp, workers=workers, progress=progress)
-    return {kind: coco_scores(split.coco, detections, kind) for kind in TASKS["masks" if split.masks else "boxes"]}
+    found, kinds = SharesUnderObjects(), TASKS["masks" if split.masks else "boxes"]
+    note = None if by_scale is None else shares_noted_in(found, model, split, by_scale)
+    detections = detect(model, split, amp=amp, workers=workers, progress=progress, note=note)
+    scores = {kind: coco_scores(split.coco, detections, kind) for kind in kinds}
+    if note is not None:
+        scores |= {f"{kind}_by_scale": ap_by_coarse_share(split.coco, found, kind) for kind in kinds}
+    return scores
+
+
+#: Takes an image (3, H, W), its id and the entries of its detections.
+Note = Callable[[Tensor, int, list[dict]], None]
+
+
+def shares_noted_in(found: SharesUnderObjects, model: nn.Module, split: CocoSplit, thresholds: Sequence[float]) -> Note:
+    """Make a function that adds an image to ``found``, with the patches that the model makes of it, or those of
+    thresholds if there are any. Raises as ``find_patch_selector``."""
+    selector = find_patch_selector(model, thresholds or None)
+
+    def note(image: Tensor, image_id: int, detections: list[dict]) -> None:
+        batch, _ = model.transform([image])  # as the backbone gets it
+        scale_map = selector.scale_map(batch.tensors)[0].cpu().numpy()
+        height, width = (
+            new / old / selector.patch_size for new, old in zip(batch.image_sizes[0], image.shape[1:], strict=True)
+        )
+        found.add(image_id, scale_map, (width, height), split.coco, detections)
+
+    return note
 
 
 @torch.inference_mode()
 def detect(
-    model: nn.Module, split: CocoSplit, *, amp: bool = False, workers: int = 0, progress: bool | str = True
+    model: nn.Module,
+    split: CocoSplit,
+    *,
+    amp: bool = False,
+    workers: int = 0,
+    progress: bool | str = True,
+    note: Note | None = None,
 ) -> list[dict]:
-    """Run a detector over a split; return COCO's result entries of all its images. Arguments as for ``evaluate``."""
+    """Run a detector over a split; return COCO's result entries of all its images. Arguments as for ``evaluate``.
+
+    Args:
+        note: called with each image and its detections.
+    """
     device, training = next(model.parameters()).device, model.training
     model.eval()
     detections: list[dict] = []
     loader = make_loader(EvaluationImages(split), workers)
     title = progress if isinstance(progress, str) else "evaluating"
-    for images, (image_id,) in tqdm(loader, title, unit="image", disable=not progress, leave=False):
+    for (image,), (image_id,) in tqdm(loader, title, unit="image", disable=not progress, leave=False):
+        image = image.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            (prediction,) = model([image.to(device, non_blocking=True) for image in images])
+            (prediction,) = model([image])
         # Masks of a whole split would fill the memory; their run lengths do not.
-        detections += detections_of(prediction, image_id, split.category_ids)
+        entries = detections_of(prediction, image_id, split.category_ids)
+        if note is not None:
+            note(image, image_id, entries)
+        detections += entries
     model.train(training)
     return detections
 

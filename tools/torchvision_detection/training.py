@@ -160,7 +160,7 @@ class Trainer:
 
 def train(
     trainer: Trainer, out: Path, *, val: CocoSplit | None = None, eval_every: int = 0, save_every: int = 1000,
-    workers: int = 0, progress: bool | str = True,
+    workers: int = 0, progress: bool | str = True, by_scale: Sequence[float] | None = None,
 ) -> bool:  # fmt: skip
     """Train up to the settings' number of iterations, log to OUT/log.jsonl and save to OUT/last.pth.
 
@@ -170,6 +170,7 @@ def train(
         val: evaluate on this split every ``eval_every`` iterations (0: never).
         save_every: iterations between checkpoints; the last one is always saved.
         progress: show a bar; a text is its title, and such a bar is removed at the end.
+        by_scale: as for ``evaluate``.
 
     Returns:
         Whether all iterations are done.
@@ -192,7 +193,9 @@ def train(
             if stopped:
                 break
             if val is not None and eval_every and not done and trainer.iteration % eval_every == 0:
-                scores = evaluate(trainer.model, val, amp=trainer.settings.amp, workers=workers, progress=progress)
+                scores = evaluate(
+                    trainer.model, val, amp=trainer.settings.amp, workers=workers, progress=progress, by_scale=by_scale
+                )
                 scores["tokens_kept"] = trainer.tokens.take()
                 log_file.write({"iteration": trainer.iteration} | scores)
             start = time.perf_counter()

@@ -19,6 +19,7 @@ logger = logging.getLogger("detectron2.apt_dense")
 #: Options of ``train`` that Detectron2 or this package understands but Detectron2's common/train.py does not list.
 _TRAIN_OPTIONS = {
     "seed", "cudnn_benchmark", "float32_precision", "patch_schedule", "expected_tokens", "accumulate",
+    "ap_by_scale",
 }  # fmt: skip
 _PARTS = "model", "dataloader", "train"
 

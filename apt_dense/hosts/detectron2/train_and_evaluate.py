@@ -11,7 +11,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,7 @@ from torch import nn
 from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import batches_per_iteration, make_trainer
+from apt_dense.hosts.detectron2.ap_by_scale import APByScaleEvaluator
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
 from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
@@ -57,14 +58,15 @@ __all__ = [
 
 
 class ScheduleError(ValueError):
-    """A schedule of patches, or a share of tokens, that makes no sense. Tools report it in one line."""
+    """Options of ``train`` about patches that make no sense. Tools report it in one line."""
 
 
 def train(cfg: DictConfig, resume: bool = False) -> None:
     """Train, evaluate, and save ``model_final.pth`` in ``train.output_dir``.
 
     With ``train.patch_schedule``, thresholds or the token budget are annealed (:class:`PatchScheduleHook`); with
-    ``train.expected_tokens``, the log says where another share of tokens is kept (:class:`TokenDriftHook`).
+    ``train.expected_tokens``, the log says where another share of tokens is kept (:class:`TokenDriftHook`); with
+    ``train.ap_by_scale``, evaluations split AP by the patches under objects (:class:`APByScaleEvaluator`).
 
     With ``resume``, training continues from the last checkpoint there, or starts if there is none. It then does what it
     would have done without the interruption: the order of images, augmentations, samples of proposals and stochastic
@@ -75,7 +77,8 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
-        ScheduleError: if ``train.patch_schedule`` does not fit the model, or ``train.expected_tokens`` is no share.
+        ScheduleError: if ``train.patch_schedule`` does not fit the model, ``train.expected_tokens`` is no share, or
+            ``train.ap_by_scale`` names no patches.
         Stopped: on such a signal.
         DataError: if an image cannot be read.
         RunError: for other errors, most of which are mistakes in the config.
@@ -93,6 +96,7 @@ def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     model = _build_model(cfg)
+    _ap_by_scale(cfg, model)  # fails now, not at the first evaluation
     cfg.optimizer.params.model = unwrapped(model)
     trainer = make_trainer(model, instantiate(cfg.optimizer), cfg.train)
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
@@ -154,16 +158,16 @@ def _iterations_done(trainer: SimpleTrainer, cfg: DictConfig, checkpointer: APTC
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]] | None:
-    """Run the config's evaluator over its test loader.
+    """Run the config's evaluator over its test loader, with ``train.ap_by_scale`` an :class:`APByScaleEvaluator`, too.
 
     Returns:
         AP of boxes and masks by task, on the main process; None if the config has no evaluator.
     """
     if cfg.dataloader.get("evaluator") is None:
         return None
-    evaluator = instantiate(cfg.dataloader.evaluator)
-    if OmegaConf.is_list(cfg.dataloader.evaluator):
-        evaluator = DatasetEvaluators([instantiate(one) for one in cfg.dataloader.evaluator])
+    evaluators = cfg.dataloader.evaluator
+    listed = [instantiate(one) for one in (evaluators if OmegaConf.is_list(evaluators) else [evaluators])]
+    evaluator = DatasetEvaluators([*listed, *_ap_by_scale(cfg, model)])
     with tokens_counted(model):
         results = inference_on_dataset(model, name_unreadable_images(instantiate(cfg.dataloader.test)), evaluator)
     print_csv_format(results)
@@ -246,6 +250,24 @@ def _token_drift(cfg: DictConfig) -> HookBase | None:
         return None if expected is None else TokenDriftHook(expected)
     except (TypeError, ValueError) as error:
         raise ScheduleError(f"train.expected_tokens: {error}") from error
+
+
+def _ap_by_scale(cfg: DictConfig, model: nn.Module) -> list[DatasetEvaluator]:
+    """The evaluator that ``train.ap_by_scale`` asks for: True for the model's own patches, or thresholds. Raises
+    ScheduleError unless they are patches of the model, and the data are one set in COCO's layout."""
+    option = cfg.train.get("ap_by_scale")
+    if option in (None, False) or cfg.dataloader.get("evaluator") is None:
+        return []
+    names = cfg.dataloader.test.dataset.names
+    names = [names] if isinstance(names, str) else list(names)
+    try:
+        if option is not True and not OmegaConf.is_list(option):
+            raise ValueError("expected True for the model's own patches, or thresholds such as [5.5,4.0]")
+        if len(names) != 1:
+            raise ValueError(f"expected one data set in dataloader.test.dataset.names, found {names}")
+        return [APByScaleEvaluator(names[0], model, None if option is True else tuple(option))]
+    except (TypeError, ValueError) as error:
+        raise ScheduleError(f"train.ap_by_scale={option}: {error}") from error
 
 
 def _writer_hook(cfg: DictConfig) -> HookBase:

@@ -5,7 +5,7 @@
 This import registers everything that a config can name, in MMEngine's root registries, where every OpenMMLab package
 finds it. The backbone, the constructor of optimizers, schedules of patches, mixed precision on a CPU and the file
 backend "apt_atomic" need MMEngine only. With MMSegmentation installed, the segmentor, test-time augmentation,
-``APTLoadImage``, ``CheckLabels`` and data sets in folders of one's own are registered as well.
+``APTLoadImage``, ``CheckLabels``, ``ScaleIoUMetric`` and data sets in folders of one's own are registered as well.
 """
 
 import importlib.util
@@ -31,6 +31,7 @@ if importlib.util.find_spec("mmseg"):
         dataset_checks,
         evaluation_config,
         own_data_dataset,
+        scale_iou_metric,
     )
 
 __all__ = ["APTLearningRateDecayOptimWrapperConstructor", "APTViT", "CPUAmpOptimWrapper"]

@@ -16,6 +16,7 @@ from apt_dense.hosts.mmseg.config_errors import check_kinds_of_keys
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs, one_line
 from apt_dense.hosts.mmseg.own_data_config import complete_own_data
 from apt_dense.hosts.mmseg.safe_checkpoints import check_start
+from apt_dense.hosts.mmseg.scale_iou_metric import add_hook
 
 #: Options of MMEngine's schedulers that count iterations.
 _ITERATIONS = {"begin", "end", "total_steps", "T_max", "milestones", "step_size", "periods"}
@@ -25,8 +26,8 @@ LOG_LINES = 10  # at least, in a run shorter than the config's
 def load_config(
     path: str, options: Mapping | None = None, *, data_root: str | None = None, max_iters: int | None = None
 ) -> Config:
-    """Read a config, override parts of it, complete it where it names data of one's own (``complete_own_data``), and
-    check that the weights it starts from can be read (``check_start``).
+    """Read a config, override parts of it, complete it where it names data of one's own (``complete_own_data``) or a
+    metric that needs a hook (``add_hook``), and check that the weights it starts from can be read (``check_start``).
 
     Args:
         path: config file.
@@ -55,6 +56,7 @@ def load_config(
         raise ValueError(f"--cfg-options {' '.join(options)} does not fit {path}: {one_line(error)}") from error
     check_kinds_of_keys(cfg)
     complete_own_data(cfg)
+    add_hook(cfg)
     check_start(cfg)
     return cfg
 
