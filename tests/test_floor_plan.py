@@ -39,6 +39,7 @@ TESTED_ELSEWHERE = {
     "hosts/coco_lenient_values.py": "hosts/test_coco_annotations.py",
     "hosts/coco_outlines.py": "hosts/test_coco_annotations.py",
     "hosts/coco_picture_sizes.py": "hosts/test_coco.py",
+    "hosts/detectron2/patch_options_of_train.py": "tools/test_train_det.py",
     "hosts/torchvision/pixel_transform.py": "hosts/torchvision/test_detectors.py",
     "hosts/torchvision/pyramid.py": "hosts/torchvision/test_detectors.py",
     "hosts/torchvision/safe_checkpoints.py": "tools/test_train_det_torchvision.py",

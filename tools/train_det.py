@@ -119,7 +119,7 @@ def main_worker(args: argparse.Namespace) -> None:
         sys.exit(f"train_det: {str(error).splitlines()[-1]}")
     except DataError as error:
         sys.exit(f"train_det: {line_of(error)}")
-    except (run.CheckpointError, run.RunError, run.ScheduleError, OSError) as error:
+    except (run.CheckpointError, run.RunError, run.PatchOptionError, OSError) as error:
         sys.exit(f"train_det: {' '.join(str(error).split())}")
     except Stopped as stopped:
         run.logger.info("stopped after iteration %d", stopped.args[0])  # torch drops what a started process raises

@@ -11,19 +11,22 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.check_resumed_checkpoints import check_iteration, check_moments
 from apt_dense.hosts.detectron2.accumulation_and_bfloat16 import batches_per_iteration, make_trainer
-from apt_dense.hosts.detectron2.ap_by_scale import APByScaleEvaluator
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
-from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
+from apt_dense.hosts.detectron2.patch_options_of_train import (
+    PatchOptionError,
+    ap_by_scale_evaluators,
+    patch_schedule_hook,
+    token_drift_hook,
+)
 from apt_dense.hosts.detectron2.read_lazy_config import (
     apply_overrides,
     check_parts,
@@ -34,7 +37,6 @@ from apt_dense.hosts.detectron2.read_lazy_config import (
 from apt_dense.hosts.detectron2.readable_images import name_unreadable_images
 from apt_dense.hosts.detectron2.resumable_loader import resumable
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer, CheckpointError, unwrapped
-from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.interrupts import Stopped, agreement, stop_requests
 from apt_dense.hosts.randomness_from_seeds import seed_all
 from apt_dense.hosts.readable_images import DataError
@@ -43,8 +45,8 @@ from apt_dense.hosts.run_errors import RunError, explaining_errors
 #: Everything that a tool needs for a run.
 __all__ = [
     "CheckpointError",
+    "PatchOptionError",
     "RunError",
-    "ScheduleError",
     "apply_overrides",
     "check_parts",
     "complete_config",
@@ -55,10 +57,6 @@ __all__ = [
     "logger",
     "train",
 ]
-
-
-class ScheduleError(ValueError):
-    """Options of ``train`` about patches that make no sense. Tools report it in one line."""
 
 
 def train(cfg: DictConfig, resume: bool = False) -> None:
@@ -77,7 +75,7 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
-        ScheduleError: if ``train.patch_schedule`` does not fit the model, ``train.expected_tokens`` is no share, or
+        PatchOptionError: if ``train.patch_schedule`` does not fit the model, ``train.expected_tokens`` is no share, or
             ``train.ap_by_scale`` names no patches.
         Stopped: on such a signal.
         DataError: if an image cannot be read.
@@ -90,13 +88,13 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
 def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
     """Name the part of the config in errors that do not say what to do."""
     parts = OmegaConf.to_container(cfg)
-    told = CheckpointError, DataError, ScheduleError, SizeMismatchError
+    told = CheckpointError, DataError, PatchOptionError, SizeMismatchError
     return explaining_errors(cfg.train.output_dir, parts, told)
 
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     model = _build_model(cfg)
-    _ap_by_scale(cfg, model)  # fails now, not at the first evaluation
+    ap_by_scale_evaluators(cfg, model)  # fails now, not at the first evaluation
     cfg.optimizer.params.model = unwrapped(model)
     trainer = make_trainer(model, instantiate(cfg.optimizer), cfg.train)
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
@@ -107,8 +105,8 @@ def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
     trainer.register_hooks([
         SeedIterations(cfg.train.seed),
-        _patch_schedule(cfg, model),
-        _token_drift(cfg),
+        patch_schedule_hook(cfg, model),
+        token_drift_hook(cfg),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         saving,
@@ -167,7 +165,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
         return None
     evaluators = cfg.dataloader.evaluator
     listed = [instantiate(one) for one in (evaluators if OmegaConf.is_list(evaluators) else [evaluators])]
-    evaluator = DatasetEvaluators([*listed, *_ap_by_scale(cfg, model)])
+    evaluator = DatasetEvaluators([*listed, *ap_by_scale_evaluators(cfg, model)])
     with tokens_counted(model):
         results = inference_on_dataset(model, name_unreadable_images(instantiate(cfg.dataloader.test)), evaluator)
     print_csv_format(results)
@@ -228,46 +226,6 @@ def writers(output_dir: str, max_iter: int, period: int) -> list[EventWriter]:
     if importlib.util.find_spec("tensorboard"):
         files.append(TensorboardXWriter(output_dir, window_size=period))
     return [CommonMetricPrinter(max_iter), *files]
-
-
-def _patch_schedule(cfg: DictConfig, model: nn.Module) -> HookBase | None:
-    """The hook that ``train.patch_schedule`` asks for. Raises ScheduleError unless the model can follow it."""
-    options = cfg.train.get("patch_schedule")
-    if options is None:
-        return None
-    try:
-        hook = PatchScheduleHook(**options)
-        AnnealedPatches(model, hook.schedule, cfg.train.max_iter)
-    except (TypeError, ValueError) as error:
-        raise ScheduleError(f"train.patch_schedule={options}: {error}") from error
-    return hook
-
-
-def _token_drift(cfg: DictConfig) -> HookBase | None:
-    """The hook that ``train.expected_tokens`` asks for. Raises ScheduleError unless it is a share."""
-    expected = cfg.train.get("expected_tokens")
-    try:
-        return None if expected is None else TokenDriftHook(expected)
-    except (TypeError, ValueError) as error:
-        raise ScheduleError(f"train.expected_tokens: {error}") from error
-
-
-def _ap_by_scale(cfg: DictConfig, model: nn.Module) -> list[DatasetEvaluator]:
-    """The evaluator that ``train.ap_by_scale`` asks for: True for the model's own patches, or thresholds. Raises
-    ScheduleError unless they are patches of the model, and the data are one set in COCO's layout."""
-    option = cfg.train.get("ap_by_scale")
-    if option in (None, False) or cfg.dataloader.get("evaluator") is None:
-        return []
-    names = cfg.dataloader.test.dataset.names
-    names = [names] if isinstance(names, str) else list(names)
-    try:
-        if option is not True and not OmegaConf.is_list(option):
-            raise ValueError("expected True for the model's own patches, or thresholds such as [5.5,4.0]")
-        if len(names) != 1:
-            raise ValueError(f"expected one data set in dataloader.test.dataset.names, found {names}")
-        return [APByScaleEvaluator(names[0], model, None if option is True else tuple(option))]
-    except (TypeError, ValueError) as error:
-        raise ScheduleError(f"train.ap_by_scale={option}: {error}") from error
 
 
 def _writer_hook(cfg: DictConfig) -> HookBase:
