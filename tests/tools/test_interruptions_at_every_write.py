@@ -1,7 +1,7 @@
 """All three trainers killed at each write of a run, and at ten random moments: each run resumes, from what it had
 saved, and ends with the losses and weights of the uninterrupted one.
 
-About 500 short trainings, about a quarter of an hour on two cores; run by ``pytest -m slow -s`` and this file.
+About 270 short trainings, nine minutes on two cores; run by ``pytest -m slow -s`` and this file.
 """
 
 from __future__ import annotations
