@@ -89,8 +89,8 @@ def speed_section(report: Report) -> Markup:
     rows = [(f"ViT-{name}", f"{report.predicted(name):.2f} {TIMES}") for name in MODELS]
     rests_on = (
         "Predicted: the floating point operations of a uniform plain ViT as a multiple of those with these patches, "
-        "all photos together. It rests on the architecture alone (blocks with global attention, embedding; no heads), and "
-        "holds where matrix products take the time: large models and images."
+        "all photos together. It rests on the architecture alone (blocks with global attention, embedding; no heads), "
+        "and holds where matrix products take the time: large models and images."
     )
     parts = [
         element("p", rests_on),
