@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "more").mkdir(parents=True)
     for place in range(8):
         amount = rng.uniform(0, 4 * place, (7, 9, 1)).repeat(16, 0).repeat(16, 1)
-        picture = (128 + amount * rng.standard_normal((112, 144, 3)))[: 112 - 5 * (place % 2)]
+        picture = (128 + amount * rng.standard_normal((112, 144, 3)))[: 107 if place in (1, 2) else 112]
         name = HOSTILE if place == 3 else f"more/{place}.png" if place % 2 else f"{place}.png"
         data = cv2.imencode(".png", picture.clip(0, 255).astype(np.uint8))[1].tobytes()
         (folder / name.replace("more/5", "more/4")).write_bytes(data)  # two photos of one name
@@ -118,17 +118,8 @@ def near(text: str, expected: float, digits: int = 1) -> bool:
 
 
 def test_every_photo_has_its_counts(page: Page, counts: dict[Path, list[int]]) -> None:
-    assert page.heads["photos"] == [
-        "photo",
-        "pixels",
-        "tokens",
-        "of",
-        "kept",
-        "8 px",
-        "16 px",
-        "32 px",
-        "times as fast",
-    ]
+    head = ["photo", "pixels", "tokens", "of", "kept", "8 px", "16 px", "32 px", "times as fast"]
+    assert page.heads["photos"] == head
     assert len(page.tables["photos"]) == len(counts) == 8 and len({tuple(each) for each in counts.values()}) > 4
     for row, (path, patches), share in zip(page.tables["photos"], counts.items(), shares_of(counts), strict=True):
         rows, columns = read_photo(path).shape[:2]
@@ -225,7 +216,7 @@ def test_pictures_show_the_patches_and_the_scores(page: Page, counts: dict[Path,
     assert len(pictures) == 3 * 4 and all(len(image["alt"]) > 20 for image in page.named("img"))
     path = list(counts)[4]
     grid, photo, *scores = pictures[4:8]
-    assert photo == pytest.approx(read_photo(path), abs=60), "the photo, as JPEG"
+    assert np.abs(photo.astype(int) - read_photo(path)).mean() < 12, "the photo, as JPEG"
     scale_map = SELECTOR.scale_map(image_of(path))[0].numpy()
     shown = grid.shape[1] // scale_map.shape[1]
     for scale in (1, 2):
@@ -374,9 +365,8 @@ def test_files_that_hold_something_else_are_named(
 def test_names_are_text_and_tell_photos_apart(page: Page, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [row[0] for row in page.tables["photos"]]
     shown = HOSTILE.replace("\u202e", r"\u202e").replace("\n", r"\u000a")
-    assert (
-        shown in names and len(set(names)) == 8 and {str(photos / "4.png"), str(photos / "more" / "4.png")} < set(names)
-    )
+    twins = {str(photos / "4.png"), str(photos / "more" / "4.png")}
+    assert shown in names and len(set(names)) == 8 and twins < set(names)
     assert not page.named("script") and all(image["src"].startswith("data:image/") for image in page.named("img"))
     for name, attributes in page.elements:
         assert not {"href", "onerror", "onload"} & attributes.keys() and name not in ("a", "link", "iframe", "object")
@@ -409,7 +399,8 @@ LOOK = """
 const seen = page.document, root = seen.documentElement;
 for (const details of seen.querySelectorAll("details")) details.open = true;
 await Promise.all([...seen.images].map(image => image.decode()));
-const rows = id => [...seen.querySelectorAll(`#${id} tbody tr`)].map(row => [...row.cells].map(cell => cell.textContent));
+const rows = id => [...seen.querySelectorAll(`#${id} tbody tr`)].map(
+  row => [...row.cells].map(cell => cell.textContent));
 return {title: seen.title, wide: root.scrollWidth, room: root.clientWidth,
         loaded: page.performance.getEntriesByType("resource").map(entry => entry.name),
         widths: [...seen.images].map(image => image.naturalWidth), photos: rows("photos"), sizes: rows("sizes"),
