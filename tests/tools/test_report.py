@@ -213,7 +213,7 @@ def test_cards_show_the_scores_of_their_photos(page: Page, counts: dict[Path, li
 
 def test_pictures_show_the_patches_and_the_scores(page: Page, counts: dict[Path, list[int]]) -> None:
     pictures = page.pictures()
-    assert len(pictures) == 3 * 4 and all(len(image["alt"]) > 20 for image in page.named("img"))
+    assert len(pictures) == 3 * 4 and all(".png" in image["alt"] for image in page.named("img"))
     path = list(counts)[4]
     grid, photo, *scores = pictures[4:8]
     assert np.abs(photo.astype(int) - read_photo(path)).mean() < 12, "the photo, as JPEG"
@@ -234,7 +234,10 @@ def test_pictures_show_the_patches_and_the_scores(page: Page, counts: dict[Path,
         assert any(flat) and not all(flat)
 
 
-def test_predicted_speed_is_that_of_counted_operations(page: Page, counts: dict[Path, list[int]]) -> None:
+def test_predicted_speed_is_that_of_counted_operations(
+    page: Page, counts: dict[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apt_dense.vit.fill_rows", lambda rows, spare=0: rows)  # that only some processors get
     model = APTViT(img_size=144, patch_size=8, thresholds=THRESHOLDS, **MODELS["tiny"]._asdict()).eval()
     images, total = [image_of(path) for path in counts], []
     for thresholds in ((), THRESHOLDS):
@@ -279,7 +282,8 @@ def test_measured_speed_is_that_of_the_patches(
 
     def counting(**options: object) -> APTViT:
         model = plain(**{**options, "embed_dim": 16, "depth": 1, "num_heads": 2})
-        model.blocks[0].register_forward_pre_hook(lambda _, rows: tokens.__setitem__(0, tokens[0] + len(rows[0])))
+        # The second argument is the layout; rows are filled up for some processors.
+        model.blocks[0].register_forward_pre_hook(lambda _, given: tokens.append(tokens.pop() + len(given[1].image_N)))
         return model
 
     monkeypatch.setattr(measured_speed, "APTViT", counting)

@@ -44,7 +44,10 @@ def _y(share: float) -> float:
 
 def _frame(below: str) -> list[Markup]:
     """The axis of shares of tokens, from 0 to 100 %."""
-    ticks = [_text(_x(tick / 100), _BOTTOM + 15, f"{tick} %") for tick in range(0, 101, 20)]
+    ticks = [
+        _text(_x(tick / 100), _BOTTOM + 15, f"{tick} %", "end" if tick == 100 else "middle")
+        for tick in range(0, 101, 20)
+    ]
     return [_line(_LEFT, _BOTTOM, _RIGHT, _BOTTOM, "axis"), *ticks, _text(_x(0.5), _BOTTOM + 32, below)]
 
 

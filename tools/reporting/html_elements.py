@@ -12,7 +12,7 @@ class Markup(str):
     """Text that is HTML already."""
 
 
-def element(name: str, *children: object, **attributes: object) -> Markup:
+def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """Build an element. Children that are not :class:`Markup` are escaped.
 
         element("p", "a < b", class_="note")  # <p class="note">a &lt; b</p>

@@ -59,11 +59,17 @@ def _keys(report: Report) -> Markup:
     found, low, high = report.summary, *report.summary.quantiles[::2]
     keys = [
         ("Tokens kept, on average", percent(found.share), f"9 of 10 photos keep {percent(low)} to {percent(high)}"),
-        ("Predicted speed", f"{report.predicted(report.model):.2f} {TIMES}", f"ViT-{report.model}, by its operations"),
+        (
+            "Predicted speed-up",
+            f"{report.predicted(report.model):.2f} {TIMES}",
+            f"ViT-{report.model}, by its operations",
+        ),
     ]
     if report.measured is not None:
         count = photos_of(len(report.measured.timings))
-        keys.append(("Measured speed", f"{report.measured.speed_up:.2f} {TIMES}", f"ViT-{report.model} here, {count}"))
+        keys.append(
+            ("Measured speed-up", f"{report.measured.speed_up:.2f} {TIMES}", f"ViT-{report.model} here, {count}")
+        )
     if found.mixing is not None and found.mixing.coarse:
         share = percent(found.mixing.mixed / found.mixing.coarse)
         keys.append(("Coarse patches over several classes", share, "each has one token for all of them"))

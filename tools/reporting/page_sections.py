@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from reporting import charts
 from reporting.html_elements import NOTHING, TIMES, Markup, element, folded, join, percent, table
-from reporting.photo_card import size_names
+from reporting.photo_card import colour_key, size_names
 from reporting.photo_figures import BINS, FACTORS
 from reporting.predicted_speed import MODELS, speed_up
 from reporting.report_content import Report, photos_of
@@ -46,7 +46,13 @@ def _sizes(report: Report) -> Markup:
     ]
     head = "patches of", "number", "of the image", "of the tokens"
     chart = charts.sizes(names, found.area, tokens)
-    return element("div", chart, table("sizes", "Patches of all photos together", head, rows), class_="card")
+    return element(
+        "div",
+        colour_key(report.source.selector),
+        chart,
+        table("sizes", "Patches of all photos together", head, rows),
+        class_="card",
+    )
 
 
 def thresholds_section(report: Report) -> Markup:
@@ -154,6 +160,7 @@ def photos_section(report: Report) -> Markup:
                      *photo.per_scale, f"{faster:.2f} {TIMES}"))  # fmt: skip
     caption = f"All photos, those that keep most tokens first; speed as predicted for ViT-{report.model}"
     shown = "all" if len(report.cards) == len(report.photos) else f"{len(report.cards)} of {len(report.photos)}"
-    words = f"From those that keep most tokens to those that keep fewest: {shown} are drawn."
+    words = f"From those that keep most tokens to those that keep fewest: {shown} are drawn. "
+    words += "In the maps of scores, edges where no whole patch of that size fits are grey."
     every = folded(f"All {photos_of(len(rows))} in numbers", table("photos", caption, head, rows))
     return section("Photos", element("p", words), every, *report.cards)

@@ -20,7 +20,7 @@ def size_names(selector: PatchSelector) -> list[str]:
 
 def colour_key(selector: PatchSelector) -> Markup:
     """List the colours in which patches of each size are drawn."""
-    colours = ["transparent", *(f"rgb{scale_colour(scale)}" for scale in range(1, selector.num_scales))]
+    colours = ["var(--fine, #b9bcc1)", *(f"rgb{scale_colour(scale)}" for scale in range(1, selector.num_scales))]
     entries = [
         element("li", element("span", style=f"background:{colour}"), f"patches of {name}")
         for colour, name in zip(colours, size_names(selector), strict=True)
