@@ -32,6 +32,7 @@ with needed_packages("explore"):
 
 SIZES = 224, 2048  # pixels that the slider offers
 BITS = 0.05, 9.0  # that the sliders offer; the highest entropy is 9
+BUTTONS = ["fullscreen", "download"]  # of pictures, and none that would send one to anybody
 
 
 def explore(photo: np.ndarray | None, *settings: object) -> tuple:
@@ -47,29 +48,34 @@ def explore(photo: np.ndarray | None, *settings: object) -> tuple:
 
 def build(photo: np.ndarray | None, start: Settings) -> gradio.Blocks:
     """Build the page with a photo (H, W, 3) uint8 RGB, or none, and the settings that it starts with."""
-    fonts = ["system-ui", "sans-serif"]  # of the machine: nothing is loaded
     with gradio.Blocks(title="Adaptive patches", analytics_enabled=False) as page:
         gradio.Markdown("# Adaptive patches\nHow a photo is cut, and what that saves. Move a slider to see it change.")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                given = gradio.Image(photo, label="Your photo", sources=["upload", "clipboard"], height=260)
+                sources = ["upload", "clipboard"]
+                given = gradio.Image(photo, label="Your photo", sources=sources, height=260, buttons=BUTTONS)
                 controls = _controls(start)
             with gradio.Column(scale=2, min_width=320):
-                patches = gradio.Image(label="Its patches", interactive=False, format="jpeg")
+                patches = _picture("Its patches")
                 figures = gradio.HTML()
         with gradio.Row():
-            scores = [_scores(factor) for factor in (2, 4)]
+            scores = [_picture(f"Scores of patches {size} as large") for size in ("twice", "four times")]
         shown = [patches, *scores, figures]
         changes = [page.load, given.change, *(control.change for control in controls)]
         gradio.on(changes, explore, [given, *controls], shown, api_name="explore", show_progress="hidden",
                   trigger_mode="always_last")  # fmt: skip
-    page.theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
     return page
 
 
-def _scores(factor: int) -> gradio.Image:
-    label = f"Scores of patches of {factor} times the patch size: blue below the threshold, orange above"
-    return gradio.Image(label=label, interactive=False, min_width=300)
+def serve(page: gradio.Blocks, port: int | None = None, **options: object) -> None:
+    """Serve the page to this machine, in fonts of the machine, so that nothing is loaded from elsewhere. Raises OSError
+    for a port that is taken."""
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, **options)
+
+
+def _picture(label: str) -> gradio.Image:
+    return gradio.Image(label=label, interactive=False, min_width=300, format="jpeg", buttons=BUTTONS)
 
 
 def _controls(start: Settings) -> list:
@@ -82,7 +88,7 @@ def _controls(start: Settings) -> list:
         slider(10, 100, start.budget, step=1, label="Token budget, % of all"),
         slider(4, 32, start.patch_size, step=1, label="Patch size, pixels"),
         slider(*SIZES, start.longer, step=16, label="Longer side of the photo in the model, pixels"),
-        gradio.Dropdown(list(MODELS), value=start.model, label="Predicted speed of ViT-"),
+        gradio.Dropdown(list(MODELS), value=start.model, label="ViT whose speed is predicted"),
     ]
 
 
@@ -105,9 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"explore: {error}")
     start = Settings(BY_THRESHOLDS, *args.thresholds, 60, args.patch_size, args.size, "base")
-    page = build(photo, start)
     try:
-        page.launch(server_name="127.0.0.1", server_port=args.port, share=False)
+        serve(build(photo, start), args.port)
     except OSError as error:  # the port is taken
         sys.exit(f"explore: {error}")
 

@@ -79,7 +79,7 @@ def address(photo: np.ndarray) -> Iterator[str]:
     import explore
 
     page = explore.build(photo, START)
-    page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
+    explore.serve(page, prevent_thread_lock=True, quiet=True)
     yield page.local_url
     page.close()
 

@@ -12,6 +12,7 @@ from reporting.photo_figures import PhotoFigures, measure_picture
 from reporting.pictures import draw_grid, draw_scores, score_maps
 from shared.picture_layout import resize_longer_side
 
+SHOWN = 640  # pixels of the longer side of score maps
 BY_THRESHOLDS, BY_BUDGET = "thresholds", "budget"
 RESTS_ON = (
     "The prediction counts the floating point operations of a plain ViT with global attention (no heads), uniform "
@@ -59,7 +60,8 @@ def explore_photo(photo: np.ndarray, settings: Settings) -> Explored:
     picture = resize_longer_side(photo, int(settings.longer))
     found, maps = measure_picture(picture, selector), score_maps(picture, selector)
     grid = tuple(-(-side // selector.patch_size) for side in picture.shape[:2])
-    scores = [draw_scores(each, grid).repeat(4, 0).repeat(4, 1) for each in maps]
+    enlarged = max(1, SHOWN // max(grid))
+    scores = [draw_scores(each, grid).repeat(enlarged, 0).repeat(enlarged, 1) for each in maps]
     sizes = size_table("explored", found, selector, maps)
     figures = element("div", *_sentences(settings, selector, found), colour_key(selector), sizes, _small(RESTS_ON))
     return Explored(draw_grid(picture, selector), scores, figures)
@@ -75,6 +77,8 @@ def _sentences(settings: Settings, selector: PatchSelector, found: PhotoFigures)
         parts.append(element("p", lowered))
     if settings.by == BY_BUDGET:
         parts.append(element("p", "With a budget only the ratio of the thresholds matters: which merges come first."))
+    else:
+        parts.append(element("p", "Scores below the threshold are blue, those above it orange."))
     return parts
 
 

@@ -50,7 +50,7 @@ def table(name: str, caption: str, head: Sequence[object], rows: Iterable[Sequen
     ]
     parts = element("caption", caption), element("thead", element("tr", *heads)), element("tbody", *lines)
     return element(
-        "div", element("table", *parts, id=name), class_="scroll", tabindex=0, role="group", aria_label=caption
+        "div", element("table", *parts, id=name), style="overflow-x:auto", tabindex=0, role="group", aria_label=caption
     )
 
 

@@ -12,6 +12,8 @@ from reporting.photo_figures import PhotoFigures
 from reporting.pictures import ScoreMap, as_jpeg, as_png, draw_grid, draw_scores, draw_small, score_maps
 from reporting.predicted_speed import MODELS, speed_up
 
+_SWATCH = "display:inline-block;width:.9em;height:.9em;border:1px solid #777;margin-right:.35em;background:"
+
 
 def size_names(selector: PatchSelector) -> list[str]:
     """Name the sizes of patches: ["16 px", "32 px"]."""
@@ -22,7 +24,7 @@ def colour_key(selector: PatchSelector) -> Markup:
     """List the colours in which patches of each size are drawn."""
     colours = ["var(--fine, #b9bcc1)", *(f"rgb{scale_colour(scale)}" for scale in range(1, selector.num_scales))]
     entries = [
-        element("li", element("span", style=f"background:{colour}"), f"patches of {name}")
+        element("li", element("span", style=f"{_SWATCH}{colour}"), f"patches of {name}")
         for colour, name in zip(colours, size_names(selector), strict=True)
     ]
     return element("ul", *entries, class_="key")

@@ -21,6 +21,7 @@ LARGE, SMALL = 1000, 420  # pixels of the longer side of the patches and of the 
 _LEAST_PATCH, _MOST_ENLARGED = 3, 6
 _QUALITY = 80
 BELOW, ABOVE = (0, 104, 139), (201, 84, 0)  # colours of the lowest and the highest score
+_LEAST_STRENGTH = 0.12  # of a score at the threshold, whose side is still to be seen
 _MIDDLE, _NONE = (250, 250, 247), (205, 205, 205)
 
 
@@ -59,7 +60,8 @@ def draw_scores(found: ScoreMap, grid: tuple[int, int]) -> np.ndarray:
         middle = scores.min() if found.threshold is None else found.threshold
         colours = np.where((scores < middle)[..., None], BELOW, ABOVE)
         reach = np.where(scores < middle, middle - scores.min(), scores.max() - middle)
-        strength = (np.abs(scores - middle) / np.maximum(reach, 1e-9)).clip(0, 1)[..., None]
+        least = 0 if found.threshold is None else _LEAST_STRENGTH
+        strength = least + (1 - least) * (np.abs(scores - middle) / np.maximum(reach, 1e-9)).clip(0, 1)[..., None]
         patches = np.rint(_MIDDLE + (colours - np.array(_MIDDLE)) * strength).astype(np.uint8)
         cells = patches.repeat(1 << found.scale, 0).repeat(1 << found.scale, 1)[: grid[0], : grid[1]]
         drawn[: cells.shape[0], : cells.shape[1]] = cells
