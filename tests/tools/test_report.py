@@ -24,7 +24,8 @@ from apt_dense.drawing import scale_colour
 
 from benchmarks.meters import gflops_of
 from reporting import measured_speed
-from reporting.predicted_speed import MODELS
+from reporting.photo_figures import PhotoFigures, summarise
+from reporting.predicted_speed import MODELS, flops
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 from support.browser import ask_page, needed_browser
@@ -141,6 +142,17 @@ def test_the_summary_is_that_of_all_photos(page: Page, counts: dict[Path, list[i
     assert page.texts["dd"][0].startswith(figures["share of tokens kept, mean over photos"])
 
 
+def test_quantiles_are_shares_that_so_many_photos_do_not_exceed() -> None:
+    rng = np.random.default_rng(0)
+    for number_of_photos in (1, 2, 40, 41):
+        tokens = rng.integers(1, 101, number_of_photos).tolist()
+        found = summarise([PhotoFigures(Path(), (80, 80), 100, (each,)) for each in tokens])
+        for quantile, least in zip(found.quantiles, (0.05, 0.5, 0.95), strict=True):
+            within = [each / 100 for each in tokens if sum(o <= each for o in tokens) >= least * number_of_photos]
+            assert quantile == min(within)
+        assert found.by_factor == () and found.mixing is None
+
+
 def test_the_histogram_counts_photos(page: Page, counts: dict[Path, list[int]]) -> None:
     expected = [0] * 20
     for share in shares_of(counts):
@@ -150,7 +162,10 @@ def test_the_histogram_counts_photos(page: Page, counts: dict[Path, list[int]]) 
     ]
     heights = [float(bar["height"]) for bar in page.named("rect", "bar")]
     tall = [count for count in expected if count]
-    assert heights == pytest.approx([max(heights) * count / max(tall) for count in tall], abs=0.01)
+    assert heights == pytest.approx([144 * count / max(tall) for count in tall], abs=0.01)
+    feet = [float(bar["y"]) + float(bar["height"]) for bar in page.named("rect", "bar")]
+    assert feet == pytest.approx([168] * len(tall), abs=0.02)
+    assert str(max(tall)) in page.texts["text"], "the axis says how many the tallest bar stands for"
     lefts = [float(bar["x"]) for bar in page.named("rect", "bar")]
     places = [place for place, count in enumerate(expected) if count]
     assert np.diff(lefts) == pytest.approx(np.diff(places) * 356 / 20, abs=0.02)
@@ -237,13 +252,20 @@ def test_pictures_show_the_patches_and_the_scores(page: Page, counts: dict[Path,
 def test_predicted_speed_is_that_of_counted_operations(
     page: Page, counts: dict[Path, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apt_dense.vit.fill_rows", lambda rows, spare=0: rows)  # that only some processors get
-    model = APTViT(img_size=144, patch_size=8, thresholds=THRESHOLDS, **MODELS["tiny"]._asdict()).eval()
-    images, total = [image_of(path) for path in counts], []
+    # Without the rows by which some processors' kernels fill theirs up.
+    for module in ("onednn_matmul", "kernels.cpu_sliced"):
+        monkeypatch.setattr(f"apt_dense.ops.{module}.whole_rows", lambda rows: rows)
+    size, images, total = MODELS["tiny"], {path: image_of(path) for path in counts}, []
+    # Without positions, whose resampling to the photo's grid is a small product, too.
+    model = APTViT(img_size=144, patch_size=8, thresholds=THRESHOLDS, use_abs_pos=False, **size._asdict()).eval()
     for thresholds in ((), THRESHOLDS):
         model.set_patches(thresholds=thresholds)
         with torch.inference_mode():
-            total.append(sum(gflops_of(lambda image=image: model(image)) for image in images))
+            found = {path: 1e9 * gflops_of(lambda image=image: model(image)) for path, image in images.items()}
+        for path, operations in found.items():
+            per_scale = counts[path] if thresholds else [cells_of(path)]
+            assert flops(size, 8, cells_of(path), per_scale) == pytest.approx(operations, rel=5e-3)
+        total.append(sum(found.values()))
     shown = dict(page.tables["speed"])
     assert list(shown) == ["ViT-tiny", "ViT-small", "ViT-base", "ViT-large"]
     assert number(shown["ViT-tiny"]) == pytest.approx(total[0] / total[1], rel=0.01)
