@@ -32,8 +32,8 @@ from typing import Any
 from shared.packages import needed_packages
 
 with needed_packages("report"):
+    import tqdm  # before what asks for it by another tool's name
     from calibrate import find_photos, sizes_of
-    from tqdm import tqdm
     from visualize import SCORER_HELP, read_config, selector_of
 
     from apt_dense.weights.files import write_text_whole
@@ -51,6 +51,7 @@ with needed_packages("report"):
 
 PAGE = "report.html"
 DRAWN = 8
+MORE_OPTIONS = "token_budget", "min_tokens", "window_size"  # of a config's backbone that decide about the patches
 
 
 def choose_source(args: argparse.Namespace, calibration: Mapping[str, Any] | None) -> Source:
@@ -61,22 +62,23 @@ def choose_source(args: argparse.Namespace, calibration: Mapping[str, Any] | Non
     """
     cfg = read_config(args.config) if args.config else None
     source = Source(selector_of(args, cfg), sizes_of(args, cfg), {}) if calibration is None else source_of(calibration)
-    budget = args.budget
-    if cfg is not None and budget is None:
-        budget = cfg["model"]["backbone"].get("token_budget")
-    return source._replace(selector=replace(source.selector, token_budget=budget))
+    backbone = {} if cfg is None else cfg["model"]["backbone"]
+    more = {name: backbone[name] for name in MORE_OPTIONS if name in backbone}
+    if args.budget is not None:
+        more["token_budget"] = args.budget
+    return source._replace(selector=replace(source.selector, **more))
 
 
-def measure(args: argparse.Namespace, source: Source) -> tuple[list[PhotoFigures], list[PhotoLeftOut]]:
+def measure(paths: Sequence[Path], source: Source) -> tuple[list[PhotoFigures], list[PhotoLeftOut]]:
     """Cut all photos into patches; the first are those that keep most tokens."""
     found: list[PhotoFigures] = []
     left_out: list[PhotoLeftOut] = []
-    for each in tqdm(measure_photos(args.photos_found, source), "photos", total=len(args.photos_found), unit="photo"):
+    for each in tqdm.tqdm(measure_photos(paths, source), "photos", total=len(paths), unit="photo"):
         if isinstance(each, PhotoFigures):
             found.append(each)
         else:
             left_out.append(each)
-            tqdm.write(f"report: left out: {each.reason}", file=sys.stderr)
+            tqdm.tqdm.write(f"report: left out: {each.reason}", file=sys.stderr)
     if not found:
         raise ValueError(f"none of {len(left_out)} photos can be read")
     return sorted(found, key=lambda photo: -photo.share), left_out
@@ -92,7 +94,7 @@ def spread(photos: Sequence[PhotoFigures], most: int) -> list[PhotoFigures]:
 def draw(photos: Sequence[PhotoFigures], names: Mapping[Path, str], source: Source, model: str) -> list[Markup]:
     """Build the parts of the page with pictures."""
     cards = []
-    for number, photo in enumerate(tqdm(photos, "drawing", unit="photo"), start=1):
+    for number, photo in enumerate(tqdm.tqdm(photos, "drawing", unit="photo"), start=1):
         picture = read_picture(photo.path, source)
         cards.append(photo_card(number, names[photo.path], picture, photo, (source.selector, model)))
     return cards
@@ -103,11 +105,11 @@ def report(args: argparse.Namespace, command: str) -> Report:
     calibration = None if args.calibration is None else read_calibration(args.calibration)
     quality = None if args.quality is None else read_quality(args.quality)
     source = choose_source(args, calibration)
-    args.photos_found = find_photos(args.inputs, args.photos)
+    paths = find_photos(args.inputs, args.photos)
     if args.masks is not None:
-        source = source._replace(masks=find_masks(args.photos_found, args.masks))
+        source = source._replace(masks=find_masks(paths, args.masks))
     args.out.mkdir(parents=True, exist_ok=True)
-    photos, left_out = measure(args, source)
+    photos, left_out = measure(paths, source)
     names = {photo.path: name for photo, name in zip(photos, name_photos(photos), strict=True)}
     measured = measure_speed(args.measure, [photo.path for photo in photos], source) if args.measure else None
     content = Report(command, source, photos, left_out, summarise(photos), names, (), measured, calibration, quality)

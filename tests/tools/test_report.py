@@ -316,7 +316,15 @@ def test_measured_speed_is_that_of_the_patches(
     for row, path in zip(page.tables["measured"], timed, strict=True):
         assert list(map(float, row[1:3])) == [cells_of(path), sum(counts[path])]
         assert near(row[3], cells_of(path) / sum(counts[path]), 2)
+        ways = [cells_of(path)], counts[path]
+        uniform, adaptive = (flops(MODELS["tiny"], 8, cells_of(path), way) for way in ways)
+        assert near(row[4], uniform / adaptive, 2)
     assert near(page.texts["dd"][2], sum(map(cells_of, timed)) / sum(sum(counts[path]) for path in timed), 2)
+    uniform, adaptive = (
+        sum(flops(MODELS["tiny"], 8, cells_of(path), way(path)) for path in timed)
+        for way in (lambda path: [cells_of(path)], counts.get)
+    )
+    assert f"4 photos with {uniform / adaptive:.2f} \u00d7 predicted" in page.texts["dd"][2]
 
 
 # ---- what else pages are made of
@@ -353,6 +361,16 @@ def test_a_budget_has_no_thresholds_to_compare_with(photos: Path, tmp_path: Path
     path = next(path for path in readable(photos) if path.name == page.tables["photos"][0][0])
     assert [int(row[1]) for row in page.tables["photo-1"]] == count_by_loops(path, selector)
     assert "curve" not in page.tables and {row[6] for row in page.tables["photo-1"]} == {"\u2013"}
+
+
+def test_a_config_brings_all_that_decides_about_patches(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmengine", reason="reads a config of MMSegmentation")
+    options = {"patch_size": 8, "thresholds": THRESHOLDS, "window_size": 6, "min_tokens": 0.3}
+    (tmp_path / "config.py").write_text(f"model = dict(backbone={dict(type='APTViT', **options)!r})")
+    page = run(photos, tmp_path / "out", "--config", str(tmp_path / "config.py"), "--drawn", "0")
+    found = {path: PatchSelector(**options).count(image_of(path))[0].tolist() for path in readable(photos)}
+    assert sorted(row[5:8] for row in page.tables["photos"]) == sorted(list(map(str, each)) for each in found.values())
+    assert found != {path: SELECTOR.count(image_of(path))[0].tolist() for path in found} and "curve" not in page.tables
 
 
 def test_quality_is_shown_as_it_is_given(photos: Path, tmp_path: Path) -> None:

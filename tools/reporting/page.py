@@ -66,10 +66,10 @@ def _keys(report: Report) -> Markup:
         ),
     ]
     if report.measured is not None:
-        count = photos_of(len(report.measured.timings))
-        keys.append(
-            ("Measured speed-up", f"{report.measured.speed_up:.2f} {TIMES}", f"ViT-{report.model} here, {count}")
-        )
+        paths = [timing.path for timing in report.measured.timings]
+        promised = f"{report.predicted(report.model, paths):.2f} {TIMES} predicted"
+        words = f"ViT-{report.model} here, {photos_of(len(paths))} with {promised}"
+        keys.append(("Measured speed-up", f"{report.measured.speed_up:.2f} {TIMES}", words))
     if found.mixing is not None and found.mixing.coarse:
         share = percent(found.mixing.mixed / found.mixing.coarse)
         keys.append(("Coarse patches over several classes", share, "each has one token for all of them"))

@@ -104,10 +104,11 @@ def speed_section(report: Report) -> Markup:
     ]
     if report.measured is not None:
         timings = [
-            (report.names[t.path], f"{t.uniform:.1f}", f"{t.adaptive:.1f}", f"{t.uniform / t.adaptive:.2f} {TIMES}")
+            (report.names[t.path], f"{t.uniform:.1f}", f"{t.adaptive:.1f}", f"{t.uniform / t.adaptive:.2f} {TIMES}",
+             f"{report.predicted(report.model, [t.path]):.2f} {TIMES}")
             for t in report.measured.timings
-        ]
-        head = "photo", "uniform, ms", "adaptive, ms", "times as fast"
+        ]  # fmt: skip
+        head = "photo", "uniform, ms", "adaptive, ms", "times as fast", "predicted"
         said = f"Measured, ViT-{report.model}, one photo at a time: {report.measured.machine}."
         parts += [element("p", said), table("measured", "Measured speed of the backbone", head, timings)]
     return section("Speed", *parts)

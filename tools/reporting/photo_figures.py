@@ -68,8 +68,9 @@ class PhotoLeftOut(NamedTuple):
 
 
 def can_scale(selector: PatchSelector) -> bool:
-    """Check whether other thresholds would mean anything: not with a budget, nor where they are infinite."""
-    return selector.token_budget is None and bool(selector.thresholds) and all(map(math.isfinite, selector.thresholds))
+    """Check whether thresholds alone decide and can be scaled: not with a budget or a minimum, nor infinite ones."""
+    thresholds_decide = selector.token_budget is None and selector.min_tokens is None
+    return thresholds_decide and bool(selector.thresholds) and all(map(math.isfinite, selector.thresholds))
 
 
 def read_picture(path: Path, source: Source) -> np.ndarray:

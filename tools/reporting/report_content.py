@@ -1,6 +1,6 @@
 """What a page is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +38,11 @@ class Report(NamedTuple):
         """The size of ViT that the page speaks of."""
         return "base" if self.measured is None else self.measured.model
 
-    def predicted(self, model: str) -> float:
-        """The speed-up over all photos that their tokens promise."""
-        photos = [(photo.cells, photo.per_scale) for photo in self.photos]
-        return speed_up(MODELS[model], self.source.selector.patch_size, photos)
+    def predicted(self, model: str, paths: Collection[Path] | None = None) -> float:
+        """The speed-up over those photos, or all, that their tokens promise."""
+        photos = [photo for photo in self.photos if paths is None or photo.path in paths]
+        counts = [(photo.cells, photo.per_scale) for photo in photos]
+        return speed_up(MODELS[model], self.source.selector.patch_size, counts)
 
 
 def photos_of(number: int) -> str:
