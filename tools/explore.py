@@ -67,11 +67,21 @@ def build(photo: np.ndarray | None, start: Settings) -> gradio.Blocks:
     return page
 
 
-def serve(page: gradio.Blocks, port: int | None = None, **options: object) -> None:
-    """Serve the page to this machine, in fonts of the machine, so that nothing is loaded from elsewhere. Raises OSError
-    for a port that is taken."""
+def serve(page: gradio.Blocks, port: int | None = None) -> str:
+    """Start to serve the page to this machine, in fonts of the machine, so that nothing is loaded from elsewhere.
+
+    Returns:
+        Its address.
+
+    Raises:
+        OSError: for a port that is taken.
+    """
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, **options)
+    # Quiet, since its own words recommend a public link.
+    page.launch(
+        server_name="127.0.0.1", server_port=port, share=False, theme=theme, quiet=True, prevent_thread_lock=True
+    )
+    return page.local_url
 
 
 def _picture(label: str) -> gradio.Image:
@@ -111,10 +121,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"explore: {error}")
     start = Settings(BY_THRESHOLDS, *args.thresholds, 60, args.patch_size, args.size, "base")
+    page = build(photo, start)
     try:
-        serve(build(photo, start), args.port)
-    except OSError as error:  # the port is taken
-        sys.exit(f"explore: {error}")
+        address = serve(page, args.port)
+    except OSError:
+        sys.exit(f"explore: no port can be had (--port {args.port}); give another one, or none")
+    print(f"{address} shows the page until Ctrl-C", flush=True)
+    page.block_thread()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,8 +80,7 @@ def address(photo: np.ndarray) -> Iterator[str]:
     import explore
 
     page = explore.build(photo, START)
-    explore.serve(page, prevent_thread_lock=True, quiet=True)
-    yield page.local_url
+    yield explore.serve(page)
     page.close()
 
 
@@ -132,6 +132,8 @@ def test_bad_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="not a readable photograph"):
         (tmp_path / "photo.jpg").write_bytes(b"nothing")
         explore.main([str(tmp_path / "photo.jpg")])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit, match="give another one, or none"):
+        explore.main(["--port", str(taken.getsockname()[1])])
     with pytest.raises(SystemExit) as ended:
         explore.main(["--thresholds", "5.5", "12"])
     assert ended.value.code == 2 and "12" in capsys.readouterr().err
