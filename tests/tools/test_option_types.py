@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.option_types import PIXELS, device, number, whole
+from shared.option_types import PIXELS, device, number, share_or_count, whole
 
 BAD: list[tuple[Any, str, str]] = [
     (whole(1), "0", "0 must be 1 or more"),
@@ -23,6 +23,9 @@ BAD: list[tuple[Any, str, str]] = [
     (number(), "nan", "nan must be a finite number"),
     (number(), "inf", "inf must be a finite number"),
     (number(least=1), "x", "invalid number value: 'x'"),
+    (share_or_count, "1.5", "1.5 must be a fraction in (0, 1] or at least 1 token"),
+    (share_or_count, "0", "0 must be a fraction in (0, 1] or at least 1 token"),
+    (share_or_count, "half", "invalid share or number value: 'half'"),
     (device, "foo", "torch cannot use 'foo' here"),
     (device, "meta", "torch cannot use 'meta' here"),
     (device, "cuda:99", "torch cannot use 'cuda:99' here"),
@@ -42,7 +45,7 @@ def test_bad_values_are_named(kind: Any, value: str, message: str, capsys: pytes
 @given(st.integers(1, PIXELS))
 def test_good_values_pass(value: int) -> None:
     assert whole(1, PIXELS)(str(value)) == value and number(above=0)(str(value)) == value
-    assert device("cpu") == "cpu"
+    assert device("cpu") == "cpu" and share_or_count(str(value)) == value and share_or_count("0.5") == 0.5
 
 
 COMMANDS: list[tuple[str, list[str], str]] = [
@@ -57,6 +60,8 @@ COMMANDS: list[tuple[str, list[str], str]] = [
     ("calibrate", ["a", "--out", "b", "--tokens", "0.5", "--size", "99999999999"], "--size"),
     ("calibrate", ["a", "--out", "b", "--tokens", "0.5", "--workers", "-1"], "--workers"),
     ("predict", ["a", "b", "--out", "c", "--device", "foo"], "--device"),
+    ("report", ["a", "--out", "b", "--budget", "0"], "--budget"),
+    ("report", ["a", "--out", "b", "--square", "0"], "--square"),
     ("predict", ["a", "b", "--out", "c", "--score-threshold", "nan"], "--score-threshold"),
     ("train_det_torchvision", ["a", "--out", "b", "--device", "foo"], "--device"),
     ("train_over_seeds", ["a", "--out", "b", "--data-root", "c", "--setting", "d", "--seeds", "-1"], "--seeds"),

@@ -36,6 +36,8 @@ CASES = [
     *(("make_demo_data", package) for package in ("cv2",)),
     *(("visualize", package) for package in ("cv2", "tqdm")),
     ("predict", "tqdm"),
+    ("report", "tqdm"),
+    ("explore", "gradio"),
     ("benchmark", "tqdm"),
     ("check_identity", "cv2"),
     ("measure_accuracy", "cv2"),

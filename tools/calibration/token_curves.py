@@ -115,14 +115,14 @@ class _Photos(Dataset):
         patches = patches_by_factor(selector, image, factors)[0].numpy().astype(np.int32)
         if not masks:
             return PhotoCurve(str(path), patches)
-        labels = sizes.apply_to_labels(_read_labels(masks[path], photo.shape[:2]), picture.shape[:2])
+        labels = sizes.apply_to_labels(read_labels(masks[path], photo.shape[:2]), picture.shape[:2])
         found = mixing_by_factor(selector, image, torch.from_numpy(labels.astype(np.int64)), factors)
         borders = torch.full_like(found.border, found.borders)
         hidden = torch.stack([found.coarse, found.mixed, found.border, borders], 1)
         return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
 
 
-def _read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Read a mask of 8 bits, of a palette's numbers or grey levels: (H, W) uint8. Raises ValueError, OSError."""
     try:
         with Image.open(path) as mask:

@@ -31,6 +31,15 @@ def number(**bounds: float) -> Callable[[str], float]:
     return convert
 
 
+def share_or_count(text: str) -> float | int:
+    """A share of all tokens, such as 0.6, or a number of them, such as 600."""
+    value = float(text) if "." in text or "e" in text.lower() else int(text)
+    return _checked(option_checks.share_or_count, value)
+
+
+share_or_count.__name__ = "share or number"
+
+
 def device(text: str) -> str:
     """The name of one of torch's devices that is there."""
     import torch

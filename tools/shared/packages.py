@@ -25,6 +25,7 @@ INSTALL = {
     "numpy": "pip install numpy",
     "matplotlib": "pip install matplotlib",
     "tqdm": "pip install tqdm",
+    "gradio": 'pip install "apt_dense[explore]"',
     "timm": "pip install timm",
     "torch": "pip install torch torchvision",
     "torchvision": "pip install torch torchvision",
