@@ -149,7 +149,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument("--square", type=whole(1, PIXELS), metavar="N", help="cut the middle square, resized to N pixels")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
     add("--measure", choices=MODELS, metavar="SIZE", help=f"time a ViT of that size here: {', '.join(MODELS)}")
-    add("--quality", type=Path, metavar="FILE", help="figures of an evaluation: JSON, by name, or by name and scale")
+    add(
+        "--quality",
+        type=Path,
+        metavar="FILE",
+        help="figures of an evaluation: the JSON file of eval_seg.py --by-scale, or another",
+    )
     add("--photos", type=whole(1), metavar="N", help="at most N photos, at even distances in their order")
     add("--drawn", type=whole(0), default=DRAWN, metavar="N", help="photos with pictures (default: %(default)s)")
     args = parser.parse_args(argv)

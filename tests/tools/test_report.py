@@ -382,6 +382,18 @@ def test_quality_is_shown_as_it_is_given(photos: Path, tmp_path: Path) -> None:
     assert page.tables["quality"] == [["aAcc", "91.5"]]
 
 
+def test_what_an_evaluation_by_scale_writes_is_sorted_by_part(photos: Path, tmp_path: Path) -> None:
+    given = {"mIoU_coarse": 64, "aAcc": 91.5, "mIoU": 70, "mIoU_fine": 75.25, "AP_mixed": 0.5, "small_objects_fine": 3}
+    (tmp_path / "quality.json").write_text(json.dumps(given))
+    page = run(photos, tmp_path / "out", "--quality", str(tmp_path / "quality.json"), "--drawn", "0")
+    assert page.heads["quality-by-scale"] == ["", "coarse", "all", "fine", "mixed"]
+    assert page.tables["quality-by-scale"] == [
+        ["mIoU", "64", "70", "75.25", "\u2013"], ["AP", "\u2013", "\u2013", "\u2013", "0.5"],
+        ["small_objects", "\u2013", "\u2013", "3", "\u2013"],
+    ]  # fmt: skip
+    assert page.tables["quality"] == [["aAcc", "91.5"]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from calibration.token_curves import Sizes, Source
 THRESHOLDS = "thresholds.json"
 _SELECTOR = "scorer", "patch_size", "window_size", "pixel_mean", "pixel_std", "channel_order"
 _FIGURES = "images", "share"
+_PART = re.compile("(.+)_(fine|mixed|coarse|scale[0-9]+)")  # a figure's name, as evaluations by scale write it
 
 
 def read_calibration(folder: Path) -> Mapping[str, Any]:
@@ -43,6 +45,9 @@ def source_of(calibration: Mapping[str, Any]) -> Source:
 def read_quality(path: Path) -> Mapping[str, Any]:
     """Read figures by name, {"mIoU": 71.2}, or by name and part, {"mIoU": {"fine": 75.1, "coarse": 64.0}}.
 
+    Names that end in a part, such as mIoU_fine in the JSON file of an evaluation with ``eval_seg.py --by-scale``, are
+    read as the latter.
+
     Raises:
         ValueError: if the file is something else.
         OSError: if it cannot be read.
@@ -55,7 +60,16 @@ def read_quality(path: Path) -> Mapping[str, Any]:
                 f"--quality {path}: {name} is {value!r}; expected a number, or numbers by name, such as "
                 '{"mIoU": {"fine": 75.1, "coarse": 64.0}}'
             )
-    return content
+    return _by_part(content)
+
+
+def _by_part(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Put figures NAME_PART together by their name, and with the figure of that name, "all"."""
+    found: dict[str, Any] = {}
+    for key, value in figures.items():
+        name, part = _PART.fullmatch(key).groups() if _PART.fullmatch(key) else (key, "all")
+        found.setdefault(name, {}).update(value if isinstance(value, Mapping) else {part: value})
+    return {name: parts["all"] if parts.keys() == {"all"} else parts for name, parts in found.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
