@@ -103,8 +103,12 @@ def resize(state: StateDict, args: argparse.Namespace, grid: Grid | None) -> tup
     """Resample a state dict as asked, from positions of ``grid``; return it with the grid that it then has."""
     size = image_size(args.img_size)
     resized = resize_state(state, args.patch_size, size, grid)
-    patch = resized["patch_embed.proj.weight"].shape[-1]
-    return resized, grid if size is None else (size[0] // patch, size[1] // patch)
+    patch, positions = resized["patch_embed.proj.weight"].shape[-1], resized.get("pos_embed")
+    if size is not None:
+        return resized, (size[0] // patch, size[1] // patch)
+    if grid is None and positions is not None and positions.ndim == 4:  # which may become a list
+        grid = tuple(positions.shape[1:3])
+    return resized, grid
 
 
 def run(args: argparse.Namespace) -> None:
