@@ -3,7 +3,7 @@ never taken for the square of as many positions."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,15 +159,14 @@ WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("way", WRAPPED)
+@pytest.mark.parametrize(
+    ("way", "suffix"),
+    [*((way, ".pth") for way in WRAPPED), *((way, ".safetensors") for way in ("alone", "compiled", "next to a head"))],
+)
 @pytest.mark.parametrize("options", [{}, {"class_token": True, "reg_tokens": 3}], ids=str)
 def test_our_own_files_tell_it(way: str, suffix: str, options: dict, tmp_path: Path) -> None:
     source = small(RECTANGLE, **options)
-    content = WRAPPED[way](source)
-    if suffix == ".safetensors" and not isinstance(content, OrderedDict):
-        pytest.skip("holds nothing but tensors")
-    path = saved(content, tmp_path, f"file{suffix}")
+    path = saved(WRAPPED[way](source), tmp_path, f"file{suffix}")
     for target in TARGETS:
         for model in (small(target, 1, **options), APTViT.from_weights(path, pixels(target))):
             load_backbone(model, path, strict=False)
@@ -306,6 +305,35 @@ def test_relative_positions_tell_windows_from_the_image(image: Grid, format_: st
     assert found.window_size == 4 and found.options.window_block_indexes == (0,)
     images = noise(1, 3, *pixels(image))
     torch.testing.assert_close(found(images)[0], source(images)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.0.attn.relative_position_bias_table",
+        "blocks.0.attn.rel_pos_bias.relative_position_bias_table",
+        "rel_pos_bias.relative_position_bias_table",
+        "blocks.0.attn.rel_pos.mlp.fc1.weight",
+        "shared_rel_pos.mlp.fc1.weight",
+        "layers.0.blocks.0.attn.relative_position_bias_table",
+        "blocks.0.attn.rel_pos_z",
+        "embeds.pos_embed",
+        "pos_embed_window",
+        "pos_embed_spatial",
+        "relative_position_bias",
+    ],
+)
+def test_positions_of_other_kinds_are_refused(name: str) -> None:
+    """BEiT's, Swin's, NaFlex's, Hiera's and video models' tables, of whatever grid: their values would be left out."""
+    state = {**small((4, 4)).state_dict(), name: noise(3 * 15, 2)}
+    refusals = (
+        lambda: load_backbone(small((4, 4)), state),
+        lambda: APTViT.from_weights(state, **ANSWERS | {"num_heads": 2}),
+        lambda: small((4, 4)).load_state_dict(state),
+    )
+    for attempt in refusals:
+        with pytest.raises((ValueError, RuntimeError), match=re.escape(name)):
+            attempt()
 
 
 def eva02s_table(rows: int, columns: int) -> Tensor:
