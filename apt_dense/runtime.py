@@ -64,6 +64,17 @@ def is_tracing() -> bool:
     return torch.jit.is_tracing()
 
 
+def is_vmapped(tensor: Tensor) -> bool:
+    """Check whether a tensor stands for several that ``torch.vmap`` goes through, also inside of ``torch.func.grad``
+    and its like."""
+    wrappers = torch._C._functorch
+    while not torch.compiler.is_compiling() and wrappers.is_functorch_wrapped_tensor(tensor):
+        if wrappers.is_batchedtensor(tensor):
+            return True
+        tensor = wrappers.get_unwrapped(tensor)
+    return False
+
+
 def refuse_scripting(module: torch.nn.Module) -> NoReturn:
     """Raise a TypeError; ``torch.jit.script`` calls it as a module's ``__prepare_scriptable__``."""
     raise TypeError(

@@ -91,3 +91,16 @@ def test_scores_of_any_real_type_count(dtype: Any) -> None:
 
     scales = PatchSelector(patch_size=4, thresholds=(5.0,), scorer=score).scale_map(GOOD)
     assert (scales[:, ::2, ::2].flatten() == 1).sum() == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"thresholds": (5.0,)}, {"thresholds": (5.0,), "token_budget": 0.6}], ids=str)
+def test_images_under_vmap(options: dict[str, Any]) -> None:
+    model = APTViT(img_size=32, patch_size=4, embed_dim=16, depth=1, num_heads=2, **options)
+
+    def loss(image: Tensor) -> Tensor:
+        return model(image[None])[0].sum()
+
+    for transformed in (loss, torch.func.grad(loss), torch.func.vjp, model.partition):
+        function = transformed if transformed is not torch.func.vjp else lambda image: torch.func.vjp(loss, image)[0]
+        with pytest.raises(TypeError, match=r"images are gone through by torch.vmap.*give them as a batch"):
+            torch.vmap(function)(GOOD if transformed is not model.partition else GOOD[:, None])

@@ -31,7 +31,7 @@ from apt_dense.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 from apt_dense.weights.find_backbone_weights import innermost, unwrap
 from apt_dense.weights.formats import FORMATS, WRITABLE, StateDict, detect_format
 from apt_dense.weights.load import LoadReport
-from apt_dense.weights.resize import Grid, noted_grid, resize_state, source_grid
+from apt_dense.weights.resize import Grid, noted_grid, prefix_counts, resize_state, source_grid, split_prefix
 
 #: Where other projects' whole models keep their backbone, so that their loaders find it.
 PREFIXES = {"detectron2": "backbone.net.", "eva02_det": "backbone.net.", "sam": "image_encoder."}
@@ -89,22 +89,38 @@ def convert(state: StateDict, args: argparse.Namespace, content: Mapping | None 
         report = LoadReport(list(known), [], [], missing, unused, unexpected)
         raise ValueError(f"this is not a whole backbone: {report}. Try --from, or --partial for the rest")
     content = {} if content is None else content
-    resized, grid = resize(known, args, source_grid(known, args.grid and tuple(args.grid), noted_grid(content)))
+    source = source_grid(known, args.grid and tuple(args.grid), noted_grid(content))
+    resized, grid = resize(known, args, source)
     written = from_apt(resized, args.to, args.drop_coarse, grid)
     changed = [name for name in resized if not torch.equal(resized[name], known[name])]
     loaded = [name for name in resized if name not in written.left_out]
-    report = LoadReport(loaded, changed, written.added, missing, unused + written.left_out, unexpected)
+    assumed = "" if source else assumed_square(known, args)
+    report = LoadReport(loaded, changed, written.added, missing, unused + written.left_out, unexpected, assumed)
     prefix = PREFIXES.get(args.to, "") if args.prefix is None else args.prefix
     named = {prefix + name: value for name, value in written.state.items()}
     return with_notes(named, prefix, content, grid if "pos_embed" in resized else None), report
+
+
+def assumed_square(state: StateDict, args: argparse.Namespace) -> str:
+    """Say what square positions of an unknown grid were taken for; "" where they need not be told from their prefix."""
+    positions, place = state.get("pos_embed"), FORMATS[args.to].place
+    needed = args.img_size or place.position_grid or place.class_position
+    if positions is None or positions.ndim != 3 or not needed:
+        return ""
+    side = split_prefix(positions, prefix_counts(state))[1].shape[1]
+    return f"positions were taken for {side} x {side}, since {args.source.name} does not say (--grid)"
 
 
 def resize(state: StateDict, args: argparse.Namespace, grid: Grid | None) -> tuple[StateDict, Grid | None]:
     """Resample a state dict as asked, from positions of ``grid``; return it with the grid that it then has."""
     size = image_size(args.img_size)
     resized = resize_state(state, args.patch_size, size, grid)
-    patch = resized["patch_embed.proj.weight"].shape[-1]
-    return resized, grid if size is None else (size[0] // patch, size[1] // patch)
+    patch, positions = resized["patch_embed.proj.weight"].shape[-1], resized.get("pos_embed")
+    if size is not None:
+        return resized, (size[0] // patch, size[1] // patch)
+    if grid is None and positions is not None and positions.ndim == 4:  # which may become a list
+        grid = tuple(positions.shape[1:3])
+    return resized, grid
 
 
 def run(args: argparse.Namespace) -> None:

@@ -38,7 +38,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "logs and metrics")
     parser.add_argument("checkpoint", help="checkpoint of the whole model: a file, or an address")
-    parser.add_argument("--out", help="folder for the predicted masks, PNG files named as the images")
+    parser.add_argument(
+        "--out",
+        help="folder for the predicted masks, PNG files named as the images, with the labels of the data set's masks "
+        "(where a classes.txt gives values or colours: 0 for its first class, 1 for the next, ...)",
+    )
     parser.add_argument("--show-dir", help="folder for images with the prediction painted over")
     parser.add_argument("--tta", action="store_true", help="average over six scales and mirror images")
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from apt_dense.hosts.readable_images import check_all_whole
+from apt_dense.hosts.readable_images import DataError, check_all_whole
 
 MOST = 5000  # pictures whose headers are read: seconds on a local disk
 
@@ -23,10 +23,12 @@ def check_sizes(path: Path, folder: Path, images: Sequence[Mapping[str, Any]], u
         path: the annotation file.
         folder: of the pictures.
         images: its entries.
-        upright: only the size as shown will do, since the host turns pictures as EXIF says.
+        upright: only the size as shown will do, since the host turns pictures as EXIF says; and it reads by Pillow,
+            which makes white of grey levels above 255.
 
     Raises:
-        ValueError: if a picture cannot be read, is cut off, or has another size than its entry.
+        ValueError: if a picture cannot be read, is cut off, or has another size than its entry, or more grey levels
+            than the host reads.
     """
     chosen = spread(images, MOST)
     if len(chosen) < len(images):
@@ -34,12 +36,31 @@ def check_sizes(path: Path, folder: Path, images: Sequence[Mapping[str, Any]], u
     check_all_whole((folder / image["file_name"] for image in chosen), len(images))
     for image in chosen:
         picture, stated = folder / image["file_name"], (image["height"], image["width"])
+        if upright:
+            refuse_many_levels(picture)
         sizes = picture_sizes(picture)[: 1 if upright else None]
         if stated not in sizes:
             raise ValueError(
                 f"{picture} has height and width {sizes[0]}, but {path} says {stated} for image {image['id']}; correct "
                 f"the entry, whose annotations may be of that size, too"
             )
+
+
+def refuse_many_levels(path: str | Path) -> None:
+    """Raise DataError for a grey picture of 16 or 32 bits, which Pillow converts to RGB by cutting off at 255.
+
+    Files that cannot be read are left to others.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return
+    if mode.startswith(("I", "F")):
+        raise DataError(
+            f"{path} is a grey picture of more than 8 bits, of which the host would make white all above 255; convert "
+            f"it to 8 bits"
+        )
 
 
 def spread(items: Sequence, most: int) -> list:

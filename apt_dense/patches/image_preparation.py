@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
-from apt_dense.runtime import require, runs_on_host
+from apt_dense.runtime import is_vmapped, require, runs_on_host
 
 
 def check_images(images: Tensor, in_chans: int) -> Tensor:
@@ -38,6 +38,11 @@ def _check_tensor(images: Any) -> None:
     if images.is_nested or images.layout is not torch.strided:
         raise TypeError(
             f"images are a tensor of layout {images.layout}; expected a dense one (to_dense, to_padded_tensor)"
+        )
+    if is_vmapped(images):
+        raise TypeError(
+            "images are gone through by torch.vmap, which is not supported: each is cut into patches of its own; give "
+            "them as a batch (B, C, H, W). Several models' weights may be (torch.func.stack_module_state)"
         )
     if images.is_meta:
         raise ValueError(

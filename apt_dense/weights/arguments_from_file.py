@@ -76,6 +76,13 @@ def architecture_of(content: Mapping, img_size: int | tuple[int, int] | None = N
     return {name: value for name, value in arguments.items() if name in options or name not in CHOICES}
 
 
+def grid_of(content: Mapping, grid: Grid | None = None) -> Grid | None:
+    """Return rows and columns of a checkpoint's positions: ``grid``, those that it notes, or the square that they can
+    be; None if it has no positions. Arguments and errors as for :func:`arguments_of`."""
+    ours = to_apt(unwrap(content))
+    return position_arguments(ours, source_grid(ours, grid, noted_grid(innermost(content))))[1]
+
+
 def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 

@@ -141,7 +141,7 @@ def window_arguments(
         positions = state.get("pos_embed")
         whole = tuple(positions.shape[1:3]) if positions is not None and positions.ndim == 4 else None
         return _windows_of(_relative_sizes(state), whole)
-    sizes = {block: _side(table) for block, table in _block_tables(tables).items() if table.ndim == 2}
+    sizes = {block: _rows_and_columns(table) for block, table in _block_tables(tables).items() if table.ndim == 2}
     if "rope_win.freqs_cos" in tables and len(sizes) == len(_numbers(_BLOCK, state)):
         return _windows_of(sizes, None)
     detector = class_position or "rope_win.freqs_cos" in tables or any(".residual." in name for name in state)
@@ -151,7 +151,8 @@ def window_arguments(
 def _windows_of(sizes: Mapping[int, Grid], image: Grid | None) -> tuple[dict[str, Any] | None, Grid | None]:
     """Windows, and the image, from the rows and columns that each block attends over and those of the image, if they
     are known."""
-    kinds = sorted({*sizes.values()} - {image}, key=math.prod)
+    # Windows are squares, so a rectangle is the image, and may be the smaller one.
+    kinds = sorted({*sizes.values()} - {image}, key=lambda size: (size[0] != size[1], math.prod(size)))
     if not kinds:
         return {}, image
     if image is None:
@@ -178,6 +179,12 @@ def _block_tables(tables: Mapping[str, Tensor]) -> dict[int, Tensor]:
     return {int(found[1]): table for name, table in tables.items() if (found := _TABLE_OF_BLOCK.match(name))}
 
 
-def _side(table: Tensor) -> Grid:
-    """Rows and columns of the square that a table has a row for each cell of."""
-    return (math.isqrt(len(table)),) * 2
+def _rows_and_columns(table: Tensor) -> Grid:
+    """Rows and columns of cells that a rotary table has a row for each of: the angles in the first half of its channels
+    stay the same along a row of cells. A table without such a change tells its square alone."""
+    first, side = table[:, : table.shape[1] // 2], math.isqrt(len(table))
+    changes = (first != first[:1]).any(dim=1).nonzero().flatten().tolist()
+    columns = changes[0] if changes else side
+    if columns and len(table) % columns == 0 and (changes or side**2 == len(table)):
+        return len(table) // columns, columns
+    raise ValueError(f"a rotary table of {len(table)} rows is not that of a grid of cells")

@@ -47,7 +47,8 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
         source: one of ``FORMATS``; None takes the names of all.
 
     Raises:
-        ValueError: if two names of one weight hold different values, or one is no dense tensor of real numbers.
+        ValueError: if two names of one weight hold different values, or one is no dense tensor of real numbers, or
+            positions have other axes than the project's.
     """
     if source not in (None, *FORMATS):
         raise ValueError(f"unknown format {source!r}; expected one of {', '.join(FORMATS)}")
@@ -60,6 +61,7 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
             raise ValueError(f"the checkpoint holds two different values of {ours}, one of them as {name}")
         renamed[ours] = value
     check_kinds(renamed)
+    _check_channels(renamed)
     renamed = _join_projections(renamed)
     if "dist_token" in renamed:
         raise ValueError(
@@ -67,6 +69,18 @@ def to_apt(state: StateDict, source: str | None = None) -> StateDict:
             "that name. Take the DeiT without distillation, or rename dist_token to reg_token and set reg_tokens=1"
         )
     return renamed
+
+
+def _check_channels(state: StateDict) -> None:
+    """Raise ValueError for positions whose last axis is not that of channels, such as (1, channels, rows, columns)."""
+    positions, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if positions is None or patches is None or positions.ndim not in (3, 4):
+        return
+    if positions.shape[-1] != len(patches):
+        raise ValueError(
+            f"the checkpoint's pos_embed is {tuple(positions.shape)}, but its patch embedding has {len(patches)} "
+            f"channels; expected (1, positions, {len(patches)}) or (1, rows, columns, {len(patches)})"
+        )
 
 
 def _join_projections(state: StateDict) -> StateDict:

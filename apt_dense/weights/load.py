@@ -29,6 +29,7 @@ from apt_dense.weights.resize import (
     noted_grid,
     positions_fit,
     prefix_counts,
+    require_known_grid,
     resample_patches,
     resize_positions,
     source_grid,
@@ -228,7 +229,8 @@ def load_backbone(
         checkpoint: a file, or the content of one; read by :func:`apt_dense.weights.files.read_checkpoint`.
         strict: refuse checkpoints with missing or unknown weights.
         grid: rows and columns that the checkpoint's positions were trained for. By default those noted in the
-            checkpoint, those of the model if it has as many positions, or else a square.
+            checkpoint, those of the model if it has as many positions, or else a square. Where both would do and the
+            model's ``pretrain_img_size`` does not say which, an error asks.
 
     Returns:
         What became of each weight; ``print`` it for a line.
@@ -243,7 +245,10 @@ def load_backbone(
     _check_model(model)
     content = read_checkpoint(Path(checkpoint).expanduser()) if isinstance(checkpoint, str | Path) else checkpoint
     ours = to_apt(unwrap(content))
-    fit = _fit(ours, model, resize_patches, source_grid(ours, grid, noted_grid(innermost(content))))
+    grid = source_grid(ours, grid, noted_grid(innermost(content)))
+    if grid is None and model.pos_embed is not None and model.position_options.pretrain_img_size is None:
+        require_known_grid(ours, model.pos_grid, model.num_prefix_positions)
+    fit = _fit(ours, model, resize_patches, grid)
     if strict and (fit.report.missing or fit.report.unexpected):
         raise ValueError(f"the checkpoint does not fit the backbone: {fit.report.summary()}{_hint(fit.report)}")
     own = model.state_dict()

@@ -6,12 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from apt_dense.weights.arguments_from_file import arguments_of
+from apt_dense.weights.arguments_from_file import arguments_of, grid_of
 from apt_dense.weights.arguments_in_own_metadata import note_options
 from apt_dense.weights.files import CheckpointError, read_checkpoint
 from apt_dense.weights.load import LoadReport, convert_below, load_backbone
-from apt_dense.weights.resize import Grid, note_grid
-from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model, timm_model_without_weights
+from apt_dense.weights.resize import Grid, grid_in, note_grid
+from apt_dense.weights.timm_arguments import (
+    apt_arguments,
+    create_timm_model,
+    timm_model_without_weights,
+    weights_of,
+)
 
 
 class LoadableViT(nn.Module):
@@ -23,6 +28,7 @@ class LoadableViT(nn.Module):
         model: str | nn.Module,
         pretrained: bool | str | Path = False,
         img_size: int | tuple[int, int] | None = None,
+        grid: Grid | None = None,
         **options: Any,
     ) -> "LoadableViT":
         """Build an adaptive ViT with the architecture and the weights of one of timm's.
@@ -35,6 +41,7 @@ class LoadableViT(nn.Module):
             pretrained: True loads timm's pretrained weights; a path those of a file, in any format that
                 ``load_backbone`` reads.
             img_size: as for ``timm.create_model``: positions are resampled. None keeps the model's own.
+            grid: rows and columns of the positions in the file ``pretrained``, as for ``load_backbone``.
             **options: any argument of :class:`APTViT`; by default the last block's output is returned, normalised if
                 the model has a final norm, and pixels are normalised as the model expects. Another ``patch_size`` than
                 the model's resamples its patch embedding (FlexiViT's way, by timm): 16 for pyramids, whose strides are
@@ -50,14 +57,14 @@ class LoadableViT(nn.Module):
         if isinstance(model, nn.Module):
             if pretrained or img_size is not None:
                 raise ValueError("pretrained and img_size go with a model's name; this model is built already")
-            content = model.state_dict()
+            content = weights_of(model)
         elif file is None:
             model = create_timm_model(model, bool(pretrained), img_size, patch_size)
-            content = model.state_dict()
+            content = weights_of(model)
         else:
             model, content = timm_model_without_weights(model, img_size=img_size, patch_size=patch_size), file
         backbone = cls(**{**apt_arguments(model), **options})
-        load_backbone(backbone, content, resize_patches=patch_size is not None)
+        load_backbone(backbone, content, resize_patches=patch_size is not None, grid=grid)
         return backbone
 
     @classmethod
@@ -88,7 +95,7 @@ class LoadableViT(nn.Module):
         content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(Path(checkpoint).expanduser())
         try:
             backbone = cls(**arguments_of(content, img_size, grid, **options))
-            load_backbone(backbone, content, resize_patches="patch_size" in options, grid=grid)
+            load_backbone(backbone, content, resize_patches="patch_size" in options, grid=grid_of(content, grid))
         except ValueError as error:
             if isinstance(checkpoint, Mapping):
                 raise
@@ -108,7 +115,7 @@ class LoadableViT(nn.Module):
     ) -> None:  # fmt: skip
         """Convert the state dict first, so that ``load_state_dict`` takes those of all ViTs in ``formats.py``."""
         try:
-            report = convert_below(self, state_dict, prefix, local_metadata.get("pos_grid"))
+            report = convert_below(self, state_dict, prefix, grid_in(local_metadata))
             error_msgs.extend(self._loading_errors(report, prefix))
         except ValueError as error:
             error_msgs.append(str(error))

@@ -7,7 +7,6 @@ Its shape alone tells neither P nor the grid; :func:`split_prefix` is the only p
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed_nhwc, resample_patch_embed
@@ -46,9 +45,10 @@ def split_prefix(pos_embed: Tensor, counts: Sequence[int], grid: Grid | None = N
     Raises:
         ValueError: if the shape does not have that grid, or allows no square or several.
     """
-    if pos_embed.ndim == 4 and grid in (None, tuple(pos_embed.shape[1:3])):
+    single = len(pos_embed) == 1 if pos_embed.ndim else False
+    if single and pos_embed.ndim == 4 and grid in (None, tuple(pos_embed.shape[1:3])):
         return pos_embed.flatten(1, 2)[:, :0], pos_embed
-    found = _readings(pos_embed.shape[1], counts, grid) if pos_embed.ndim == 3 else []
+    found = _readings(pos_embed.shape[1], counts, grid) if single and pos_embed.ndim == 3 else []
     if len(found) != 1:
         raise _cannot_split(pos_embed, counts, grid, found)
     [(prefix, grid)] = found
@@ -107,13 +107,16 @@ def noted_grid(state: Mapping, prefix: str | None = None) -> Grid | None:
     if not isinstance(metadata, Mapping):
         return None
     entries = metadata.values() if prefix is None else [metadata.get(prefix.removesuffix("."))]
-    grids = [entry["pos_grid"] for entry in entries if isinstance(entry, Mapping) and "pos_grid" in entry]
-    return grids[0] if grids and all(grid == grids[0] and _is_grid(grid) for grid in grids) else None
+    noted = [entry for entry in entries if isinstance(entry, Mapping) and "pos_grid" in entry]
+    grids = {grid_in(entry) for entry in noted}
+    return grids.pop() if len(grids) == 1 else None
 
 
-def _is_grid(value: Any) -> bool:
-    """Check whether a file's metadata hold a grid; they may hold anything."""
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(size, int) and size > 0 for size in value)
+def grid_in(entry: Mapping) -> Grid | None:
+    """The grid in an entry of a file's metadata, which may hold anything."""
+    value = entry.get("pos_grid")
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return value if is_pair and all(type(size) is int and size > 0 for size in value) else None
 
 
 def source_grid(state: StateDict, grid: Grid | None, noted: Grid | None) -> Grid | None:
@@ -123,6 +126,27 @@ def source_grid(state: StateDict, grid: Grid | None, noted: Grid | None) -> Grid
     if grid is not None or noted is None or positions is None or positions.ndim != 3:
         return grid
     return noted if _readings(positions.shape[1], prefix_counts(state), noted) else None
+
+
+def require_known_grid(state: StateDict, grid: Grid, num_prefix: int) -> None:
+    """Raise where nobody says the grid of positions that may be a model's rectangle or a square: 576 may be 18 x 32 or
+    24 x 24.
+
+    Args:
+        state: with our names.
+        grid: rows and columns of the model.
+        num_prefix: prefix positions of the model.
+
+    Raises:
+        ValueError: with both grids.
+    """
+    positions = state.get("pos_embed")
+    if positions is None or grid[0] == grid[1] or not positions_fit(positions, grid, num_prefix):
+        return
+    counts = [count for count in prefix_counts(state) if _takes(num_prefix, count)]
+    squares = _readings(positions.shape[1], counts, None)
+    if squares:
+        raise _cannot_split(positions, counts, None, [(num_prefix, tuple(grid)), *squares])
 
 
 # ---- resampling
@@ -156,7 +180,7 @@ def resize_positions(
         return pos_embed
     prefix, cells = split_prefix(pos_embed, sorted({0, 1, num_prefix}) if counts is None else counts, source)
     found = prefix.shape[1]
-    if found != num_prefix and (found, num_prefix) != (1, 0):
+    if not _takes(num_prefix, found):
         raise Misfit(
             f"pos_embed of shape {tuple(pos_embed.shape)} does not fit: it has {found} prefix positions and the model "
             f"{num_prefix}",
@@ -182,6 +206,12 @@ def fold_class_position(state: StateDict, grid: Grid, source: Grid | None = None
         return {}
     prefix, cells = split_prefix(positions, prefix_counts(state), source)
     return {"cls_token": token.detach() + prefix.detach(), "pos_embed": cells} if prefix.shape[1] == 1 else {}
+
+
+def _takes(num_prefix: int, found: int) -> bool:
+    """Check whether a model of ``num_prefix`` prefix positions takes positions that have ``found``: as many, or that of
+    a class token that it leaves out."""
+    return found == num_prefix or (found, num_prefix) == (1, 0)
 
 
 def resize_state(

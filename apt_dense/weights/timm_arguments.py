@@ -9,10 +9,11 @@ import timm
 import torch
 from timm.layers import PatchEmbed
 from timm.models import eva, vision_transformer, vision_transformer_sam
-from torch import nn
+from torch import Tensor, nn
 
 from apt_dense.option_checks import defaults_of
 from apt_dense.options import BlockOptions, ModelOptions, PositionOptions
+from apt_dense.weights.resize import note_grid
 from apt_dense.weights.timm_block_arguments import (
     block_arguments,
     is_identity,
@@ -59,6 +60,14 @@ def timm_model_without_weights(name: str, **sizes: Any) -> nn.Module:
     and errors as for :func:`create_timm_model`."""
     with torch.device("meta"):
         return create_timm_model(name, False, sizes.pop("img_size", None), **sizes)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a timm model, with a note of the grid of its positions."""
+    state, grid = model.state_dict(), getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is not None:
+        note_grid(state, "", grid)
+    return state
 
 
 def apt_arguments(model: nn.Module) -> dict[str, Any]:

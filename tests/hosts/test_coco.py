@@ -224,6 +224,17 @@ def test_turned_pictures_have_two_sizes_unless_the_host_turns_them(data: Path, t
         load_split(root, "train", upright=True)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_of_many_grey_levels_are_named_where_the_host_makes_white_of_them(
+    mode: str, data: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    Image.new(mode, SIZE[::-1], 300).save(root / "train2017" / "2.png", format="TIFF")
+    load_split(root, "train")
+    with pytest.raises(ValueError, match="2.png is a grey picture of more than 8 bits"):
+        load_split(root, "train", upright=True)
+
+
 def test_large_sets_are_sampled_and_say_so(data: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(coco_picture_sizes, "MOST", 2)
     with caplog.at_level(logging.INFO):

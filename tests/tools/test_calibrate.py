@@ -302,3 +302,37 @@ def test_masks_say_what_coarse_patches_hide(photos: Path, tmp_path: Path, capsys
     (tmp_path / "masks" / "03.png").unlink()
     with pytest.raises(SystemExit, match=r"holds no 03.png .* nor masks for 0 others"):
         run(photos, tmp_path / "out", "--tokens", "0.6", *masks)
+
+
+def write_files(root: Path, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
+def test_masks_of_equal_names_are_those_of_the_same_folder(tmp_path: Path) -> None:
+    """Not the last of that name, which belongs to another photo."""
+    photos = write_files(tmp_path / "photos", "a/0.jpg", "b/0.jpg", "b/1.jpg", "c/2.jpg")
+    masks = write_files(tmp_path / "masks", "a/0.png", "b/0.png", "b/1.png", "elsewhere/2.png")
+    assert curves_module.find_masks(photos, tmp_path / "masks") == dict(zip(photos, masks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks", "message"),
+    [
+        (["a/0.jpg"], ["x/0.png", "y/0.png"], "may have the mask .*x/0.png or .*y/0.png"),
+        (["a/0.jpg", "b/0.jpg"], ["0.png"], "a/0.jpg and .*b/0.jpg would both have the mask .*0.png"),
+        (["a/0.jpg", "b/0.jpg"], ["a/0.png"], "would both have the mask"),
+        (["a/0.jpg", "a/0.jpeg"], ["a/0.png"], "would both have the mask"),
+        (["a/0.jpg"], ["x/a/0.png", "y/a/0.png"], "may have the mask"),
+        (["a/0.jpg", "b/0.jpg"], ["a/0.png", "c/0.png"], "b/0.jpg may have the mask"),
+    ],
+)
+def test_masks_that_cannot_be_told_apart_are_named(
+    photos: list[str], masks: list[str], message: str, tmp_path: Path
+) -> None:
+    write_files(tmp_path / "masks", *masks)
+    with pytest.raises(ValueError, match=message):
+        curves_module.find_masks(write_files(tmp_path / "photos", *photos), tmp_path / "masks")

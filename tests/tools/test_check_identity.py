@@ -235,3 +235,9 @@ def test_hosts_that_are_not_installed(
     (tmp_path / "config.py").write_text(text)
     monkeypatch.setattr(pairs.importlib.util, "find_spec", lambda name: None)
     assert f"{host} is not installed" in check(tmp_path / "config.py", "--image", photo)
+
+
+@pytest.mark.parametrize("size", [(16 * 2, 16 * 8), (16 * 8, 16 * 2)])
+def test_images_of_as_many_patches_as_a_square(size: tuple[int, int], photo: Path) -> None:
+    """The model's grid, 2 x 8, is not taken for 4 x 4."""
+    assert check(TINY, "--img-size", *size, "--image", photo) == 0

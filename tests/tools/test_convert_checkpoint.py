@@ -135,6 +135,22 @@ def test_rectangles_need_a_name_where_the_file_has_none(tmp_path: Path, target: 
     assert torch.equal(model.pos_embed, expected)
 
 
+@pytest.mark.parametrize("target", ["apt", "timm", "sam", "detectron2", "mmseg"])
+@pytest.mark.parametrize("resized", [True, False])
+@pytest.mark.parametrize("known", ["named", "noted", "shape", "unknown"])
+def test_a_square_that_is_assumed_is_said(
+    known: str, resized: bool, target: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    state: dict[str, Tensor] = weights()
+    if known == "shape":
+        state = {**state, "pos_embed": state["pos_embed"].unflatten(1, (4, 4))}
+    source = saved(tmp_path, state if known == "noted" else dict(state))
+    options = (["--grid", 2, 8] if known == "named" else []) + (["--img-size", 64] if resized else [])
+    convert(source, tmp_path / "out.pth", "--to", target, *options)
+    said = "positions were taken for 4 x 4, since in.pth does not say (--grid)" in capsys.readouterr().out
+    assert said == (known == "unknown" and (resized or target not in ("apt", "timm")))
+
+
 def test_grids_that_cannot_be_told(tmp_path: Path) -> None:
     state = dict(weights(img_size=(16, 48)))
     source, out = saved(tmp_path, state), tmp_path / "out.pth"

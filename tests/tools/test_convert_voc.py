@@ -175,3 +175,20 @@ def test_classes_that_a_list_lacks_are_named(tmp_path: Path, capsys: pytest.Capt
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{name}={re.escape(repr(value))} must be"):
         VocOptions(**{name: value})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_listed_name_that_two_pictures_have(split: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The first of them would be left out without a word."""
+    root = write_voc(tmp_path / "VOC2012", 3, "JPEGImages/a", "Annotations/a")
+    write_voc(root, 1, "JPEGImages/b", "Annotations/b")
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    names = {"train": "1", "val": "2"}
+    for name in names:
+        (lists / f"{name}.txt").write_text(names[name] + ("\n0" if name == split else ""))
+    found = failure(capsys, "voc", root)
+    assert f"{split}.txt: it lists 0, which may be {root}/JPEGImages/a/0.png or {root}/JPEGImages/b/0.png" in found
+    (lists / f"{split}.txt").write_text(names[split])
+    convert("voc", root)
+    assert list(boxes(root, split)) == [f"JPEGImages/a/{names[split]}.png"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.annotation_files import NAMES, write_yolo, yolo_polygon
+from support.annotation_files import NAMES, draw, write_yolo, yolo_polygon
 from support.conversions import boxes, content, convert, expected, failure
 
 
@@ -132,3 +132,14 @@ def test_many_problems_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = failure(capsys, "yolo", root)
     assert "100 entries cannot be converted, see above, of which 20 are shown" in printed
     assert len(printed.splitlines()) == 21
+
+
+def test_labels_that_two_pictures_share(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """1.png and 1.jpg: both would get the objects of one."""
+    root = write_yolo(tmp_path / "data", 3)
+    draw(root / "images" / "1.jpg", [])
+    options = ("--classes", tmp_path / "names.txt", "--val-share", "0.5")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    assert "1.png: " in (found := failure(capsys, "yolo", root, *options)) and "has the labels of 1.jpg, too" in found
+    (root / "images" / "1.jpg").unlink()
+    convert("yolo", root, *options)

@@ -244,3 +244,14 @@ def test_a_run_of_the_torchvision_tool(tmp_path: Path, monkeypatch: pytest.Monke
     assert written["annotations"] and {entry["category_id"] for entry in written["annotations"]} == {7}
     assert not any("segmentation" in entry for entry in written["annotations"])
     assert written["images"][0]["cells"] == 6 * 6
+
+
+def test_two_photos_that_would_write_one_file(segmentor: TrainedSegmentor, tmp_path: Path) -> None:
+    """The labels of "a" and the picture of "a_labels"; and names that hold suffixes."""
+    for names in (("a.png", "a_labels.png"), ("a.jpg", "a.png", "a.jpg.png"), ("b_labels.png", "sub/b.png")):
+        photos = [write_photo(tmp_path / "photos" / name) for name in names]
+        message = failure(*photos, "--out", tmp_path / "out")
+        assert "two photos would both write" in message and "rename one of them" in message
+    assert not (tmp_path / "out").exists()
+    run(*photos, "--out", tmp_path / "out", "--no-pictures")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["b_labels.png", "b_labels_labels.png"]

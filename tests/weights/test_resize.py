@@ -250,12 +250,16 @@ def test_a_named_grid_wins_over_a_noted_one_and_must_be_true() -> None:
 
 
 def test_where_nobody_knows_the_model_does() -> None:
-    """Its grid, if it has as many positions; or else a square."""
+    """Its grid, if it has as many positions; or else a square; an error asks where both would do."""
     state = weights(grid=(2, 8))
     for grid in ((2, 8), (8, 2), (4, 4)):
-        model = ours(1, grid)
+        model = ours(1, grid, pretrain_img_size=(8 * grid[0], 8 * grid[1]))
         assert load_backbone(model, state).converted == []
         assert torch.equal(model.pos_embed, state["pos_embed"])
+    with pytest.raises(ValueError, match="its grid may be 2 x 8 after 0 or 4 x 4 after 0 prefix positions"):
+        load_backbone(ours(1, (2, 8)), state)
+    model = ours(1, (2, 6))
+    assert load_backbone(model, weights(grid=(3, 4))).converted == []  # 12 positions are no square
     square = resampled(state["pos_embed"].unflatten(1, (4, 4)), (3, 3))
     torch.testing.assert_close(loaded(ours(1, (3, 3)), state)[1], square, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="it is not a square grid after 0 or 1 prefix positions"):

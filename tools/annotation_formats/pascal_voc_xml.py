@@ -190,11 +190,21 @@ def _lists(root: Path) -> dict[str, list[str]]:
 def _by_lists(
     pictures: Sequence[Picture], lists: dict[str, list[str]], root: Path, findings: Findings
 ) -> dict[str, list[Picture]]:
-    by_stem = {picture.path.stem: picture for picture in pictures}
+    by_stem: dict[str, Picture] = {}
+    twins: dict[str, list[Path]] = {}
+    for picture in pictures:
+        first = by_stem.setdefault(picture.path.stem, picture)
+        if first is not picture:
+            twins[picture.path.stem] = [first.path, picture.path]
     for split, names in lists.items():
+        path = root / "ImageSets" / "Main" / f"{split}.txt"
         for name in names:
             if name not in by_stem:
-                findings.problem(root / "ImageSets" / "Main" / f"{split}.txt", f"it lists {name}, which was not read")
+                findings.problem(path, f"it lists {name}, which was not read")
+            elif name in twins:
+                findings.problem(
+                    path, f"it lists {name}, which may be {' or '.join(map(str, twins[name]))}; rename one"
+                )
     listed = {name for names in lists.values() for name in names}
     for picture in pictures:
         if picture.path.stem not in listed:

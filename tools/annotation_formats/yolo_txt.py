@@ -162,6 +162,12 @@ def _photos(place: Path) -> Iterable[Path]:
 
 
 def _read_all(photos: Sequence[Path], names: Sequence[str], unlabelled: str, findings: Findings) -> list[Picture]:
+    described: dict[Path, Path] = {}
+    for photo in photos:
+        path = label_file(photo)
+        first = described.setdefault(path, photo)
+        if first != photo and path.is_file():
+            findings.problem(photo, f"{path} has the labels of {first.name}, too; rename one of the pictures")
     pictures = [_read(photo, names, unlabelled, findings) for photo in tqdm(photos, "reading", unit="file", delay=2)]
     return [picture for picture in pictures if picture is not None]
 

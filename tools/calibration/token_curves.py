@@ -6,6 +6,7 @@ The file holds one JSON object a line: the settings, then each photo's name and 
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,15 +138,34 @@ def read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def find_masks(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Find the mask of each photo by its name, in a folder or below it. Raises ValueError for photos without one."""
-    by_stem: dict[str, Path] = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    """Find the mask of each photo by its name, in a folder or below it. Where several have the name, the mask lies in a
+    folder of the same name as the photo's. Raises ValueError for photos without a mask of their own."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.png")):
+        by_stem.setdefault(path.stem, []).append(path)
     lacking = [photo for photo in photos if photo.stem not in by_stem]
     if lacking:
         raise ValueError(
             f"--masks {folder} holds no {lacking[0].stem}.png for {lacking[0]}, nor masks for "
             f"{len(lacking) - 1} others; expected a PNG of the same name for each photo"
         )
-    return {photo: by_stem[photo.stem] for photo in photos}
+    found = {photo: _mask_of(photo, by_stem[photo.stem]) for photo in photos}
+    shared = [mask for mask, count in Counter(found.values()).items() if count > 1]
+    if shared:
+        first, second, *_ = (photo for photo, mask in found.items() if mask == shared[0])
+        raise ValueError(f"{first} and {second} would both have the mask {shared[0]}; keep masks in folders as photos")
+    return found
+
+
+def _mask_of(photo: Path, masks: Sequence[Path]) -> Path:
+    """Choose from the masks of a photo's name."""
+    beside = [mask for mask in masks if mask.parent.name == photo.resolve().parent.name]
+    if len(masks) > 1 and len(beside) != 1:
+        raise ValueError(
+            f"{photo} may have the mask {masks[0]} or {masks[1]}; expected one of them in a folder of the photo's "
+            f"folder's name, {photo.resolve().parent.name}"
+        )
+    return masks[0] if len(masks) == 1 else beside[0]
 
 
 def _one_thread(_: int) -> None:

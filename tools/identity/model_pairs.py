@@ -19,7 +19,7 @@ from apt_dense.options import PixelFormat
 from apt_dense.weights.convert import from_apt
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.load import load_backbone, unwrap
-from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
+from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model, weights_of
 
 Outputs = Callable[[Tensor], dict[str, Tensor]]
 #: Options that adapt, read or train, and leave the values of a uniform model as they are.
@@ -94,7 +94,7 @@ def timm_pair(name: str, weights: Weights, img_size: tuple[int, int] | None) -> 
         _load_as_timm_does(theirs, content)
     elif not weights.pretrained:
         randomise(theirs, weights.seed)
-    load_backbone(ours, theirs.state_dict() if content is None else content)
+    load_backbone(ours, weights_of(theirs) if content is None else content)
     named = f"timm's {type(theirs).__name__} {name}"
     return Pair(
         named, _maps_of(ours), partial(_timm_maps, theirs), in_float64(_timm_maps, theirs), ours.img_size,

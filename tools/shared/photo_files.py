@@ -100,8 +100,11 @@ def name_outputs(photos: Sequence[Path]) -> list[Path]:
 
 
 def check_outputs(photos: Sequence[Path], outputs: Sequence[Path], overwrite: bool = True) -> None:
-    """Raise ValueError if an output is one of the photos or, unless ``overwrite``, exists."""
+    """Raise ValueError if an output is one of the photos, another output or, unless ``overwrite``, exists."""
     inputs = {photo.resolve() for photo in photos}
+    twice = [path for path, count in Counter(outputs).items() if count > 1]
+    if twice:
+        raise ValueError(f"two photos would both write {twice[0]}; rename one of them, or give another --out for it")
     for path in outputs:
         if path.resolve() in inputs:
             raise ValueError(f"--out would overwrite the photo {path}; give another name or folder")

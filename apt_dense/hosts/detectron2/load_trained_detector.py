@@ -33,10 +33,15 @@ class Detectron2Detector(TrainedDetector):
         resize: for photos; None leaves them as they are.
         input_format: "RGB" or "BGR".
         **options: as for :class:`TrainedDetector`.
+
+    Raises:
+        ValueError: for another format.
     """
 
     def __init__(self, resize: ResizeShortestEdge | None, input_format: str, **options: Any) -> None:
         super().__init__(**options)
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"the run read pictures as {input_format!r}; photos can be given as RGB or BGR")
         self.resize, self.input_format = resize, input_format
 
     def _detect(self, photo: np.ndarray) -> Detections:
@@ -113,13 +118,19 @@ def _of_lazy_config(config: str) -> dict[str, Any]:
 
 def _input(data: Any, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return how photos are resized and ordered, and the names of the data sets."""
-    test = (data or {}).get("test") or {}
-    edges = find_all((test.get("mapper") or {}).get("augmentations"), "ResizeShortestEdge")
+    mapper = ((data or {}).get("test") or {}).get("mapper") or {}
+    steps = mapper.get("augmentations") or []
+    steps = [steps] if isinstance(steps, Mapping) else steps
+    edges = find_all(steps, "ResizeShortestEdge")
+    if len(edges) < len(steps):
+        names = [str(step.get("_target_") if isinstance(step, Mapping) else step) for step in steps]
+        raise ValueError(f"test pictures of the run go through {names}; photos can only go through ResizeShortestEdge")
     sizes = [{key: edge[key] for key in ("short_edge_length", "max_size") if key in edge} for edge in edges]
     data_sets = [part["names"] for part in find_all(data, "get_detection_dataset_dicts") if "names" in part]
     return {
         "resize": ResizeShortestEdge(**sizes[0]) if sizes else None,
-        "input_format": model.get("input_format") or "BGR",
+        # What the pictures of the run were read as; the model only draws by its own.
+        "input_format": mapper.get("image_format") or model.get("input_format") or "BGR",
         "names": data_sets,
     }
 

@@ -8,6 +8,7 @@ from detectron2.data import MapDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from apt_dense.hosts.coco_picture_sizes import refuse_many_levels
 from apt_dense.hosts.readable_images import REMEDY, DataError, check_whole
 
 
@@ -22,11 +23,13 @@ class NamingMapper:
         self.mapper = mapper
 
     def __call__(self, image: dict) -> Any:
-        """Map a dictionary. Raises DataError if its file is missing, empty, cut off, damaged or no image."""
+        """Map a dictionary. Raises DataError if its file is missing, empty, cut off, damaged, no image or one of more
+        than 8 bits that Pillow would make white of."""
         path = image.get("file_name", "an image without file_name")
         try:
             if os.path.isfile(path):  # not in remote storage
                 check_whole(path)
+                refuse_many_levels(path)
             return self.mapper(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} is not a readable image ({type(error).__name__}); {REMEDY}") from error

@@ -20,6 +20,7 @@ from apt_dense.hosts.check_resumed_checkpoints import check_optimizer, check_par
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_text_whole, write_whole
 from apt_dense.weights.load import LoadReport, convert_below
 from apt_dense.weights.parameter_rules import is_new
+from apt_dense.weights.resize import noted_grid
 from apt_dense.weights.tensor_checks import check_kinds
 
 # Below Detectron2's logger, whose setup then prints it and writes it to log.txt.
@@ -130,10 +131,12 @@ class APTCheckpointer(DetectionCheckpointer):
         return report
 
     def _convert(self, state: dict) -> None:
-        """Bring positions to the backbone's shape, before Detectron2 drops those of another shape."""
+        """Bring positions to the backbone's shape, before Detectron2 drops those of another shape, and what a bare
+        backbone's file notes of them, before Detectron2 matches names by their ends."""
         for name, module in unwrapped(self.model).named_modules():
             if isinstance(module, vit.APTViT):
-                convert_below(module, state, f"{name}.")
+                bare = "pos_embed" in state and noted_grid(state, "") is not None
+                convert_below(module, state, "" if bare else f"{name}.")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

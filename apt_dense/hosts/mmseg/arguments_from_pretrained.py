@@ -1,17 +1,17 @@
 """Where the weights of a backbone's config come from, and the arguments that they tell."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from torch import Tensor
 
 from apt_dense.hosts.mmseg.read_init_cfg import Pretrained, split_init_cfg, with_resized_patches
 from apt_dense.hosts.mmseg.safe_checkpoints import read_address
 from apt_dense.weights.arguments_from_file import architecture_of
 from apt_dense.weights.arguments_in_own_metadata import plain_options
 from apt_dense.weights.files import CheckpointError
-from apt_dense.weights.find_backbone_weights import unwrap
+from apt_dense.weights.find_backbone_weights import innermost, unwrap
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
 #: An address of timm's weights begins with this.
@@ -52,7 +52,7 @@ def _arguments(source: Pretrained, options: dict[str, Any]) -> dict[str, Any]:
         model = timm_model_without_weights(address.removeprefix(TIMM), img_size=size, patch_size=patch_size)
         return {**apt_arguments(model), **options}
     try:
-        return architecture_of(read_weights(source), size, **options)
+        return architecture_of(read_weights(source), size, grid=source.options.get("grid"), **options)
     except ValueError as error:
         raise CheckpointError(f"{address}: {error}") from error
 
@@ -62,14 +62,19 @@ def read_weights(source: Pretrained) -> Mapping:
     content = read_address(source.checkpoint)
     if not source.prefix:
         return content
-    return _below(unwrap(content, backbone=False), source.prefix.rstrip(".") + ".")
+    return _below(content, source.prefix.rstrip(".") + ".")
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below ``prefix``, without it."""
-    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def _below(content: Mapping, prefix: str) -> Mapping:
+    """The weights below ``prefix``, without it, and what is noted there."""
+    state = unwrap(content, backbone=False)
+    found = OrderedDict((name.removeprefix(prefix), v) for name, v in state.items() if name.startswith(prefix))
     if not found:
         raise ValueError(f"no weight of the checkpoint starts with prefix={prefix!r}; it holds {list(state)[:4]}, ...")
+    notes = getattr(innermost(content), "_metadata", None)
+    entries = notes.items() if isinstance(notes, Mapping) else ()
+    inside = [(name.removeprefix("module."), entry) for name, entry in entries if isinstance(name, str)]
+    found._metadata = {name[len(prefix) :]: entry for name, entry in inside if f"{name}.".startswith(prefix)}
     return found
 
 

@@ -17,7 +17,7 @@ from apt_dense.options import BlockOptions, ModelOptions, PositionOptions, usual
 from apt_dense.weights.files import CheckpointError
 from apt_dense.weights.load import load_backbone
 from apt_dense.weights.parameter_rules import layer_of
-from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model
+from apt_dense.weights.timm_arguments import apt_arguments, create_timm_model, weights_of
 
 
 @MODELS.register_module()
@@ -35,8 +35,9 @@ class APTViT(vit.APTViT, BaseModule):
             :meth:`apt_dense.APTViT.from_weights` does, and those that it cannot tell are asked for by name. A
             ``patch_size`` that is given then resamples its patches.
         init_cfg: MMEngine's initialisation config. "Pretrained" converts the files of all known ViTs (see
-            ``apt_dense.weights``), resamples positions (and, with ``resize_patches=True`` in it, patches of another
-            size), and raises if a weight is missing or unknown (with ``strict=False`` in it, it warns instead).
+            ``apt_dense.weights``), resamples positions (from ``grid=(rows, columns)`` in it, where they are not a
+            square) and, with ``resize_patches=True`` in it, patches of another size. It raises if a weight is missing
+            or unknown (with ``strict=False`` in it, it warns instead).
         frozen_stages: -1 trains everything; 0 freezes the embedding; n freezes the first n blocks as well. Parameters
             that only APT has are never frozen, since no checkpoint of a plain ViT holds them.
         with_cp: activation checkpointing.
@@ -102,7 +103,7 @@ class APTViT(vit.APTViT, BaseModule):
         patch_size = self.patch_size if source.options.get("resize_patches") else None
         model = create_timm_model(source.checkpoint.removeprefix(TIMM), True, self.img_size, patch_size)
         self._check_same(apt_arguments(model), source.checkpoint)
-        return model.state_dict()
+        return weights_of(model)
 
     def _check_same(self, arguments: Mapping[str, Any], address: str) -> None:
         """Compare the options that shapes of weights do not show."""

@@ -4,6 +4,7 @@ MMSegmentation itself silently leaves labels that are out of range out of the me
 meets them, wraps 16-bit labels around at 256, and looks for the folders only after it has built the model.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +22,10 @@ from apt_dense.hosts.mmseg.mask_pixels_per_class import check_labels, type_name
 from apt_dense.hosts.mmseg.readable_images import name_unreadable_files
 from apt_dense.hosts.readable_images import DataError
 
+STRETCHED = "Pad", "CenterCrop"  # steps of tests that change what a prediction is of
 EXACT_IN_8_BITS = ("1", "L", "P")  # Pillow's names of one-channel formats that LoadAnnotations keeps as they are
+
+log = logging.getLogger(__name__)
 
 
 @TRANSFORMS.register_module()
@@ -127,10 +131,14 @@ def check_data(cfg: Config, splits: Sequence[str], every_class: bool = True) -> 
             if not isinstance(dataset, BaseSegDataset):
                 continue
             _check_classes(cfg, dataset, dataset_cfg)
+            _warn_of_stretching(dataset_cfg.get("pipeline") or (), split)
             _check_files(dataset, split)
             _add_label_check(dataset_cfg.get("pipeline"), len(dataset.metainfo.get("classes") or ()), dataset)
             if dataset_cfg not in checked:  # train and val may be the same
-                check_labels(dataset, dataset_cfg.get("pipeline") or (), split, dataset.ignore_index, every_class)
+                pipeline = dataset_cfg.get("pipeline") or ()
+                counts = check_labels(dataset, pipeline, split, dataset.ignore_index, every_class)
+                if counts is not None and counts.pixels[dataset.ignore_index]:
+                    _check_ignored(cfg, split, dataset)
                 checked.append(dataset_cfg)
             name_unreadable_files(dataset_cfg.get("pipeline"))
 
@@ -183,6 +191,30 @@ def _check_classes(cfg: Config, dataset: BaseSegDataset, dataset_cfg: dict) -> N
                 f"{part['type']} has num_classes={part['num_classes']!r}, but {type(dataset).__name__} has {classes} "
                 "classes: set num_classes of decode_head, auxiliary_head and CheckLabels to the data set's number"
             )
+
+
+def _check_ignored(cfg: Config, split: str, dataset: BaseSegDataset) -> None:
+    """Raise where the masks hold labels that the data set ignores and the loss or the metric does not: it fails, or
+    counts them as wrong."""
+    heads = _flat([cfg.model.get("decode_head"), cfg.model.get("auxiliary_head")]) if split == "train" else []
+    evaluators = _flat([cfg.get(f"{split}_evaluator")])
+    for part in [*heads, *(one for one in evaluators if type_name(one).endswith("IoUMetric"))]:
+        ignored = part.get("ignore_index", 255)
+        if ignored != dataset.ignore_index:
+            raise ValueError(
+                f"the masks of the {split} data hold label {dataset.ignore_index}, which {type(dataset).__name__} "
+                f"ignores, but {part['type']} ignores {ignored}: set ignore_index of both to the same label"
+            )
+
+
+def _warn_of_stretching(pipeline: Sequence[dict], split: str) -> None:
+    names = [type_name(step) for step in pipeline if isinstance(step, dict) and type_name(step) in STRETCHED]
+    if names and split != "train":
+        log.warning(
+            "%s data: the pipeline has %s, after which MMSegmentation stretches the prediction over the whole image: "
+            "masks and scores are shifted. Pad by model.data_preprocessor.test_cfg=dict(size_divisor=...) instead",
+            split, names[0],
+        )  # fmt: skip
 
 
 def _flat(heads: Sequence[dict | list | None]) -> list[dict]:

@@ -31,16 +31,24 @@ class APTIoUMetric(IoUMetric):
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Add predictions to the metric and write them."""
-        root = self.output_dir
+        root, reduces = self.output_dir, self.dataset_meta.get("reduce_zero_label", False)
         try:
             for sample in data_samples:
                 if root is not None:
-                    folder = os.path.relpath(os.path.dirname(sample["img_path"]), self.image_root)
-                    self.output_dir = os.path.join(root, folder)
+                    self.output_dir = os.path.join(root, self._folder_of(sample["img_path"]))
                     os.makedirs(self.output_dir, exist_ok=True)
-                super().process(data_batch, [sample])
+                # MMSeg writes labels one too low where the pipeline's meta_keys leave this out.
+                super().process(data_batch, [{"reduce_zero_label": reduces, **sample}])
         finally:
             self.output_dir = root
+
+    def _folder_of(self, image: str) -> str:
+        """Return the folder of an image below ``image_root``; of one that lies elsewhere, all of its path."""
+        folder = os.path.relpath(os.path.dirname(image), self.image_root)
+        if os.pardir not in Path(folder).parts:
+            return folder
+        whole = Path(os.path.abspath(image)).parent
+        return str(whole.relative_to(whole.anchor))
 
 
 def complete_test(cfg: Config) -> None:
@@ -67,8 +75,8 @@ def write_masks(cfg: Config, folder: str) -> None:
         ValueError: if no evaluator of the config writes masks, or the folder holds the data set's own.
     """
     images = _folders(cfg, "img_path")
-    for taken in [*images, *_folders(cfg, "seg_map_path")]:
-        if Path(taken) in (Path(folder).resolve(), *Path(folder).resolve().parents):
+    for taken in [path.resolve() for path in [*images, *_folders(cfg, "seg_map_path")]]:
+        if taken in (Path(folder).resolve(), *Path(folder).resolve().parents):
             raise ValueError(f"--out {folder} is inside of {taken}, whose files it would replace; name another folder")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
     writing = [one for one in evaluators if one.get("type") in ("IoUMetric", "APTIoUMetric", "CityscapesMetric")]
@@ -77,17 +85,18 @@ def write_masks(cfg: Config, folder: str) -> None:
         raise ValueError(f"--out needs an evaluator that writes masks, such as IoUMetric; test_evaluator has {kinds}")
     for one in writing:
         one.update(output_dir=folder, keep_results=True)
-        if one["type"] == "IoUMetric" and images:
-            one.update(type="APTIoUMetric", image_root=os.path.commonpath(images))
+        if one["type"] == "IoUMetric":
+            # Links stay, as in the paths of the images that the data set lists.
+            one.update(type="APTIoUMetric", image_root=os.path.commonpath(images or [Path.cwd()]))
 
 
-def _folders(cfg: Config, kind: str) -> list[str]:
+def _folders(cfg: Config, kind: str) -> list[Path]:
     """Return the folders of the images ("img_path") or masks ("seg_map_path") that are tested."""
     found = []
     for dataset in dataset_configs(cfg.get("test_dataloader")):
         prefix = (dataset.get("data_prefix") or {}).get(kind)
         if prefix is not None:
-            found.append(str(Path(dataset.get("data_root") or "", prefix).expanduser().resolve()))
+            found.append(Path(dataset.get("data_root") or "", prefix).expanduser().absolute())
     return found
 
 

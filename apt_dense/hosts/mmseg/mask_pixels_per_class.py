@@ -39,7 +39,7 @@ class LabelCounts(NamedTuple):
 
 def check_labels(
     dataset: BaseSegDataset, pipeline: Sequence[Mapping], split: str, ignore_index: int = 255, every_class: bool = True
-) -> None:
+) -> LabelCounts | None:
     """Log how many pixels each class has, and refuse masks from which nothing, or nothing of a class, can be learned.
 
     Args:
@@ -48,6 +48,9 @@ def check_labels(
         split: "train", "val" or "test", for messages.
         every_class: whether a class without pixels is an error, not only a warning. A class that a sample of the masks
             lacks is always a warning.
+
+    Returns:
+        What was counted; None where the config does not say enough to count.
 
     Raises:
         ValueError: naming the classes and what the files hold.
@@ -58,14 +61,15 @@ def check_labels(
     loads = any(isinstance(step, LoadAnnotations) for step in steps)
     if not classes or not entries or "seg_map_path" not in entries[0] or not loads:
         log.info("%s data: labels are not counted, since the config names no classes, masks or LoadAnnotations", split)
-        return
-    counts = count_labels(entries, steps)
+        return None
+    counts = count_labels(entries, steps, turns_pictures(pipeline))
     known = counts.pixels[: len(classes)]
     where = f"{split} data, {_masks(counts)} of {dataset.data_prefix.get('seg_map_path')}"
     shares = ", ".join(f"{name} {_percent(n, counts)}" for name, n in list(zip(classes, known, strict=True))[:SHOWN])
     ignored = f"{_percent(counts.pixels[ignore_index], counts)} of the pixels are ignored (label {ignore_index})"
     log.info("%s: %s; by class: %s", where, ignored, shares)
     _check_counts(counts, known, classes, f"{where}: {ignored}; {_files(counts, dataset)}", (split, every_class))
+    return counts
 
 
 def _check_counts(
@@ -85,8 +89,17 @@ def _check_counts(
     log.warning("%s", lack)
 
 
-def count_labels(entries: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> LabelCounts:
+def turns_pictures(pipeline: Sequence[Mapping]) -> bool:
+    """Tell whether MMCV turns pictures as EXIF says, which it does not do with masks."""
+    kinds = [str(step.get("color_type", "color")) for step in _steps(pipeline)]
+    return not any(kind == "unchanged" or kind.endswith("ignore_orientation") for kind in kinds)
+
+
+def count_labels(entries: Sequence[Mapping[str, Any]], steps: Sequence[Any], upright: bool = True) -> LabelCounts:
     """Read up to ``MOST`` masks by the steps of a pipeline.
+
+    Args:
+        upright: whether masks must have the sizes of pictures as shown, not as stored.
 
     Raises:
         ValueError: if an image is cut off, or a mask is damaged, of another size than its image, or refused by
@@ -96,16 +109,16 @@ def count_labels(entries: Sequence[Mapping[str, Any]], steps: Sequence[Any]) -> 
     check_all_whole((entry["img_path"] for entry in chosen), len(entries))
     pixels, in_files = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for entry in tqdm(chosen, "counting labels", unit="mask", leave=False, delay=2):
-        mask = _read(entry, steps)
+        mask = _read(entry, steps, upright)
         pixels += np.bincount(mask.ravel(), minlength=256)
     for entry in chosen[:20]:  # enough for messages
         in_files += _labels_of_file(entry["seg_map_path"])
     return LabelCounts(pixels, in_files, len(chosen), len(entries))
 
 
-def _read(entry: Mapping[str, Any], steps: Sequence[Any]) -> np.ndarray:
+def _read(entry: Mapping[str, Any], steps: Sequence[Any], upright: bool) -> np.ndarray:
     path = entry["seg_map_path"]
-    results = {**entry, "seg_fields": [], **_size_of_image(entry["img_path"])}
+    results = {**entry, "seg_fields": [], **_size_of_image(entry["img_path"], upright)}
     try:
         for step in steps:
             results = step(results)
@@ -123,12 +136,12 @@ def _read(entry: Mapping[str, Any], steps: Sequence[Any]) -> np.ndarray:
     return mask
 
 
-def _size_of_image(path: str) -> dict[str, Any]:
-    """Return the sizes that an image may have; nothing where the host's own decoder is needed."""
+def _size_of_image(path: str, upright: bool) -> dict[str, Any]:
+    """Return the size that the host gives an image; nothing where its own decoder is needed."""
     if not Path(path).is_file():
         return {}
     try:
-        return {"sizes_of_image": picture_sizes(Path(path))}
+        return {"sizes_of_image": [picture_sizes(Path(path))[0 if upright else -1]]}
     except ValueError:
         return {}  # such as .tif of many channels
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mmengine.model import PretrainedInit
 
-from apt_dense.option_checks import flag, optional, text
+from apt_dense.option_checks import flag, optional, pair, text
 
 _KINDS = "Pretrained", PretrainedInit
 
@@ -22,7 +22,7 @@ class Pretrained(NamedTuple):
 
     checkpoint: str
     prefix: str
-    options: dict[str, bool]
+    options: dict[str, Any]
 
 
 def split_init_cfg(init_cfg: Any) -> tuple[Pretrained | None, list[Mapping]]:
@@ -54,7 +54,7 @@ def with_resized_patches(init_cfg: Any) -> Any:
 
 
 def _read(entry: Mapping[str, Any]) -> Pretrained:
-    known = "type", "checkpoint", "prefix", "map_location", "strict", "resize_patches"
+    known = "type", "checkpoint", "prefix", "map_location", "strict", "resize_patches", "grid"
     unknown = sorted(set(entry) - set(known), key=str)
     if unknown:
         raise TypeError(f"init_cfg has no {unknown[0]!r}; a Pretrained one has {', '.join(known)}")
@@ -63,5 +63,6 @@ def _read(entry: Mapping[str, Any]) -> Pretrained:
     if not checkpoint:
         raise ValueError("init_cfg.checkpoint='' must be a file or an address")
     prefix = optional(text)("init_cfg.prefix", entry.get("prefix")) or ""
-    options = {name: flag(f"init_cfg.{name}", entry[name]) for name in ("strict", "resize_patches") if name in entry}
+    checks = {"strict": flag, "resize_patches": flag, "grid": optional(pair)}
+    options = {name: check(f"init_cfg.{name}", entry[name]) for name, check in checks.items() if name in entry}
     return Pretrained(checkpoint, prefix, options)

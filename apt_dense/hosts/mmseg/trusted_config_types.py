@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import mmcv.transforms  # noqa: F401 (registers Pad and Normalize)
+import mmcv.transforms  # noqa: F401 (registers Resize and Normalize)
 from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.utils import register_all_modules
 
@@ -30,10 +30,10 @@ _READING = {
     "APTLoadLabels",
     "CheckLabels",
 }
-#: Steps that change a picture.
+#: Steps that change a picture. After Pad and CenterCrop, the prediction would be stretched over the whole of it.
 _STEPS = {
-    "Resize", "ResizeToMultiple", "ResizeShortestEdge", "Pad", "CenterCrop", "Normalize", "Rerange", "CLAHE",
-    "RGB2Gray", "AdjustGamma", "PackSegInputs",
+    "Resize", "ResizeToMultiple", "ResizeShortestEdge", "Normalize", "Rerange", "CLAHE", "RGB2Gray", "AdjustGamma",
+    "PackSegInputs",
 }  # fmt: skip
 
 

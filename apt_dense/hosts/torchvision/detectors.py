@@ -10,7 +10,6 @@ from typing import Any
 from timm.layers import LayerNorm2d
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -18,6 +17,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
+from apt_dense.hosts.torchvision.anchors import AnchorsOfStrides
 from apt_dense.hosts.torchvision.pixel_transform import make_transform
 from apt_dense.hosts.torchvision.pyramid import OneStagePyramid, PyramidBackbone
 from apt_dense.option_checks import whole
@@ -114,7 +114,7 @@ def retinanet(
     _check(backbone, num_classes, options)
     body = OneStagePyramid(backbone, whole(1)("channels", channels))
     sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in body.strides)
-    anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
+    anchors = AnchorsOfStrides(sizes, ASPECT_RATIOS, body.strides)
     head = RetinaNetHead(body.out_channels, anchors.num_anchors_per_location()[0], num_classes, LayerNorm2d)
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
     model = RetinaNet(body, num_classes, **({"anchor_generator": anchors, "head": head} | options))
@@ -154,7 +154,7 @@ def _check(backbone: APTViT, num_classes: int, options: dict[str, Any]) -> None:
 
 def _rpn_parts(body: PyramidBackbone) -> dict[str, nn.Module]:
     sizes = tuple((ANCHOR_STRIDES * stride,) for stride in body.strides)
-    anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
+    anchors = AnchorsOfStrides(sizes, ASPECT_RATIOS, body.strides)
     head = RPNHead(body.out_channels, anchors.num_anchors_per_location()[0], conv_depth=2)
     return {"rpn_anchor_generator": anchors, "rpn_head": head}
 

@@ -17,6 +17,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from torch import nn
 
 from apt_dense.hosts.detectron2 import add_apt_config, save_run_config
@@ -126,4 +127,35 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         load_trained_detector(tmp_path / "run")
     (tmp_path / "run" / "last_checkpoint").write_text("../other/model.pth")
     with pytest.raises(FileNotFoundError, match="no model_final.pth"):
+        load_trained_detector(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("mapper", "model"), [("RGB", "RGB"), ("BGR", "RGB"), ("RGB", "BGR"), ("BGR", "BGR")])
+def test_photos_are_ordered_as_the_run_read_its_pictures(mapper: str, model: str, tmp_path: Path) -> None:
+    """``model.input_format`` only says in what order Detectron2 draws."""
+    formats = (f"dataloader.test.mapper.image_format={mapper}", f"model.input_format={model}")
+    write_lazy_run(tmp_path / "run", *formats)
+    trained, seen = load_trained_detector(tmp_path / "run"), []
+    trained.model.forward = lambda inputs: seen.append(inputs[0]["image"]) or [{"instances": Instances((60, 80))}]
+    with pytest.raises(AttributeError):  # it found nothing at all
+        trained.predict(PHOTO)
+    resized = ResizeShortestEdge(128, 128).get_transform(PHOTO).apply_image(PHOTO)
+    expected = resized if mapper == "RGB" else resized[..., ::-1]
+    assert np.array_equal(seen[0].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataloader.test.mapper.image_format=L", "read pictures as 'L'; photos can be given as RGB or BGR"),
+        ("dataloader.test.mapper.image_format=YUV-BT.601", "read pictures as 'YUV-BT.601'"),
+        (
+            "dataloader.test.mapper.augmentations=[{_target_: detectron2.data.transforms.Resize, shape: [64, 64]}]",
+            "go through .*Resize.*only go through ResizeShortestEdge",
+        ),
+    ],
+)
+def test_runs_that_saw_pictures_in_another_way(override: str, message: str, tmp_path: Path) -> None:
+    write_lazy_run(tmp_path / "run", override)
+    with pytest.raises(ValueError, match=message):
         load_trained_detector(tmp_path / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,3 +52,33 @@ def test_good_images_and_other_errors_stay(tmp_path: Path) -> None:
         NamingMapper(read)({})
     other = DataLoader([1])
     assert name_unreadable_images(other) is other and list(other) == [1]
+
+
+DEEP = {
+    "16 bits": np.full((20, 30), 0x4080, np.uint16),
+    "32 bits": np.full((20, 30), 70000, np.int32),
+    "fractions": np.full((20, 30), 0.5, np.float32),
+}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [*((kind, ".tif") for kind in DEEP), ("16 bits", ".png")])
+def test_grey_levels_above_255_do_not_become_white(kind: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(DEEP[kind]).save(path)
+    assert read({"file_name": str(path)}).max() in (0, 255), "what Detectron2 reads"
+    with pytest.raises(DataError, match=f"a{suffix} is a grey picture of more than 8 bits.* convert it to 8 bits"):
+        NamingMapper(read)({"file_name": str(path)})
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_pictures_of_other_kinds_are_read_as_every_tool_reads_them(mode: str, tmp_path: Path) -> None:
+    """Alpha is dropped, palettes are looked up: as OpenCV does it for MMSegmentation, torchvision and predict."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    if "A" in mode:
+        picture.putalpha(Image.fromarray(pixels[..., 0]))
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    found = NamingMapper(read)({"file_name": str(path)})
+    expected = cv2.imread(str(path))[..., ::-1]
+    assert np.abs(found.astype(int) - expected).max() <= (3 if mode == "CMYK" else 0)

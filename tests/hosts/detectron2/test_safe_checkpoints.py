@@ -130,6 +130,20 @@ def test_weights_of_a_bare_backbone_are_not_lost_silently(tmp_path: Path) -> Non
         load(detector(1), state, tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("image", [(16, 64), (64, 16), (24, 40), 32], ids=str)
+@pytest.mark.parametrize("bare", [True, False])
+def test_positions_of_a_rectangle_are_resampled(image: int | tuple[int, int], bare: bool, tmp_path: Path) -> None:
+    """Also where Detectron2 matches the names of a bare backbone by their ends."""
+    source = detector(0, pretrain_img_size=image)
+    content = source.backbone.net.state_dict() if bare else {"model": source.state_dict()}
+    torch.save(content, tmp_path / "x.pth")
+    model, positions = detector(1), source.backbone.net.pos_embed.detach()
+    APTCheckpointer(model).load(f"{tmp_path / 'x.pth'}{'?matching_heuristics=True' if bare else ''}")
+    expected = resize_positions(positions, (4, 4), 1, source.backbone.net.pos_grid)
+    torch.testing.assert_close(model.backbone.net.pos_embed.detach(), expected, atol=1e-6, rtol=0)
+    assert torch.equal(model.backbone.net.blocks[1].mlp.fc1.weight, source.backbone.net.blocks[1].mlp.fc1.weight)
+
+
 def test_weights_of_another_shape_are_errors_of_the_backbone(tmp_path: Path) -> None:
     """Detectron2 removes them with a warning, so the backbone misses them."""
     state = detector(0, pretrain_img_size=64).state_dict()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the extra 'mmseg'")
@@ -289,3 +290,61 @@ def test_a_segmentor_initialises_the_backbone_once(weights: Path) -> None:
     model.init_weights()
     assert loaded(model.backbone)
     assert model.backbone.coarse_embed.zero.weight.any()
+
+
+# ---- positions of a grid that is not square: 2 x 8, as many as of 4 x 4
+
+
+def rectangle() -> APTViT:
+    return backbone(1, img_size=(16, 64))
+
+
+def cells_of(model: APTViT) -> torch.Tensor:
+    return model.pos_embed[:, -model.pos_grid[0] * model.pos_grid[1] :].detach().unflatten(1, model.pos_grid)
+
+
+@pytest.mark.parametrize("prefix", ["student.encoder", "student.encoder.", None])
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize("target", [(32, 32), (64, 16), (24, 40)])
+def test_a_run_tells_the_grid_below_a_prefix(prefix: str | None, wrapper: str, target: tuple, tmp_path: Path) -> None:
+    source = rectangle()
+    parts = {"student": nn.ModuleDict({"encoder": source}), "head": nn.Linear(2, 2)} if prefix else {"backbone": source}
+    whole = nn.ModuleDict({"module": nn.ModuleDict(parts)} if wrapper else parts)
+    torch.save({"state_dict": whole.state_dict(), "meta": {}}, tmp_path / "run.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "run.pth"), "prefix": prefix}
+    model = backbone(img_size=target, init_cfg=init_cfg)
+    model.init_weights()
+    expected = nn.functional.interpolate(
+        cells_of(source).movedim(3, 1), model.pos_grid, mode="bicubic", antialias=True
+    ).movedim(1, 3)  # fmt: skip
+    torch.testing.assert_close(cells_of(model), expected, atol=1e-5, rtol=0)
+    assert APTViT(init_cfg=init_cfg).img_size == (16, 64)  # the file tells all
+
+
+def test_a_config_names_the_grid(tmp_path: Path) -> None:
+    """Where the file does not, and the model's or a square would do."""
+    source = rectangle()
+    torch.save(dict(source.state_dict()), tmp_path / "bare.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "bare.pth")}
+    with pytest.raises(CheckpointError, match="its grid may be 2 x 8 after 0 or 4 x 4 after 0 .* rows and columns"):
+        backbone(img_size=(16, 64), init_cfg=init_cfg).init_weights()
+    model = backbone(img_size=(16, 64), init_cfg={**init_cfg, "grid": (2, 8)})
+    model.init_weights()
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    told = APTViT(init_cfg={**init_cfg, "grid": [2, 8]}, num_heads=2, act_layer="gelu")
+    told.init_weights()
+    assert told.img_size == (16, 64) and torch.equal(told.pos_embed, source.pos_embed)
+    for bad in ((0, 16), (2, 8, 1), "square"):
+        with pytest.raises((TypeError, ValueError), match="init_cfg.grid="):
+            backbone(init_cfg={**init_cfg, "grid": bad})
+
+
+@pytest.mark.usefixtures("small_timm")
+def test_a_model_of_timm_tells_its_grid() -> None:
+    options = {**SMALL, "img_size": (16, 64), "class_token": True, "final_norm": True}
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=True, img_size=(16, 64), num_classes=0)
+    for size, grid in (({}, (2, 8)), ({"pretrain_img_size": 32}, (4, 4))):
+        model = APTViT(**options, **size, pretrained="timm://vit_tiny_patch16_224")
+        model.init_weights()
+        expected = resample_abs_pos_embed(theirs.pos_embed.detach(), list(grid), [2, 8])
+        torch.testing.assert_close(model.pos_embed.detach(), expected, atol=1e-6, rtol=0)

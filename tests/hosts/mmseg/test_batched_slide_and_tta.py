@@ -272,6 +272,59 @@ def test_one_logit_per_pixel_and_vertical_flips(monkeypatch: pytest.MonkeyPatch)
         assert sample.metainfo == theirs.metainfo and "gt_sem_seg" in sample
 
 
+PADDED = {"no padding": None, "to a multiple": {"size_divisor": 32}, "to a size": {"size": (96, 96)}}
+ODD_SIZES = [(45, 51), (33, 38), (64, 75)]
+
+
+def padded(images: Tensor, test_cfg: dict | None) -> Tensor:
+    height, width = images.shape[2:]
+    divisor, size = (test_cfg or {}).get("size_divisor", 1), (test_cfg or {}).get("size", (height, width))
+    below, beside = -height % divisor + size[0] - height, -width % divisor + size[1] - width
+    return nn.functional.pad(images, (0, beside, 0, below))
+
+
+def by_hand(model: nn.Module, images: Tensor, slide: bool) -> Tensor:
+    """Logits of normalised images: the mean over the windows that cover each pixel."""
+    height, width = images.shape[2:]
+    windows = [(slice(0, height), slice(0, width))]
+    if slide:
+        starts = [range(0, max(n - c, 0) + s, s) for n, c, s in zip((height, width), (32, 24), (21, 17), strict=True)]
+        corners = {(min(y, max(height - 32, 0)), min(x, max(width - 24, 0))) for y in starts[0] for x in starts[1]}
+        windows = [(slice(y, y + 32), slice(x, x + 24)) for y, x in sorted(corners)]
+    total, count = torch.zeros(len(images), CLASSES, height, width), torch.zeros(height, width)
+    for rows, columns in windows:
+        crop = images[..., rows, columns]
+        logits = model.decode_head(model.backbone(crop))
+        total[..., rows, columns] += nn.functional.interpolate(logits, crop.shape[2:], mode="bilinear")
+        count[rows, columns] += 1
+    return total / count
+
+
+@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@torch.no_grad()
+def test_odd_sizes_flips_and_padding_are_undone(mode: str, padding: str) -> None:
+    """Against the average of each augmentation's probabilities, with all that was done to the pixels undone by hand."""
+    model = segmentor("APTEncoderDecoder", backbone="uniform", mode=mode, crops_per_forward=5)
+    model.data_preprocessor.test_cfg = PADDED[padding]
+    data = augmented(ODD_SIZES, flips=(None, "horizontal", "vertical"))
+    found = APTSegTTAModel(model).test_step(copy.deepcopy(data))
+    total: Tensor = torch.zeros(2, CLASSES, 40, 56)
+    mean, std = (torch.tensor(PREPROCESSOR[name]).view(3, 1, 1) for name in ("mean", "std"))
+    for inputs, samples in zip(data["inputs"], data["data_samples"], strict=True):
+        images = (torch.stack(inputs) - mean) / std
+        logits = by_hand(model, padded(images, PADDED[padding]), mode == "slide")
+        logits = logits[..., : images.shape[2], : images.shape[3]]
+        direction = samples[0].flip_direction
+        logits = logits if direction is None else logits.flip(3 if direction == "horizontal" else 2)
+        total += nn.functional.interpolate(logits, (40, 56), mode="bilinear").softmax(1)
+    first, second = total.topk(2, 1).values.unbind(1)
+    sure = first - second > 1e-4
+    assert sure.float().mean() > 0.9 and len(total.argmax(1).unique()) > 1
+    for sample, expected, chosen in zip(found, total.argmax(1), sure, strict=True):
+        assert torch.equal(sample.pred_sem_seg.data.squeeze()[chosen], expected[chosen])
+
+
 @pytest.mark.parametrize("sizes", [[(40, 56)], [(40, 56), (20, 28)]])
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])

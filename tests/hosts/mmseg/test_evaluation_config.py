@@ -142,6 +142,69 @@ def test_masks_of_equal_names_keep_their_folders(tmp_path: Path) -> None:
     assert metric.evaluate(4)["mIoU"] == 100
 
 
+@pytest.mark.parametrize("linked", ["root", "folder", "nothing"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_masks_stay_in_their_folder_where_data_are_links(
+    linked: str, relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data/ade is a link to another disk in most installations. Images may be PNG files, as masks are."""
+    init_default_scope("mmseg")
+    monkeypatch.chdir(tmp_path)
+    disk = tmp_path / "disk" / "far" / "away"
+    for folder in ("a", "b"):
+        (disk / "images" / folder).mkdir(parents=True)
+        Image.new("RGB", (5, 4), (9, 9, 9)).save(disk / "images" / folder / "0.png")
+    root = Path("data") if relative else tmp_path / "data"
+    if linked == "folder":
+        root.mkdir()
+        (root / "images").symlink_to(disk / "images")
+    else:
+        root.symlink_to(disk)
+    if linked == "nothing":
+        root = disk
+    cfg = config(test_dataloader=dict(dataset=dataset(str(root))))
+    write_masks(cfg, "out")
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dict(classes=("x", "y", "z"))
+    metric.process({}, [sample(f"{root}/images/{folder}/0.png", label) for label, folder in enumerate("ab")])
+    written = {
+        path.relative_to("out").as_posix(): np.asarray(Image.open(path)).max() for path in Path("out").rglob("*.png")
+    }
+    assert written == {"a/0.png": 0, "b/0.png": 1}
+    assert all(np.asarray(Image.open(path)).max() == 9 for path in disk.rglob("*.png"))
+
+
+@pytest.mark.parametrize("prefix", [None, {}, {"img_path": "images"}, {"seg_map_path": "masks"}])
+def test_masks_of_equal_names_keep_apart_without_folders_in_the_config(
+    prefix: dict | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images elsewhere, of which the config says no folder, keep all of their path."""
+    init_default_scope("mmseg")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    cfg = config(test_dataloader=dict(dataset=dataset() | dict(data_prefix=prefix)))
+    write_masks(cfg, "out")
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dict(classes=("x", "y", "z"))
+    metric.process({}, [sample(path, 0) for path in ("/far/a/0.png", "/far/b/0.png", "c/0.png", "../d/0.png")])
+    files = list(tmp_path.rglob("*.png"))
+    assert len(files) == 4 and all(tmp_path / "work" / "out" in path.parents for path in files)
+
+
+@pytest.mark.parametrize("in_meta", [True, False])
+@pytest.mark.parametrize("in_sample", [True, False, None])
+def test_labels_are_written_as_the_masks_have_them(in_meta: bool, in_sample: bool | None, tmp_path: Path) -> None:
+    """Also where the pipeline's meta_keys leave reduce_zero_label out."""
+    init_default_scope("mmseg")
+    metric = METRICS.build(dict(type="APTIoUMetric", image_root="/d", output_dir=str(tmp_path)))
+    metric.dataset_meta = dict(classes=("x", "y", "z"), reduce_zero_label=in_meta)
+    found = sample("/d/0.jpg", 2)
+    found.pop("reduce_zero_label")
+    metric.process({}, [found if in_sample is None else {**found, "reduce_zero_label": in_sample}])
+    reduced = in_meta if in_sample is None else in_sample
+    assert np.asarray(Image.open(tmp_path / "0.png")).max() == 2 + reduced
+
+
 def test_nothing_is_written_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     metric = APTIoUMetric("/d")

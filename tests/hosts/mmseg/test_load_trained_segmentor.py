@@ -134,6 +134,14 @@ CHANGES = {
     "a step": (
         lambda cfg: cfg["val_dataloader"]["dataset"].update(pipeline=[{"type": "Albu", "transforms": []}]), "Albu"
     ),
+    "a step that pads": (
+        lambda cfg: cfg["val_dataloader"]["dataset"].update(pipeline=[{"type": "Pad", "size_divisor": 32}]),
+        "has Pad, which photos cannot be put through",
+    ),
+    "a step that crops": (
+        lambda cfg: cfg["val_dataloader"]["dataset"].update(pipeline=[{"type": "CenterCrop", "crop_size": 32}]),
+        "has CenterCrop, which photos cannot be put through",
+    ),
     "a step of a module": (
         lambda cfg: cfg["val_dataloader"]["dataset"].update(pipeline=[{"type": "evil.Resize2"}]), "Resize2"
     ),

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 pytest.importorskip("mmseg", reason="apt_dense.hosts.mmseg.mask_pixels_per_class counts what MMSeg reads")
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from apt_dense.hosts.mmseg import mask_pixels_per_class as label_counts
 from apt_dense.hosts.mmseg.dataset_checks import CheckLabels, check_data
@@ -178,3 +179,66 @@ def test_sizes_of_mask_and_image(sizes: dict, good: bool) -> None:
     else:
         with pytest.raises(ValueError, match=r"0.png: the mask has height and width \(12, 20\), but its image has"):
             CheckLabels(2).transform(results)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("color_type", [None, "color", "color_ignore_orientation", "unchanged"])
+def test_masks_have_the_size_of_the_picture_as_mmcv_turns_it(
+    tmp_path: Path, orientation: int, color_type: str | None
+) -> None:
+    """At the door, and not only when the picture's turn comes in training."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = orientation > 4 and color_type in (None, "color")
+    for good in (True, False):
+        shape = SIZE[::-1] if turned == good else SIZE
+        write(tmp_path, [np.resize(np.uint8([0, 1]), shape)])
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "training" / "0.jpg", exif=exif)
+        cfg = config(tmp_path)
+        loading = cfg.train_dataloader.dataset.pipeline[0]
+        loading.update({} if color_type is None else {"color_type": color_type})
+        if good:
+            check_data(cfg, ("train",))
+            results = dict(img_path=str(tmp_path / "images" / "training" / "0.jpg"))
+            assert TRANSFORMS.build(loading)(results)["img"].shape[:2] == shape
+        else:
+            with pytest.raises(ValueError, match=r"0.png: the mask has height and width .* make them equal"):
+                check_data(cfg, ("train",))
+
+
+@pytest.mark.parametrize("part", ["decode_head", "auxiliary_head", "test_evaluator"])
+@pytest.mark.parametrize(("of_data", "of_part"), [(254, None), (255, 0), (254, 255), (255, 254)])
+def test_labels_that_the_data_set_ignores_and_a_part_does_not(
+    tmp_path: Path, part: str, of_data: int, of_part: int | None
+) -> None:
+    write(tmp_path, [mask(0, 1, of_data)])
+    split = "test" if part == "test_evaluator" else "train"
+    for ignored in (of_part, of_data):
+        settings = {"type": "IoUMetric" if split == "test" else "FCNHead"}
+        settings |= {} if ignored is None else {"ignore_index": ignored}
+        cfg = config(tmp_path)
+        cfg[f"{split}_dataloader"].dataset.update(ignore_index=of_data)
+        cfg[f"{split}_dataloader"].dataset.pipeline[2].update(ignore_index=of_data)
+        cfg[part] = settings
+        cfg.model[part] = settings
+        if ignored == of_data:
+            check_data(cfg, (split,))
+        else:
+            with pytest.raises(
+                ValueError, match=f"hold label {of_data}, which .* but .* ignores {of_part or '(0|255)'}"
+            ):
+                check_data(cfg, (split,))
+    write(tmp_path, [mask(0, 1)])  # nothing is ignored
+    check_data(cfg, (split,))
+
+
+@pytest.mark.parametrize("step", [dict(type="Pad", size_divisor=32), dict(type="CenterCrop", crop_size=8)])
+def test_steps_after_which_predictions_are_stretched_are_named(tmp_path: Path, step: dict, caplog: Any) -> None:
+    write(tmp_path, [mask(0, 1)])
+    cfg = config(tmp_path)
+    for split in ("train", "test"):
+        cfg[f"{split}_dataloader"].dataset.pipeline.insert(1, step)
+        caplog.clear()
+        check_data(cfg, (split,))
+        named = f"the pipeline has {step['type']}, after which MMSegmentation stretches the prediction" in caplog.text
+        assert named == (split == "test")

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from apt_dense.hosts.mmseg.dataset_checks import check_data
 from apt_dense.hosts.mmseg.own_data_dataset import APTFolders, read_own_classes
+from apt_dense.hosts.readable_images import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
 
@@ -81,3 +82,37 @@ def test_folders_can_be_named(tmp_path: Path) -> None:
     write_own(tmp_path, folders=("rgb/{}", "truth/{}"))
     dataset = data_set(tmp_path, data_prefix=dict(img_path="rgb/val", seg_map_path="truth/val"))
     assert Path(dataset[0]["img_path"]) == tmp_path / "rgb" / "val" / "street_0.jpg"
+
+
+@pytest.mark.parametrize("kind", ["values", "palette"])
+@pytest.mark.parametrize("value", [4, 127, 254, 255])
+def test_values_that_the_sample_missed_are_named_when_they_are_read(kind: str, value: int, tmp_path: Path) -> None:
+    """Masks beyond the sample that is looked at before training."""
+    dataset = data_set(write_own(tmp_path, kind))
+    path = tmp_path / "masks" / "train" / "street_1.png"
+    pixels = labels_of(1).astype(np.uint16 if value == 254 else np.uint8)
+    pixels[3, 5] = value
+    Image.fromarray(pixels).save(path)
+    assert dataset[0]["gt_seg_map"].max() == 255
+    with pytest.raises(DataError, match=f"street_1.png holds 1 value that .* does not list: {value}; add lines"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("value", [256, 65535, 300])
+def test_values_of_16_bits_do_not_wrap_around(value: int, tmp_path: Path) -> None:
+    dataset = data_set(write_own(tmp_path, "values"))
+    pixels = labels_of(1).astype(np.uint16)
+    pixels[0, 0] = value
+    Image.fromarray(pixels).save(tmp_path / "masks" / "train" / "street_1.png")
+    with pytest.raises(DataError, match=f"street_1.png holds 1 value .* does not list: {value}"):
+        dataset[1]
+
+
+def test_a_colour_that_the_sample_missed_is_named_when_it_is_read(tmp_path: Path) -> None:
+    dataset = data_set(write_own(tmp_path, "colours", classes=COLOURS))
+    path = tmp_path / "masks" / "train" / "street_2.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0] = (1, 2, 3)
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(DataError, match="street_2.png holds 1 colour that .* does not list: 1 2 3"):
+        dataset[2]
