@@ -148,7 +148,7 @@ def find_masks(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return {photo: by_stem[photo.stem] for photo in photos}
 
 
-def _one_thread(_: int) -> None:
+def one_thread(_: int) -> None:
     """Workers share the processor among themselves."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -166,7 +166,7 @@ def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: 
     if workers:
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)
-    loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=one_thread)
     if workers:
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)
