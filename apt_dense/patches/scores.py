@@ -39,6 +39,13 @@ def _block_means(values: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(values[:, None], size)[:, 0] if min(values.shape[-2:]) >= size else _no_blocks(values, size)
 
 
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """The complete size x size blocks of (B, H, W), as a view (B, H // size, size, W // size, size)."""
+    rows, columns = values.shape[1] // size, values.shape[2] // size
+    whole = values[:, : rows * size, : columns * size]
+    return whole.unflatten(2, (columns, size)).unflatten(1, (rows, size))
+
+
 def _no_blocks(values: Tensor, size: int) -> Tensor:
     """The empty map of an image that is smaller than one patch."""
     return values.new_zeros(values.shape[0], values.shape[-2] // size, values.shape[-1] // size, dtype=torch.float32)
@@ -112,19 +119,42 @@ def laplacian_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> 
 
     Arguments and shapes as in :func:`entropy_scores`. The image is mirrored at its border.
     """
+    response = _absolute_laplacian(pixels)
+    return tuple(_block_means(response, patch_size * 2**s) for s in scales)
+
+
+def laplacian_max_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Largest absolute Laplacian in each patch, otherwise as :func:`laplacian_scores`: the release's aggregate "max".
+
+    A single line through a patch keeps it fine, and so does a single noisy pixel.
+    """
+    response = _absolute_laplacian(pixels)
+    return tuple(_blocks(response, patch_size * 2**s).amax((2, 4)) for s in scales)
+
+
+def laplacian_std_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Standard deviation of the absolute Laplacian in each patch (of n pixels, over n - 1; 0 for n = 1), otherwise as
+    :func:`laplacian_scores`: the release's aggregate "std"."""
+    response = _absolute_laplacian(pixels)
+    sizes = [patch_size * 2**s for s in scales]
+    return tuple(_blocks(response, size).std((2, 4), correction=min(1, size - 1)) for size in sizes)
+
+
+def _absolute_laplacian(pixels: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) -> (B, H, W), the absolute response of the grey image to the 8-neighbour Laplacian."""
     grey = grey_levels(pixels)[:, None] / 255
     mode = "reflect" if min(grey.shape[-2:]) > 1 else "replicate"
     kernel = grey.new_ones(1, 1, 3, 3)
     kernel[..., 1, 1] = -8
-    response = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode=mode), kernel)[:, 0].abs()
-    return tuple(_block_means(response, patch_size * 2**s) for s in scales)
+    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode=mode), kernel)[:, 0].abs()
 
 
 def upsampling_error_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
     """Mean squared error, on RGB scaled to [0, 1], of shrinking the image by 2**scale and enlarging it again.
 
     What a patch of that scale loses when it is resized to the base patch size. Arguments and shapes as in
-    :func:`entropy_scores`; scale 0 loses nothing.
+    :func:`entropy_scores`; scale 0 loses nothing. The release's definition, but for scales above 2, which it shrinks
+    by 4 as scale 2.
     """
     maps = []
     for scale in scales:
@@ -143,6 +173,8 @@ def upsampling_error_scores(pixels: Tensor, patch_size: int, scales: Sequence[in
 SCORERS: dict[str, Scorer] = {
     "entropy": entropy_scores,
     "laplacian": laplacian_scores,
+    "laplacian_max": laplacian_max_scores,
+    "laplacian_std": laplacian_std_scores,
     "upsampling_error": upsampling_error_scores,
 }
 
