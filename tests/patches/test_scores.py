@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from apt_dense.patches import scores
 from apt_dense.patches.scores import (
     SCORERS,
     PixelFormat,
+    colour_deviation_scores,
     denormalise,
     entropy_scores,
     grey_levels,
@@ -25,6 +27,7 @@ from apt_dense.patches.scores import (
     laplacian_std_scores,
     resolve_scorer,
     score_maps,
+    tsallis_scores,
     upsampling_error_scores,
 )
 
@@ -173,6 +176,74 @@ def test_entropy_memory_does_not_grow_with_the_number_of_patches(monkeypatch: py
             entropy_scores(constant(9.0, height, 64), 1, (0, 1))
         peaks.append(memory.largest / (height * 64))
     assert peaks[0] < 100 and peaks[1] < 30
+
+
+# ---- Tsallis entropy and colour deviation
+
+
+def naive_patches(pixels: Tensor, size: int, measure: Callable[[list[list[float]]], float]) -> Tensor:
+    """(3, H, W) -> (H // size, W // size): ``measure`` of the RGB triples of each complete patch, in float64."""
+    h, w = pixels.shape[1] // size, pixels.shape[2] // size
+    found = torch.zeros(h, w, dtype=torch.float64)
+    for y in range(h):
+        for x in range(w):
+            patch = pixels[:, y * size : (y + 1) * size, x * size : (x + 1) * size]
+            found[y, x] = measure(patch.double().flatten(1).T.tolist())
+    return found.float()
+
+
+def naive_tsallis(colours: list[list[float]], q: float = 0.3) -> float:
+    counts = Counter(int(2 * (0.2989 * red + 0.587 * green + 0.114 * blue)) for red, green, blue in colours)
+    return (1 - sum((count / len(colours)) ** q for count in counts.values())) / (q - 1)
+
+
+def naive_colour_deviation(colours: list[list[float]]) -> float:
+    roots = [[(level / 255) ** 0.5 for level in channel] for channel in zip(*colours, strict=True)]
+    return sum(statistics.pvariance(channel) for channel in roots) ** 0.5
+
+
+NAIVE = {"tsallis": naive_tsallis, "colour_deviation": naive_colour_deviation}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+@pytest.mark.parametrize(("photo", "patch_size"), [("chelsea", 7), ("rocket", 16), ("coffee", 1)])
+def test_scores_of_photos_are_the_plain_loops(
+    photos: dict[str, Tensor], name: str, photo: str, patch_size: int
+) -> None:
+    part = photos[photo][:, 40:110, 60:155]
+    images = normalise(part[None].float())
+    maps = score_maps(images, patch_size, (0, 1, 2), SCORERS[name], PixelFormat())
+    for scale, map_ in enumerate(maps):
+        expected = naive_patches(part, patch_size << scale, NAIVE[name])
+        assert expected.numel()
+        torch.testing.assert_close(map_[0], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("q", [0.3, 0.9, 2.0])
+def test_tsallis_of_other_orders_and_in_strips(q: float) -> None:
+    pixels = random_pixels(1, 3, 70, 40) // 16
+    for scale, map_ in enumerate(tsallis_scores(pixels, 4, (0, 1, 2), q=q)):
+        expected = naive_patches(pixels[0], 4 << scale, lambda colours: naive_tsallis(colours, q))
+        torch.testing.assert_close(map_[0], expected, atol=1e-3, rtol=1e-5)
+
+
+def test_tsallis_of_equally_many_levels_is_known() -> None:
+    pixels = torch.arange(256.0).view(16, 16).expand(1, 3, 16, 16)
+    assert tsallis_scores(pixels, 16, (0,))[0].item() == pytest.approx((256**0.7 - 1) / 0.7, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 77.3, 255.0])
+def test_scores_of_one_colour_are_zero_and_not_below(value: float) -> None:
+    for name in NAIVE:
+        for map_ in SCORERS[name](constant(value, 42, 42), 7, (0, 1)):
+            assert (map_ >= 0).all() and map_.max() < 1e-5
+
+
+def test_the_same_relative_contrast_deviates_more_in_the_dark_than_its_levels_say() -> None:
+    bright, dark = (torch.tensor([[level, 0.8 * level]]).repeat(8, 4).expand(1, 3, 8, 8) for level in (200.0, 50.0))
+    ratio = (colour_deviation_scores(bright, 8, (0,))[0] / colour_deviation_scores(dark, 8, (0,))[0]).item()
+    assert ratio == pytest.approx(2, rel=1e-5)
 
 
 # ---- Laplacian
