@@ -74,7 +74,7 @@ def tsallis_scores(pixels: Tensor, patch_size: int, scales: Sequence[int], q: fl
     most 111 (q = 0.3, 512 equally frequent bins).
 
     Below q = 1, rare grey levels count more than in Shannon's entropy, the limit at q = 1: a small object in front of
-    an even ground. LVTP (arXiv 2504.17996) sums several q; one was as good on the photos of docs/EVIDENCE.md.
+    an even ground. LVTP (arXiv 2504.17996) combines several q; one alone was better in docs/EVIDENCE.md.
     Arguments and shapes as in :func:`entropy_scores`.
     """
     return _histogram_scores(pixels, patch_size, scales, partial(_tsallis, q=q))
