@@ -48,6 +48,15 @@ class SometimesNone(BaseTransform):
         return None if np.random.random() < self.share else results
 
 
+@TRANSFORMS.register_module()
+class FlattenInPlace(BaseTransform):
+    """Makes an image grey without a new array."""
+
+    def transform(self, results: dict) -> dict:
+        results["img"][:] = 90
+        return results
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ade(tmp_path_factory.mktemp("data") / "ade", images=4)
@@ -108,6 +117,15 @@ def test_seeds_alone_decide_the_draws(data: Path, tmp_path: Path) -> None:
     np.random.seed(2)
     assert run(config, "--draws", "2", "--workers", "2") == first
     assert run(config, "--draws", "2", "--seed", "1") != first
+
+
+def test_changes_in_place_are_seen_and_no_padding_is_not_shown(data: Path, tmp_path: Path) -> None:
+    steps = [*STEPS[:2], dict(type="Resize", scale=(64, 64)), dict(type="FlattenInPlace"), STEPS[-1]]
+    found = run(write_config(tmp_path, data, steps), "--draws", "1")
+    assert list(found) == ["LoadImageFromFile", "Resize", "FlattenInPlace"]
+    assert found["FlattenInPlace"][:3] == ["64 x 64", "16", "25.0%"] and float(found["Resize"][2].strip("%")) > 50
+    text = (tmp_path / "out" / "pipeline.md").read_text()
+    assert "Changed no image: LoadAnnotations, PackSegInputs, padding by SegDataPreProcessor." in text
 
 
 def test_photos_without_masks(data: Path, tmp_path: Path) -> None:
