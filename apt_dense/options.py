@@ -44,7 +44,7 @@ class ModelOptions(Options):
     Args:
         img_size: pixels (H, W, or one number for both) that the positions are trained for; any input size runs.
         patch_size: pixels of the smallest patches; the stride of the feature maps.
-        in_chans: image channels; with thresholds, 3.
+        in_chans: image channels; with thresholds, 3, or 1 of grey images.
         embed_dim: channels of the tokens.
         depth: number of blocks. It also sets the drop path rates, but blocks after the last output are not built.
         patch_bias: whether the patch embedding has a bias.
@@ -249,7 +249,8 @@ class PixelFormat(Options):
     """Normalisation of the host's images: ``images * std + mean`` are grey levels in [0, 255].
 
     Args:
-        mean, std: of the image's channels, in grey levels.
+        mean, std: of the image's channels, in grey levels; of a grey image, each three times; of 16-bit images, those
+            of their normalisation divided by 257: they are scored as the 8-bit images that they round to.
         channel_order: the order of the image's channels, "RGB" or "BGR".
     """
 
@@ -258,9 +259,10 @@ class PixelFormat(Options):
     channel_order: str = option("RGB", choice("RGB", "BGR"))
 
     def _check_together(self) -> None:
-        if max(self.mean) <= 1 and max(self.std) <= 1:
+        if not 1 < max(*self.mean, *self.std) <= 256:
             raise ValueError(
-                f"pixel_mean={self.mean} and pixel_std={self.std} look like values for [0, 1]; give grey levels (x 255)"
+                f"pixel_mean={self.mean} and pixel_std={self.std} look like values for [0, 1] or of 16 bits; give grey "
+                f"levels of 8 bits (times 255, or divided by 257)"
             )
 
 
@@ -274,9 +276,9 @@ class PatchOptions(Options):
             With a budget only the ratios of the thresholds matter: they order merges of different scales. (Infinite
             thresholds are equal, and a ratio counts as 2**40 at most.) Shapes then
             depend on the size of the images alone (``torch.compile(fullgraph=True)``, CUDA graphs).
-        scorer: "entropy" (bits, the paper's), "laplacian", "upsampling_error", the .safetensors file of a scorer
-            learned from labels (tools/fit_scorer.py; scores from 0 to 1), or a callable
-            (``apt_dense.patches.scores.Scorer``).
+        scorer: "entropy" (bits, the paper's), another name in ``apt_dense.patches.scores.SCORERS`` ("tsallis",
+            "laplacian_max", ...), the .safetensors file of a scorer learned from labels (tools/fit_scorer.py; scores
+            from 0 to 1), or a callable (``apt_dense.patches.scores.Scorer``).
         drop_padding: make no tokens of the host's padding (exact zeros at the right and bottom) and return zeros there.
         partial_patches: "pad" fills sizes that ``patch_size`` does not divide with zeros at the right and bottom
             (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).

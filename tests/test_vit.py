@@ -493,6 +493,7 @@ def test_images_that_are_not_normalised_are_refused(dtype: torch.dtype) -> None:
         ({"pixel_std": (58.0, 0.0, 57.0)}, ValueError, r"pixel_std=0.0 must be a finite number, above 0"),
         ({"pixel_mean": (120.0,)}, ValueError, "three numbers"),
         ({"in_chans": 4}, ValueError, "in_chans=4 with thresholds"),
+        ({"in_chans": 1}, ValueError, "in_chans=1 with pixel_mean=.* a grey image has one mean"),
         ({"num_heads": 3}, ValueError, "embed_dim=16 is not a multiple of num_heads=3"),
         ({"drop_path_rate": 1.5}, ValueError, "drop_path_rate=1.5"),
         ({"final_norm": True, "out_indices": 0}, ValueError, "final_norm normalises block 1"),
@@ -517,6 +518,13 @@ def test_bad_arguments_are_named(options: dict, error: type[Exception], message:
 def test_other_channels_run_without_thresholds() -> None:
     model = small(in_chans=1, thresholds=(), drop_padding=True)
     assert model(noise(1, 1, 32, 32))[0].shape == (1, 16, 8, 8)
+
+
+def test_grey_images_run_with_thresholds() -> None:
+    model = small(in_chans=1, thresholds=(4.0,), pixel_mean=(120.0,) * 3, pixel_std=(60.0,) * 3)
+    images = noise(1, 1, 32, 32)
+    images[..., :16] = 0.5
+    assert model(images)[0].shape == (1, 16, 8, 8) and {*model.partition(images).unique().tolist()} == {0, 1}
 
 
 def test_built_models_take_no_name_arguments() -> None:

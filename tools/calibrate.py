@@ -5,6 +5,7 @@
     python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
     python tools/calibrate.py my_photos/ --out calibration/ --images-per-second 2 --config my_config.py --square 512
     python tools/calibrate.py my_photos/ --out calibration/ --masks my_masks/ --mixed 0.3
+    python tools/calibrate.py --pipeline CONFIG --data-root DIR --out pipeline/
 
 Photos are measured in their own sizes unless --size, --square or --config says in which one the model sees them: the
 same scene keeps fewer tokens the more pixels it has. Thresholds do not carry over between data sets, either: at the
@@ -20,6 +21,10 @@ same ones, a portrait keeps half of its tokens and a meadow nearly all. The thre
 - tokens.json: the tokens of each photo, for tools/simulate_scaling.py;
 - histogram.png and worst.png: how the shares spread, and the photos that keep most tokens;
 - curves.jsonl: what was measured of each photo, from which the same command continues after an interruption.
+
+--pipeline shows instead what augmentation costs: the tokens kept after each transform of the training pipeline of an
+MMSegmentation config, and after padding, over random draws of the config's own images, or of photos given, whose masks
+are then of one class. OUT holds the table, pipeline.md, and pipeline.png.
 
 An input is a photo, or a folder, whose photos and those of its subfolders are taken. Photos that cannot be read are
 counted and named; they do not stop the run.
@@ -52,10 +57,11 @@ with needed_packages("calibrate"):
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_thresholds
     from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
-    from shared.option_types import PIXELS, whole
+    from shared.option_types import PIXELS, SEEDS, number, whole
     from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
 
 NAMED = 10  # unreadable photos that are named
+PIPELINE_PHOTOS = 100  # that go through a pipeline, unless --photos says otherwise
 
 
 def find_photos(inputs: Sequence[Path], most: int | None) -> Sequence[Path]:
@@ -124,7 +130,7 @@ def calibrate(options: argparse.Namespace) -> Calibration:
             unreadable.append(curve)
         else:
             statistics.add(curve.patches)
-    report_unreadable(unreadable)
+    report_left_out([curve.error for curve in unreadable])
     hidden = hidden_labels(read_curves(record, settings)) if masks else None
     if options.milliseconds is not None:
         found = find_thresholds(options, statistics, selector, photos, sizes)
@@ -155,12 +161,12 @@ def write_hidden(out: Path, hidden: HiddenLabels, found: Calibration) -> None:
     print("borders between classes lie under coarse patches")
 
 
-def report_unreadable(curves: Sequence[Any]) -> None:
-    """Name the photos that could not be read."""
-    for curve in curves[:NAMED]:
-        print(f"calibrate: left out: {curve.error}", file=sys.stderr)
-    if len(curves) > NAMED:
-        print(f"calibrate: left out: {len(curves) - NAMED} more", file=sys.stderr)
+def report_left_out(reasons: Sequence[str]) -> None:
+    """Name the photos that could not be used."""
+    for reason in reasons[:NAMED]:
+        print(f"calibrate: left out: {reason}", file=sys.stderr)
+    if len(reasons) > NAMED:
+        print(f"calibrate: left out: {len(reasons) - NAMED} more", file=sys.stderr)
 
 
 def write_report(
@@ -181,10 +187,30 @@ def write_report(
     print(f"{out}/snippets.md has the lines for your config; look at {out}/worst.png and {out}/histogram.png")
 
 
+def show_pipeline(options: argparse.Namespace) -> None:
+    """Measure what each transform of a training pipeline does to the tokens. Raises ValueError, TypeError, OSError."""
+    with needed_packages("calibrate"):
+        from calibration.pipeline_report import describe_pipeline, draw_pipeline, rows_of
+        from calibration.tokens_after_each_transform import measure_pipeline
+        from calibration.training_pipeline import read_task
+    options.photos = options.photos or PIPELINE_PHOTOS
+    task = read_task(options, find_photos(options.inputs, options.photos))
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = measure_pipeline(task.pipeline, task.photos, options.draws, options.seed, options.workers)
+    report_left_out(found.left_out)
+    text = describe_pipeline(task.pipeline, found, len(task.photos))
+    if options.inputs:
+        text += "\n\nThe photos were given without masks: steps that look at labels saw one class everywhere."
+    draw_pipeline(options.out / "pipeline.png", rows_of(task.pipeline.names, found))
+    head = f"# Tokens after each transform of {options.pipeline}\n\nSeed {options.seed}.\n\n![](pipeline.png)\n\n"
+    write_text_whole(options.out / "pipeline.md", f"{head}{text}\n")
+    print(f"{text}\n\n{options.out}/pipeline.md has this table, {options.out}/pipeline.png draws it")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("inputs", type=Path, nargs="+", metavar="INPUT", help="photo, or folder of photos")
+    add("inputs", type=Path, nargs="*", metavar="INPUT", help="photo, or folder of photos")
     add("--out", type=Path, required=True, help="folder of the results")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--tokens", type=float, metavar="SHARE", help="mean share of tokens kept, such as 0.6")
@@ -193,14 +219,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     target.add_argument("--tokens-per-image", type=float, metavar="N", help="mean number of tokens; needs --square")
     target.add_argument(
-        "--milliseconds", type=float, metavar="MS", help="mean time of a photo on this machine, one at a time"
+        "--milliseconds", type=number(above=0), metavar="MS", help="mean time of a photo on this machine, one at a time"
     )
     target.add_argument(
-        "--images-per-second", type=float, metavar="N", help="the same as --milliseconds, the other way round"
+        "--images-per-second", type=number(above=0), metavar="N", help="the same as --milliseconds, the other way round"
     )
     target.add_argument(
         "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
     )
+    target.add_argument(
+        "--pipeline", type=Path, metavar="CONFIG", help="MMSeg config: show tokens after each of its transforms"
+    )
+    add("--draws", type=whole(1), default=4, help="with --pipeline: draws of each photo (default: %(default)s)")
+    add("--seed", type=whole(0, SEEDS), default=0, help="with --pipeline: of the draws (default: %(default)s)")
+    add("--data-root", type=Path, metavar="DIR", help="with --pipeline: of the config's data")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
     add(
         "--model",
@@ -218,23 +250,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=whole(0), default=2, help="processes that read photos (default: %(default)s)")
     add("--force", action="store_true", help="measure all photos again")
     options = parser.parse_args(argv)
-    if options.images_per_second is not None:
-        if not 0 < options.images_per_second < float("inf"):
-            parser.error(f"--images-per-second {options.images_per_second}: expected a finite number above 0")
-        options.milliseconds = 1000 / options.images_per_second
-    if options.milliseconds is not None and not 0 < options.milliseconds < float("inf"):
-        parser.error(f"--milliseconds {options.milliseconds}: expected a finite number above 0")
-    for name, least in (("size", 1), ("square", 1), ("photos", 1), ("workers", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} {value}: expected at least {least}")
+    _check_together(parser, options)
     return options
+
+
+def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the tool where options do not go together; fill in the time that a rate means."""
+    if options.pipeline is None and not options.inputs:
+        parser.error("the following arguments are required: INPUT")
+    others = [name for name in ("config", "masks", "size", "square") if getattr(options, name) is not None]
+    if options.pipeline is not None and others:
+        parser.error(f"--{others[0]} does not go with --pipeline, which says how photos are changed")
+    if options.images_per_second is not None:
+        options.milliseconds = 1000 / options.images_per_second
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     try:
-        calibrate(options)
+        calibrate(options) if options.pipeline is None else show_pipeline(options)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"calibrate: {error}")
 

@@ -113,12 +113,15 @@ def filled_region(images: Tensor) -> Tensor:
 def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
     """Normalised images (B, 3, H, W) of any float type -> float32 RGB grey levels in [0, 255], whole numbers.
 
+    Grey images (B, 1, H, W) become RGB ones of three equal channels.
+
     Normalising in float32 and back leaves an error of about 1e-5, and grey levels sit on the histogram's bin borders,
     where such an error would move a pixel to the next bin. Images that a host resized in floating point are rounded as
     if it had resized the 8-bit image: their fractions alone would raise the entropy of a grey photo by a bit.
     """
     # Channel by channel: a tensor of means would have to be copied to the device, which CUDA graphs do not record.
-    channels = [images[:, i].float() * pixel_format.std[i] + pixel_format.mean[i] for i in range(3)]
+    last = images.shape[1] - 1
+    channels = [images[:, min(i, last)].float() * pixel_format.std[i] + pixel_format.mean[i] for i in range(3)]
     ordered = channels if pixel_format.channel_order == "RGB" else channels[::-1]
     return torch.stack(ordered, 1).round_().clamp_(0, 255)
 

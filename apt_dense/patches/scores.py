@@ -7,6 +7,7 @@ Shape letters: B images, H x W pixels, h x w patches of the scale in question.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,13 @@ def _block_means(values: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(values[:, None], size)[:, 0] if min(values.shape[-2:]) >= size else _no_blocks(values, size)
 
 
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """The complete size x size blocks of (B, H, W), as a view (B, H // size, size, W // size, size)."""
+    rows, columns = values.shape[1] // size, values.shape[2] // size
+    whole = values[:, : rows * size, : columns * size]
+    return whole.unflatten(2, (columns, size)).unflatten(1, (rows, size))
+
+
 def _no_blocks(values: Tensor, size: int) -> Tensor:
     """The empty map of an image that is smaller than one patch."""
     return values.new_zeros(values.shape[0], values.shape[-2] // size, values.shape[-1] // size, dtype=torch.float32)
@@ -58,6 +66,24 @@ def entropy_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tu
     Returns:
         For each scale, (B, H // size, W // size) with size = patch_size * 2**scale; incomplete patches have no score.
     """
+    return _histogram_scores(pixels, patch_size, scales, _entropy)
+
+
+def tsallis_scores(pixels: Tensor, patch_size: int, scales: Sequence[int], q: float = 0.3) -> tuple[Tensor, ...]:
+    """Tsallis entropy (1 - sum p**q) / (q - 1) of the same histograms as :func:`entropy_scores`: 0 (one colour) to at
+    most 111 (q = 0.3, 512 equally frequent bins).
+
+    Below q = 1, rare grey levels count more than in Shannon's entropy, the limit at q = 1: a small object in front of
+    an even ground. LVTP (arXiv 2504.17996) combines several q; one alone was better in docs/EVIDENCE.md.
+    Arguments and shapes as in :func:`entropy_scores`.
+    """
+    return _histogram_scores(pixels, patch_size, scales, partial(_tsallis, q=q))
+
+
+def _histogram_scores(
+    pixels: Tensor, patch_size: int, scales: Sequence[int], measure: Callable[[Tensor, int], Tensor]
+) -> tuple[Tensor, ...]:
+    """Maps of what ``measure`` makes of histograms (h, w, bins) of blocks of so many pixels."""
     finest, coarsest = patch_size * 2 ** scales[0], patch_size * 2 ** scales[-1]
     bins = (grey_levels(pixels) * (ENTROPY_BINS / 256)).long().clamp_(0, ENTROPY_BINS - 1)
     batch, height, width = bins.shape
@@ -67,21 +93,25 @@ def entropy_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tu
     for image in range(batch):
         for top in range(0, height, rows):
             strip = bins[image, top : top + rows]
-            for scale_map, scale, scores in zip(maps, scales, _strip_entropies(strip, patch_size, scales), strict=True):
+            for scale_map, scale, scores in zip(
+                maps, scales, _strip_scores(strip, patch_size, scales, measure), strict=True
+            ):
                 first = top // (patch_size * 2**scale)
                 scale_map[image, first : first + scores.shape[0]] = scores
     return maps
 
 
-def _strip_entropies(bins: Tensor, patch_size: int, scales: Sequence[int]) -> list[Tensor]:
-    """Bin numbers (rows, W) of a strip -> its entropy maps, from the finest scale's histograms upwards."""
+def _strip_scores(
+    bins: Tensor, patch_size: int, scales: Sequence[int], measure: Callable[[Tensor, int], Tensor]
+) -> list[Tensor]:
+    """Bin numbers (rows, W) of a strip -> its score maps, from the finest scale's histograms upwards."""
     histograms = _histograms(bins, patch_size * 2 ** scales[0])
     maps = []
     for scale in range(scales[0], scales[-1] + 1):
         if scale > scales[0]:
             histograms = _sum_of_four(histograms)
         if scale in scales:
-            maps.append(_entropy(histograms, (patch_size * 2**scale) ** 2))
+            maps.append(measure(histograms, (patch_size * 2**scale) ** 2))
     return maps
 
 
@@ -107,24 +137,65 @@ def _entropy(histograms: Tensor, count: int) -> Tensor:
     return entropy.clamp(min=0)  # one colour may round below
 
 
+def _tsallis(histograms: Tensor, count: int, q: float) -> Tensor:
+    """Pixel counts (..., bins) of blocks of ``count`` pixels -> Tsallis entropy."""
+    return ((1 - (histograms / count).pow(q).sum(-1)) / (q - 1)).clamp(min=0)
+
+
+def colour_deviation_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Standard deviation of the colours of each patch, as square roots of RGB scaled to [0, 1]: 0 to 0.87.
+
+    The root of the three channels' variances, summed. Square roots let the same relative contrast count more where it
+    is dark: an object in a shadow is not merged with it. Arguments and shapes as in :func:`entropy_scores`.
+    """
+    channels = (pixels / 255).sqrt().unbind(1)
+    maps = []
+    for size in (patch_size * 2**s for s in scales):
+        maps.append(sum(_blocks(channel, size).var((2, 4), correction=0) for channel in channels).sqrt())
+    return tuple(maps)
+
+
 def laplacian_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
     """Mean absolute 8-neighbour Laplacian of the grey image scaled to [0, 1]: 0 (flat or linear) to 8.
 
     Arguments and shapes as in :func:`entropy_scores`. The image is mirrored at its border.
     """
+    response = _absolute_laplacian(pixels)
+    return tuple(_block_means(response, patch_size * 2**s) for s in scales)
+
+
+def laplacian_max_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Largest absolute Laplacian in each patch, otherwise as :func:`laplacian_scores`: the release's aggregate "max".
+
+    A single line through a patch keeps it fine, and so does a single noisy pixel.
+    """
+    response = _absolute_laplacian(pixels)
+    return tuple(_blocks(response, patch_size * 2**s).amax((2, 4)) for s in scales)
+
+
+def laplacian_std_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    """Standard deviation of the absolute Laplacian in each patch (of n pixels, over n - 1; 0 for n = 1), otherwise as
+    :func:`laplacian_scores`: the release's aggregate "std"."""
+    response = _absolute_laplacian(pixels)
+    sizes = [patch_size * 2**s for s in scales]
+    return tuple(_blocks(response, size).std((2, 4), correction=min(1, size - 1)) for size in sizes)
+
+
+def _absolute_laplacian(pixels: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) -> (B, H, W), the absolute response of the grey image to the 8-neighbour Laplacian."""
     grey = grey_levels(pixels)[:, None] / 255
     mode = "reflect" if min(grey.shape[-2:]) > 1 else "replicate"
     kernel = grey.new_ones(1, 1, 3, 3)
     kernel[..., 1, 1] = -8
-    response = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode=mode), kernel)[:, 0].abs()
-    return tuple(_block_means(response, patch_size * 2**s) for s in scales)
+    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode=mode), kernel)[:, 0].abs()
 
 
 def upsampling_error_scores(pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
     """Mean squared error, on RGB scaled to [0, 1], of shrinking the image by 2**scale and enlarging it again.
 
     What a patch of that scale loses when it is resized to the base patch size. Arguments and shapes as in
-    :func:`entropy_scores`; scale 0 loses nothing.
+    :func:`entropy_scores`; scale 0 loses nothing. The release's definition, but for scales above 2, which it shrinks
+    by 4 as scale 2.
     """
     maps = []
     for scale in scales:
@@ -142,7 +213,11 @@ def upsampling_error_scores(pixels: Tensor, patch_size: int, scales: Sequence[in
 
 SCORERS: dict[str, Scorer] = {
     "entropy": entropy_scores,
+    "tsallis": tsallis_scores,
+    "colour_deviation": colour_deviation_scores,
     "laplacian": laplacian_scores,
+    "laplacian_max": laplacian_max_scores,
+    "laplacian_std": laplacian_std_scores,
     "upsampling_error": upsampling_error_scores,
 }
 

@@ -33,7 +33,7 @@ class PatchSelector(PatchOptions):
             min_tokens, keep_fine, keep_coarse: as for :class:`apt_dense.options.PatchOptions`.
         patch_size: pixels of the smallest patches.
         window_size: cells of the attention windows, whose borders no patch crosses; 0 for none.
-        in_chans: image channels; with thresholds, 3.
+        in_chans: image channels; with thresholds, 3, or 1 of grey images.
         img_size: pixels (H, W) that the model is made for, at which thresholds and budget are checked; None for none.
 
     Raises:
@@ -48,15 +48,24 @@ class PatchSelector(PatchOptions):
     def _check_together(self) -> None:
         super()._check_together()
         self._set(score=resolve_scorer(self.scorer, self.pixel_format))
-        if self.thresholds and self.in_chans != 3:
-            raise ValueError(
-                f"in_chans={self.in_chans} with thresholds={self.thresholds}: scores are made of RGB images only"
-            )
+        if self.thresholds:
+            self._check_channels()
         self._check_scales()
         if self.img_size is not None and self.token_budget is not None:
             self._check_budget()
         if self.min_tokens is not None:
             self._check_minimum()
+
+    def _check_channels(self) -> None:
+        if self.in_chans not in (1, 3):
+            raise ValueError(
+                f"in_chans={self.in_chans} with thresholds={self.thresholds}: only RGB and grey images have scores"
+            )
+        if self.in_chans == 1 and len({*self.pixel_mean}) + len({*self.pixel_std}) > 2:
+            raise ValueError(
+                f"in_chans=1 with pixel_mean={self.pixel_mean} and pixel_std={self.pixel_std}: a grey image has one "
+                f"mean and one deviation; give each three times"
+            )
 
     def _check_scales(self) -> None:
         scales, coarsest = len(self.thresholds), self.patch_size * 2 ** len(self.thresholds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +18,16 @@ from apt_dense.patches import scores
 from apt_dense.patches.scores import (
     SCORERS,
     PixelFormat,
+    colour_deviation_scores,
     denormalise,
     entropy_scores,
     grey_levels,
+    laplacian_max_scores,
     laplacian_scores,
+    laplacian_std_scores,
     resolve_scorer,
     score_maps,
+    tsallis_scores,
     upsampling_error_scores,
 )
 
@@ -172,21 +178,99 @@ def test_entropy_memory_does_not_grow_with_the_number_of_patches(monkeypatch: py
     assert peaks[0] < 100 and peaks[1] < 30
 
 
+# ---- Tsallis entropy and colour deviation
+
+
+def naive_patches(pixels: Tensor, size: int, measure: Callable[[list[list[float]]], float]) -> Tensor:
+    """(3, H, W) -> (H // size, W // size): ``measure`` of the RGB triples of each complete patch, in float64."""
+    h, w = pixels.shape[1] // size, pixels.shape[2] // size
+    found = torch.zeros(h, w, dtype=torch.float64)
+    for y in range(h):
+        for x in range(w):
+            patch = pixels[:, y * size : (y + 1) * size, x * size : (x + 1) * size]
+            found[y, x] = measure(patch.double().flatten(1).T.tolist())
+    return found.float()
+
+
+def naive_tsallis(colours: list[list[float]], q: float = 0.3) -> float:
+    counts = Counter(int(2 * (0.2989 * red + 0.587 * green + 0.114 * blue)) for red, green, blue in colours)
+    return (1 - sum((count / len(colours)) ** q for count in counts.values())) / (q - 1)
+
+
+def naive_colour_deviation(colours: list[list[float]]) -> float:
+    roots = [[(level / 255) ** 0.5 for level in channel] for channel in zip(*colours, strict=True)]
+    return sum(statistics.pvariance(channel) for channel in roots) ** 0.5
+
+
+NAIVE = {"tsallis": naive_tsallis, "colour_deviation": naive_colour_deviation}
+
+
+@pytest.mark.parametrize("name", NAIVE)
+@pytest.mark.parametrize(("photo", "patch_size"), [("chelsea", 7), ("rocket", 16), ("coffee", 1)])
+def test_scores_of_photos_are_the_plain_loops(
+    photos: dict[str, Tensor], name: str, photo: str, patch_size: int
+) -> None:
+    part = photos[photo][:, 40:110, 60:155]
+    images = normalise(part[None].float())
+    maps = score_maps(images, patch_size, (0, 1, 2), SCORERS[name], PixelFormat())
+    for scale, map_ in enumerate(maps):
+        expected = naive_patches(part, patch_size << scale, NAIVE[name])
+        assert expected.numel()
+        torch.testing.assert_close(map_[0], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("q", [0.3, 0.9, 2.0])
+def test_tsallis_of_other_orders_and_in_strips(q: float) -> None:
+    pixels = random_pixels(1, 3, 70, 40) // 16
+    for scale, map_ in enumerate(tsallis_scores(pixels, 4, (0, 1, 2), q=q)):
+        expected = naive_patches(pixels[0], 4 << scale, lambda colours: naive_tsallis(colours, q))
+        torch.testing.assert_close(map_[0], expected, atol=1e-3, rtol=1e-5)
+
+
+def test_tsallis_of_equally_many_levels_is_known() -> None:
+    pixels = torch.arange(256.0).view(16, 16).expand(1, 3, 16, 16)
+    assert tsallis_scores(pixels, 16, (0,))[0].item() == pytest.approx((256**0.7 - 1) / 0.7, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 77.3, 255.0])
+def test_scores_of_one_colour_are_zero_and_not_below(value: float) -> None:
+    for name in NAIVE:
+        for map_ in SCORERS[name](constant(value, 42, 42), 7, (0, 1)):
+            assert (map_ >= 0).all() and map_.max() < 1e-5
+
+
+def test_the_same_relative_contrast_deviates_more_in_the_dark_than_its_levels_say() -> None:
+    bright, dark = (torch.tensor([[level, 0.8 * level]]).repeat(8, 4).expand(1, 3, 8, 8) for level in (200.0, 50.0))
+    ratio = (colour_deviation_scores(bright, 8, (0,))[0] / colour_deviation_scores(dark, 8, (0,))[0]).item()
+    assert ratio == pytest.approx(2, rel=1e-5)
+
+
 # ---- Laplacian
 
 
-def naive_laplacian(pixels: Tensor, size: int) -> Tensor:
-    """(3, H, W) -> (H // size, W // size) by the eight differences of every pixel; mirrored at the border."""
-    grey = grey_levels(pixels[None])[0] / 255
-    height, width = grey.shape
-    scores = torch.zeros(height // size, width // size)
+def naive_laplacian(pixels: Tensor, size: int) -> dict[str, Tensor]:
+    """(3, H, W) -> (H // size, W // size) for each scorer, by the eight differences of every pixel, in float64;
+    mirrored at the border."""
+    red, green, blue = pixels.double().tolist()
+    height, width = pixels.shape[1:]
+    grey = [[(0.2989 * red[y][x] + 0.587 * green[y][x] + 0.114 * blue[y][x]) / 255 for x in range(width)]
+            for y in range(height)]  # fmt: skip
+    patches: dict[tuple[int, int], list[float]] = {}
     for y in range(height // size * size):
         for x in range(width // size * size):
             response = 0.0
             for dy, dx in [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-                response += grey[mirrored(y + dy, height), mirrored(x + dx, width)].item() - grey[y, x].item()
-            scores[y // size, x // size] += abs(response) / size**2
-    return scores
+                response += grey[mirrored(y + dy, height)][mirrored(x + dx, width)] - grey[y][x]
+            patches.setdefault((y // size, x // size), []).append(abs(response))
+    grid = height // size, width // size
+    measures = {
+        "laplacian": statistics.fmean,
+        "laplacian_max": max,
+        "laplacian_std": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
+    return {name: torch.tensor([measure(values) for values in patches.values()]).reshape(grid)
+            for name, measure in measures.items()}  # fmt: skip
 
 
 def mirrored(index: int, length: int) -> int:
@@ -194,20 +278,55 @@ def mirrored(index: int, length: int) -> int:
     return max(0, 2 * (length - 1) - index) if index >= length else index
 
 
+LAPLACIANS = ["laplacian", "laplacian_max", "laplacian_std"]
+
+
 @pytest.mark.parametrize("size", [(8, 8), (13, 9), (4, 16), (5, 2)])
-def test_laplacian_is_the_mean_of_absolute_neighbour_differences(size: tuple[int, int]) -> None:
+def test_laplacians_are_those_of_absolute_neighbour_differences(size: tuple[int, int]) -> None:
     pixels = random_pixels(2, 3, *size)
-    for scale, map_ in zip((0, 1), laplacian_scores(pixels, 4, (0, 1)), strict=True):
+    for scale in (0, 1):
         for image in range(2):
-            torch.testing.assert_close(map_[image], naive_laplacian(pixels[image], 4 << scale), atol=1e-5, rtol=1e-5)
+            for name, expected in naive_laplacian(pixels[image], 4 << scale).items():
+                found = SCORERS[name](pixels, 4, (0, 1))[scale][image]
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "patch_size"), [("chelsea", 7), ("rocket", 16)])
+def test_laplacians_of_photos_are_the_released_definitions(
+    photos: dict[str, Tensor], name: str, patch_size: int
+) -> None:
+    photo = photos[name][:, 40:140, 90:235]
+    for scale in (1, 2):
+        for scorer, expected in naive_laplacian(photo, patch_size << scale).items():
+            images = normalise(photo[None].float())
+            (found,) = score_maps(images, patch_size, (scale,), SCORERS[scorer], PixelFormat())
+            assert found.shape[1:] == expected.shape and expected.numel()
+            torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", LAPLACIANS)
+def test_laplacians_of_patches_of_one_pixel(name: str) -> None:
+    pixels = random_pixels(1, 3, 5, 4)
+    for scale in (0, 1, 2, 3):
+        torch.testing.assert_close(
+            SCORERS[name](pixels, 1, (scale,))[0][0], naive_laplacian(pixels[0], 1 << scale)[name], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_the_deviation_of_equal_large_responses_is_zero() -> None:
+    """A difference of two mean squares would leave a rest."""
+    stripes = ((torch.arange(64) % 2) * 255.0).expand(1, 3, 64, 64)
+    assert laplacian_scores(stripes, 16, (1,))[0].min() > 5
+    assert laplacian_std_scores(stripes, 16, (1,))[0].max() < 1e-5
 
 
 def test_laplacian_of_flat_is_zero_and_of_a_lone_pixel_known() -> None:
-    assert laplacian_scores(constant(200.0), 16, (0, 1))[0].max() < 1e-5
+    assert all(SCORERS[name](constant(200.0), 16, (0, 1))[0].max() < 1e-5 for name in LAPLACIANS)
     pixels = constant(0.0, 8, 8)
     pixels[..., 4, 4] = 255
     # The pixel itself answers 8 and each of its neighbours 1, over 64 pixels.
     assert laplacian_scores(pixels, 8, (0,))[0].item() == pytest.approx(16 / 64 * 0.9999, rel=1e-4)
+    assert laplacian_max_scores(pixels, 8, (0,))[0].item() == pytest.approx(8 * 0.9999, rel=1e-4)
 
 
 def test_laplacian_of_a_single_pixel() -> None:
@@ -249,6 +368,13 @@ def naive_upsampling_error(pixels: Tensor, patch_size: int, scale: int) -> Tenso
     ])  # fmt: skip
 
 
+def test_upsampling_error_of_a_photo_is_the_released_definition(photos: dict[str, Tensor]) -> None:
+    photo = photos["chelsea"][:, 60:120, 100:160].float()
+    for scale in (1, 2):
+        (found,) = score_maps(normalise(photo[None]), 7, (scale,), upsampling_error_scores, PixelFormat())
+        torch.testing.assert_close(found[0], naive_upsampling_error(photo, 7, scale), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("size", "scale"), [((8, 8), 1), ((13, 9), 1), ((9, 17), 2), ((8, 8), 0)])
 def test_upsampling_error_is_shrinking_and_enlarging(size: tuple[int, int], scale: int) -> None:
     pixels = random_pixels(1, 3, *size)
@@ -262,6 +388,44 @@ def test_upsampling_error_of_flat_and_of_scale_0_is_zero() -> None:
 
 
 # ---- all scorers
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_images_of_16_bits_are_scored_as_the_8_bits_that_they_round_to(name: str, photos: dict[str, Tensor]) -> None:
+    photo = photos["chelsea"][None, :, :70, :90].float() * 257 + random_pixels(1, 3, 70, 90) / 2 - 60
+    mean, std = 31_000.0, 14_000.0
+    format_ = PixelFormat((mean / 257,) * 3, (std / 257,) * 3)
+    found = score_maps((photo - mean) / std, 16, (1, 2), SCORERS[name], format_)
+    expected = SCORERS[name]((photo / 257).round().clamp(0, 255), 16, (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_normalisation_of_16_bits_is_refused_with_the_remedy() -> None:
+    for mean, std in (((31_000.0,) * 3, (14_000.0,) * 3), ((0.0,) * 3, (65_535.0,) * 3)):
+        with pytest.raises(ValueError, match="of 16 bits; give grey levels of 8 bits .*divided by 257"):
+            PixelFormat(mean, std)
+    assert PixelFormat((0.0,) * 3, (256.0,) * 3).std == (256.0,) * 3
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_padding_changes_the_scores_next_to_it_only(name: str) -> None:
+    images = normalise(random_pixels(1, 3, 48, 64))
+    for alone, padded in zip(
+        score_maps(images, 8, (0, 1), SCORERS[name], PixelFormat()),
+        score_maps(F.pad(images, (0, 24, 0, 40)), 8, (0, 1), SCORERS[name], PixelFormat()),
+        strict=True,
+    ):
+        rows, columns = alone.shape[1] - 1, alone.shape[2] - 1
+        torch.testing.assert_close(padded[:, :rows, :columns], alone[:, :rows, :columns], atol=1e-6, rtol=1e-6)
+        assert padded[:, -1, -1].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_grey_images_are_scored_as_rgb_ones_of_equal_channels(name: str) -> None:
+    grey, format_ = random_pixels(2, 1, 40, 50), PixelFormat((120.0,) * 3, (60.0,) * 3)
+    found = score_maps((grey - 120) / 60, 8, (1, 2), SCORERS[name], format_)
+    expected = SCORERS[name](grey.expand(2, 3, 40, 50), 8, (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", SCORERS)

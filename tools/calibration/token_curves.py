@@ -168,7 +168,7 @@ def _mask_of(photo: Path, masks: Sequence[Path]) -> Path:
     return masks[0] if len(masks) == 1 else beside[0]
 
 
-def _one_thread(_: int) -> None:
+def one_thread(_: int) -> None:
     """Workers share the processor among themselves."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -186,7 +186,7 @@ def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: 
     if workers:
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)
-    loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=one_thread)
     if workers:
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)

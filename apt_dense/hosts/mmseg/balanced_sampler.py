@@ -148,14 +148,15 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None, draws: int | No
         read_counts(counts or given["counts"])
     loader.sampler = {
         "batch_size": loader.batch_size, "workers": loader.get("num_workers", 0),
-        "backbone": _selector_options(backbone),
+        "backbone": patch_options_of(backbone),
         "data_preprocessor": cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor"),
         **given, "type": "BalancedSampler", **({"counts": counts} if counts else {}),
         **({} if draws is None else {"draws": draws}),
     }  # fmt: skip
 
 
-def _selector_options(backbone: Mapping[str, Any]) -> dict[str, Any]:
+def patch_options_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an ``APTViT`` in a config that decide about patches, as ``PatchSelector`` takes them."""
     options = {name: value for name, value in backbone.items() if name in _SELECTOR_OPTIONS}
     if not backbone.get("window_block_indexes"):
         options.pop("window_size", None)
