@@ -113,10 +113,12 @@ def calibrate(options: argparse.Namespace) -> Calibration:
     photos = find_photos(options.inputs, options.photos)
     options.out.mkdir(parents=True, exist_ok=True)
     record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes, options.masks)
+    if options.void:
+        settings["void"] = sorted(options.void)
     if options.force:
         record.unlink(missing_ok=True)
     masks = find_masks(photos, options.masks) if options.masks else {}
-    measure_curves(photos, Source(selector, sizes, masks), options.workers, record, settings)
+    measure_curves(photos, Source(selector, sizes, masks, options.void), options.workers, record, settings)
     statistics, unreadable = CurveStatistics(selector.num_scales), []
     for curve in read_curves(record, settings):
         if curve.patches is None:
@@ -198,6 +200,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
     )
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
+    add("--void", type=int, nargs="+", default=[], metavar="N", help="other values of the masks that are no class")
     add("--model", choices=SIZES, default="base", help="size of the ViT for --milliseconds (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", metavar="T", help="those to scale (default: 5.5 4.0)")
     add("--scorer", metavar="NAME|FILE", help=SCORER_HELP)
