@@ -120,10 +120,12 @@ def calibrate(options: argparse.Namespace) -> Calibration:
     photos = find_photos(options.inputs, options.photos)
     options.out.mkdir(parents=True, exist_ok=True)
     record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes, options.masks)
+    if options.void:
+        settings["void"] = sorted(options.void)
     if options.force:
         record.unlink(missing_ok=True)
     masks = find_masks(photos, options.masks) if options.masks else {}
-    measure_curves(photos, Source(selector, sizes, masks), options.workers, record, settings)
+    measure_curves(photos, Source(selector, sizes, masks, options.void), options.workers, record, settings)
     statistics, unreadable = CurveStatistics(selector.num_scales), []
     for curve in read_curves(record, settings):
         if curve.patches is None:
@@ -234,6 +236,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=whole(0, SEEDS), default=0, help="with --pipeline: of the draws (default: %(default)s)")
     add("--data-root", type=Path, metavar="DIR", help="with --pipeline: of the config's data")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
+    add("--void", type=int, nargs="+", default=[], metavar="N", help="other values of the masks that are no class")
     add(
         "--model",
         choices=SIZES,

@@ -8,9 +8,12 @@ MODEL is the folder of a run, or a checkpoint in it, of tools/train_det_torchvis
 tools/train_det.py (or Detectron2's DefaultTrainer). A folder of photos stands for those directly in it. OUT gets
 
     of a detector   NAME.png with boxes, masks, classes and scores, and detections.json in COCO's layout
-    of a segmentor  NAME.png with the classes painted over, NAME_labels.png with the labels as in the data set's masks
-                    (where a classes.txt gave values or colours: 0 for its first class, 1 for the next, ...), and
-                    predictions.json with the label of each class
+    of a segmentor  NAME.png with the classes painted over, NAME_labels.png with the number of each pixel's class, and
+                    predictions.json with the classes and their numbers
+
+category_id is that of the annotation file that the model was trained with, or 1, 2, ... where the run does not tell.
+Label maps count classes from 0: with a classes.txt in its order, so that masks of 0 and 255 become 0 and 1. Data sets
+with reduce_zero_label, as ADE20K, count from 1, as in their masks.
 
 Both JSON files list each photo with its size, tokens kept and milliseconds; the first photo also pays for the start of
 the libraries. A photo that cannot be read is named and left out; the others are still done, and the exit status is 1.

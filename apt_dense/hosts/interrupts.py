@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 SIGNALS = signal.SIGINT, signal.SIGTERM
 #: Seconds in which a signal that comes again is the same one: launchers pass on what a terminal has sent to all.
 ECHO = 1.0
-#: Seconds that a data worker goes on after SIGTERM. The main process ends it before, unless it is gone.
+#: Seconds that a data worker goes on after SIGTERM from others than the main process, which ends it before.
 WORKER_STAYS = 20
 
 log = logging.getLogger(__name__)
@@ -62,14 +62,22 @@ def outlive_sigterm() -> None:
 
     torch ends its workers at once, and the main process for their sake with an error and without a checkpoint.
     """
-    if get_worker_info() is not None and signal.getsignal(signal.SIGTERM) is not _exit_later:
-        signal.signal(signal.SIGTERM, _exit_later)
+    if get_worker_info() is None or not hasattr(signal, "sigtimedwait"):  # which macOS has not
+        return
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
+        threading.Thread(target=_exit_on_sigterm, daemon=True).start()
 
 
-def _exit_later(*_: object) -> None:
-    """Exit, later, without an error status, which the main process would stop for."""
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.alarm(WORKER_STAYS)
+def _exit_on_sigterm() -> None:
+    """Exit without an error status, which the main process would stop for: at once if SIGTERM comes from that process,
+    as it does when a run has ended, and otherwise later. A thread waits, since handlers are not told the sender."""
+    main = os.getppid()
+    sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+    end = time.monotonic() + WORKER_STAYS
+    while sender != main and time.monotonic() < end:
+        again = signal.sigtimedwait({signal.SIGTERM}, max(0.0, end - time.monotonic()))
+        sender = main if again is None else again.si_pid
+    os._exit(0)
 
 
 def agreement(asked: Callable[[], bool]) -> Callable[[], bool]:

@@ -71,17 +71,27 @@ class Group(Dataset):
 
 def test_workers_of_torch_outlive_the_signal_that_stops_their_job() -> None:
     outlive_sigterm()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "only workers do"
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "only workers do"
     assert [int(index) for index in DataLoader(Group(), num_workers=1)] == [0, 1, 2]
 
 
-def test_a_worker_that_nobody_needs_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "WORKER_STAYS", 1)
+@pytest.mark.parametrize("sender, stays", [("main process", 60), ("scheduler", 1)])
+def test_a_worker_ends_without_an_error(monkeypatch: pytest.MonkeyPatch, sender: str, stays: int) -> None:
+    """At once for the main process, which waits for it at its end (here a minute, were it to stay); soon for others."""
+    monkeypatch.setattr(interrupts, "WORKER_STAYS", stays)
+    monkeypatch.setattr(interrupts, "get_worker_info", lambda: "a worker")
+    ready, child_end = multiprocessing.Pipe()
     child = os.fork()
     if child == 0:
-        interrupts._exit_later()
-        time.sleep(60)
+        outlive_sigterm()
+        child_end.send(True)
+        if sender == "scheduler":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
         os._exit(7)
+    assert ready.recv()
+    if sender == "main process":
+        os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -282,13 +282,13 @@ def test_masks_say_what_coarse_patches_hide(photos: Path, tmp_path: Path, capsys
     (photos / "broken.jpg").unlink()
     for path in photos.rglob("*.png"):
         labels = rng.integers(0, 2, (6, 8)).repeat(16, 0).repeat(16, 1) if int(path.stem) % 3 else np.zeros((96, 128))
-        cv2.imwrite(str(tmp_path / "masks" / path.name), labels.astype(np.uint8))
+        cv2.imwrite(str(tmp_path / "masks" / f"{path.stem}_L.png"), labels.astype(np.uint8))
     masks = ("--masks", str(tmp_path / "masks"))
     found = run(photos, tmp_path / "out", "--tokens", "0.6", *masks)
     selector = PatchSelector(patch_size=8, thresholds=tuple(found["thresholds"]))
     coarse = mixed = 0
     for path in sorted(photos.rglob("*.png")):
-        labels = cv2.imread(str(tmp_path / "masks" / path.name), cv2.IMREAD_UNCHANGED)
+        labels = cv2.imread(str(tmp_path / "masks" / f"{path.stem}_L.png"), cv2.IMREAD_UNCHANGED)
         scale_map = partition_photo(read_photo(path), selector).scale_map[0]
         for y, x in (scale_map > 0).nonzero().tolist():
             scale = int(scale_map[y, x])
@@ -299,8 +299,10 @@ def test_masks_say_what_coarse_patches_hide(photos: Path, tmp_path: Path, capsys
     assert "hold several classes" in capsys.readouterr().out and (tmp_path / "out" / "labels.png").is_file()
     wanted = run(photos, tmp_path / "out", "--mixed", "0.2", *masks)["labels"]["mixed"]
     assert wanted == pytest.approx(0.2, abs=0.03)
-    (tmp_path / "masks" / "03.png").unlink()
-    with pytest.raises(SystemExit, match=r"holds no 03.png .* nor masks for 0 others"):
+    with pytest.raises(SystemExit, match="no border between two classes"):  # with 1 void, all that is left is 0
+        run(photos, tmp_path / "void", "--tokens", "0.6", *masks, "--void", "1")
+    (tmp_path / "masks" / "03_L.png").unlink()
+    with pytest.raises(SystemExit, match=r"holds no 03_L.png .* nor masks for 0 others"):
         run(photos, tmp_path / "out", "--tokens", "0.6", *masks)
 
 

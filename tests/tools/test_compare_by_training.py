@@ -202,7 +202,7 @@ def test_photos_of_several_sizes_are_refused(tmp_path: Path) -> None:
         for folder in ("images", "masks"):
             (tmp_path / folder).mkdir(exist_ok=True)
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
-        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{name}_L.png")
     found = find_pairs([tmp_path / "images"], [tmp_path / "masks"])
     with pytest.raises(ValueError, match="several sizes, .*resize them to one first"):
         memory.load_set(found, False, 12, torch.device("cpu"))

@@ -37,8 +37,9 @@ from support.tiny_coco import (  # noqa: F401 (skips the tests where there is no
 pytest.importorskip("shapely", reason="Detectron2's training loader crops masks with shapely: pip install shapely")
 
 import train_det
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import defaults
+from detectron2.evaluation import COCOEvaluator
 
 from apt_dense.hosts import coco_picture_sizes
 from apt_dense.hosts.detectron2 import add_apt_config
@@ -210,19 +211,31 @@ def test_uniform_twin_is_evaluated_with_adaptive_weights(coco: Path, trained: Pa
     assert (tmp_path / RESULTS).is_file()
 
 
-def test_yacs_config_trains_with_detectron2_s_own_trainer(coco: Path, tmp_path: Path) -> None:
+class EvaluatingTrainer(defaults.DefaultTrainer):
+    """As in the README."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, name: str) -> COCOEvaluator:
+        return COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR)
+
+
+def test_yacs_config_trains_and_tests_with_detectron2_s_own_trainer(coco: Path, tmp_path: Path) -> None:
     lazy = load_config(str(ADAPTIVE))
-    use_data_root(lazy, str(coco), ["train"])
+    use_data_root(lazy, str(coco), ["train", "val"])
     cfg = get_cfg()
     add_apt_config(cfg)
     cfg.merge_from_file(str(ADAPTIVE.with_name("mask_rcnn_apt_vitdet_b.yaml")))
     cfg.merge_from_list([
-        *TINY_YACS, "DATASETS.TRAIN", (lazy.dataloader.train.dataset.names,), "DATASETS.TEST", (),
+        *TINY_YACS, "DATASETS.TRAIN", (lazy.dataloader.train.dataset.names,),
+        "DATASETS.TEST", (lazy.dataloader.test.dataset.names,),
         "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2,
         "INPUT.MIN_SIZE_TRAIN", (90,), "INPUT.MAX_SIZE_TRAIN", 120, "DATALOADER.NUM_WORKERS", 0,
+        "INPUT.MIN_SIZE_TEST", 90, "INPUT.MAX_SIZE_TEST", 120,
     ])  # fmt: skip
-    defaults.DefaultTrainer(cfg).train()
+    EvaluatingTrainer(cfg).train()
     assert (tmp_path / "model_final.pth").is_file()
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "segm/AP", "bbox/AP-red"} <= set(last) and (tmp_path / RESULTS.name).is_file()
     assert all(map(math.isfinite, losses(tmp_path)))
 
 

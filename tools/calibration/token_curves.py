@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from apt_dense import PatchSelector
+from apt_dense.hosts.mask_file_names import common_ending
 from apt_dense.patches.calibration import FACTORS
-from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
+from apt_dense.patches.labels_under_coarse_patches import IGNORED, mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
 from shared.normalise import normalise, to_grey_levels
@@ -85,11 +86,13 @@ class Source(NamedTuple):
 
     Args:
         masks: the mask of each photo; empty for none.
+        void: values of the masks that are no class, besides 255.
     """
 
     selector: PatchSelector
     sizes: Sizes
     masks: dict[Path, Path]
+    void: Sequence[int] = ()
 
 
 class _Photos(Dataset):
@@ -109,22 +112,23 @@ class _Photos(Dataset):
             return PhotoCurve(str(path), None, str(error))
 
     def _curve(self, path: Path) -> PhotoCurve:
-        selector, sizes, masks = self.source
+        selector, sizes, masks, void = self.source
         photo, factors = read_photo(path), torch.from_numpy(FACTORS)
         picture = sizes.apply(photo)
         image = normalise(to_grey_levels(picture), selector.pixel_format)
         patches = patches_by_factor(selector, image, factors)[0].numpy().astype(np.int32)
         if not masks:
             return PhotoCurve(str(path), patches)
-        labels = sizes.apply_to_labels(read_labels(masks[path], photo.shape[:2]), picture.shape[:2])
+        labels = sizes.apply_to_labels(read_labels(masks[path], photo.shape[:2], void), picture.shape[:2])
         found = mixing_by_factor(selector, image, torch.from_numpy(labels.astype(np.int64)), factors)
         borders = torch.full_like(found.border, found.borders)
         hidden = torch.stack([found.coarse, found.mixed, found.border, borders], 1)
         return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
 
 
-def read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask of 8 bits, of a palette's numbers or grey levels: (H, W) uint8. Raises ValueError, OSError."""
+def read_labels(path: Path, size: tuple[int, int], void: Sequence[int] = ()) -> np.ndarray:
+    """Read a mask of 8 bits, of a palette's numbers or grey levels: (H, W) uint8, ``IGNORED`` where it is void. Raises
+    ValueError, OSError."""
     try:
         with Image.open(path) as mask:
             labels = np.array(mask)
@@ -134,22 +138,25 @@ def read_labels(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"the mask {path} has {labels.ndim} axes of {labels.dtype}; expected labels of 8 bits")
     if labels.shape != size:
         raise ValueError(f"the mask {path} has {labels.shape} pixels, its photo {size}")
+    labels[np.isin(labels, void)] = IGNORED
     return labels
 
 
 def find_masks(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Find the mask of each photo by its name, in a folder or below it. Where several have the name, the mask lies in a
-    folder of the same name as the photo's. Raises ValueError for photos without a mask of their own."""
+    """Find the mask of each photo by its name, in a folder or below it: 1.jpg with 1.png, or with 1_L.png if all masks
+    end in "_L". Where several have the name, the mask lies in a folder of the same name as the photo's. Raises
+    ValueError for photos without a mask of their own."""
     by_stem: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.png")):
         by_stem.setdefault(path.stem, []).append(path)
-    lacking = [photo for photo in photos if photo.stem not in by_stem]
+    ending = common_ending((photo.stem for photo in photos), by_stem)
+    lacking = [photo for photo in photos if photo.stem + ending not in by_stem]
     if lacking:
         raise ValueError(
-            f"--masks {folder} holds no {lacking[0].stem}.png for {lacking[0]}, nor masks for "
+            f"--masks {folder} holds no {lacking[0].stem}{ending}.png for {lacking[0]}, nor masks for "
             f"{len(lacking) - 1} others; expected a PNG of the same name for each photo"
         )
-    found = {photo: _mask_of(photo, by_stem[photo.stem]) for photo in photos}
+    found = {photo: _mask_of(photo, by_stem[photo.stem + ending]) for photo in photos}
     shared = [mask for mask, count in Counter(found.values()).items() if count > 1]
     if shared:
         first, second, *_ = (photo for photo, mask in found.items() if mask == shared[0])

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from apt_dense.hosts.mask_file_names import common_ending
+
 from shared.photo_files import evenly_spread, is_photo
 
 IGNORED = 255
@@ -20,7 +22,8 @@ class Labelled(NamedTuple):
 
 
 def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None = None) -> Sequence[Labelled]:
-    """Photos of folders with the masks (PNG) of the same name in the folder of the same place in ``masks``.
+    """Photos of folders with the masks (PNG) of the same name in the folder of the same place in ``masks``: 1.jpg with
+    1.png, or with 1_L.png if all masks of that folder end in "_L".
 
     Raises:
         ValueError: if a folder or a mask is missing, or there are not as many folders.
@@ -29,7 +32,9 @@ def find_pairs(images: Sequence[Path], masks: Sequence[Path], limit: int | None 
         raise ValueError(f"{len(images)} folders of images and {len(masks)} of masks; give one for each")
     pairs = []
     for folder, beside in zip(images, masks, strict=True):
-        found = [Labelled(path, beside / f"{path.stem}.png") for path in sorted(folder.glob("*")) if is_photo(path)]
+        photos = [path for path in sorted(folder.glob("*")) if is_photo(path)]
+        ending = common_ending((path.stem for path in photos), (path.stem for path in beside.glob("*.png")))
+        found = [Labelled(path, beside / f"{path.stem}{ending}.png") for path in photos]
         missing = [pair.mask for pair in found if not pair.mask.is_file()]
         if missing or not found:
             raise ValueError(f"{folder}: {len(found)} images, {len(missing)} without a mask in {beside}")

@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from apt_dense.hosts.coco_lenient_values import plural
+from apt_dense.hosts.mask_file_names import common_ending
 
 SUFFIXES = ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 #: What the folder of a split may be called.
@@ -88,7 +88,7 @@ def pair_files(images: Path, masks: Path, listed: Path | None = None) -> list[tu
         pictures = {name: pictures[name] for name in names}
     if not pictures:
         raise FileNotFoundError(f"{images} holds no image ({' '.join(SUFFIXES)})")
-    ending = _ending(pictures, targets)
+    ending = common_ending(pictures, targets)
     unpaired = [path for name, path in pictures.items() if name + ending not in targets]
     if unpaired:
         raise FileNotFoundError(
@@ -99,10 +99,3 @@ def pair_files(images: Path, masks: Path, listed: Path | None = None) -> list[tu
     if unused and listed is None:
         log.warning("%s: %s without an image, left out", masks, plural(unused, "mask"))
     return [(path, targets[name + ending]) for name, path in pictures.items()]
-
-
-def _ending(pictures: Iterable[str], targets: Iterable[str]) -> str:
-    """Return what all masks' names have after their images' names."""
-    names, known = sorted(pictures), set(targets)
-    endings = sorted({name[len(names[0]) :] for name in known if name.startswith(names[0])}, key=len)
-    return next((ending for ending in endings if all(name + ending in known for name in names)), "")

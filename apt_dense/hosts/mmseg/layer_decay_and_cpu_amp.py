@@ -1,6 +1,5 @@
 """Layer-wise decay of the learning rate and mixed precision without a GPU, for MMEngine's optimizers."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,8 +37,13 @@ class APTLearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor
 
 
 def _log_groups(groups: Sequence[dict]) -> None:
-    lines = {f"group {i}": {k: v for k, v in group.items() if k != "params"} for i, group in enumerate(groups)}
-    print_log(f"Parameter groups: {json.dumps(lines, indent=2)}", "current")
+    """Log a line for each group, where MMEngine's constructors log one for each parameter."""
+    lines = [
+        f"  lr {group['lr']:.3g}, weight decay {group['weight_decay']:g}: {len(group['params'])} parameters, "
+        f"{' to '.join(dict.fromkeys((group['param_names'][0], group['param_names'][-1])))}"
+        for group in groups
+    ]
+    print_log("\n".join(["Parameter groups:", *lines]), "current")
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -10,6 +10,8 @@ pytest.importorskip("mmseg", reason="the MMSeg host needs the packages of the ex
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 
+from apt_dense.hosts.mmseg import layer_decay_and_cpu_amp
+
 from support.tiny_segmentors import mmseg_scope, segmentor  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMSeg's own
@@ -33,6 +35,17 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in groups:
         assert group["param_names"] == [names[id(parameter)] for parameter in group["params"]]
+
+
+def test_each_group_is_a_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(layer_decay_and_cpu_amp, "print_log", lambda words, *_: logged.append(words))
+    groups = optimizer_groups(segmentor(class_token=True, final_norm=True))
+    (words,) = logged
+    assert len(words.splitlines()) == 1 + len(groups)
+    for line, group in zip(words.splitlines()[1:], groups, strict=True):
+        rates = f"lr {group['lr']:.3g}, weight decay {group['weight_decay']:g}: {len(group['params'])} parameters"
+        assert rates in line and group["param_names"][0] in line and line.endswith(group["param_names"][-1])
 
 
 def test_rates_fall_towards_the_embedding() -> None:
