@@ -54,9 +54,10 @@ with needed_packages("calibrate"):
     from apt_dense.weights.files import write_text_whole
 
     from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
+    from calibration.masks_of_photos import find_masks
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_thresholds
-    from calibration.token_curves import Sizes, Source, find_masks, measure_curves, read_curves
+    from calibration.token_curves import Sizes, Source, measure_curves, read_curves
     from shared.option_types import PIXELS, SEEDS, number, whole
     from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
 

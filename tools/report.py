@@ -38,7 +38,8 @@ with needed_packages("report"):
 
     from apt_dense.weights.files import write_text_whole
 
-    from calibration.token_curves import Source, find_masks
+    from calibration.masks_of_photos import find_masks
+    from calibration.token_curves import Source
     from reporting.given_files import read_calibration, read_quality, source_of
     from reporting.html_elements import Markup, printable
     from reporting.measured_speed import measure_speed
@@ -107,7 +108,7 @@ def report(args: argparse.Namespace, command: str) -> Report:
     source = choose_source(args, calibration)
     paths = find_photos(args.inputs, args.photos)
     if args.masks is not None:
-        source = source._replace(masks=find_masks(paths, args.masks))
+        source = source._replace(masks=find_masks(paths, args.masks), void=args.void)
     args.out.mkdir(parents=True, exist_ok=True)
     photos, left_out = measure(paths, source)
     names = {photo.path: name for photo, name in zip(photos, name_photos(photos), strict=True)}
@@ -148,6 +149,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument("--size", type=whole(1, PIXELS), metavar="N", help="resize the longer side to N pixels first")
     size.add_argument("--square", type=whole(1, PIXELS), metavar="N", help="cut the middle square, resized to N pixels")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
+    add("--void", type=int, nargs="+", default=[], metavar="N", help="other values of the masks that are no class")
     add("--measure", choices=MODELS, metavar="SIZE", help=f"time a ViT of that size here: {', '.join(MODELS)}")
     add(
         "--quality",

@@ -23,6 +23,7 @@ from apt_dense.patches.calibration import FACTORS
 
 from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
+from calibration.masks_of_photos import find_masks
 from calibration.token_curves import PhotoCurve, Sizes, read_curves
 from shared.photo_files import read_photo
 
@@ -316,9 +317,9 @@ def write_files(root: Path, *names: str) -> list[Path]:
 
 def test_masks_of_equal_names_are_those_of_the_same_folder(tmp_path: Path) -> None:
     """Not the last of that name, which belongs to another photo."""
-    photos = write_files(tmp_path / "photos", "a/0.jpg", "b/0.jpg", "b/1.jpg", "c/2.jpg")
-    masks = write_files(tmp_path / "masks", "a/0.png", "b/0.png", "b/1.png", "elsewhere/2.png")
-    assert curves_module.find_masks(photos, tmp_path / "masks") == dict(zip(photos, masks, strict=True))
+    photos = write_files(tmp_path / "photos", "a/0.jpg", "b/0.jpg", "b/1.jpg", "c/2.jpg", "0.jpg", "b/c/0.jpg")
+    masks = write_files(tmp_path / "masks", "a/0.png", "b/0.png", "b/1.png", "else/2.png", "0.png", "b/c/0.png")
+    assert find_masks(photos, tmp_path / "masks") == dict(zip(photos, masks, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -337,4 +338,4 @@ def test_masks_that_cannot_be_told_apart_are_named(
 ) -> None:
     write_files(tmp_path / "masks", *masks)
     with pytest.raises(ValueError, match=message):
-        curves_module.find_masks(write_files(tmp_path / "photos", *photos), tmp_path / "masks")
+        find_masks(write_files(tmp_path / "photos", *photos), tmp_path / "masks")

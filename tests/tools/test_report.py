@@ -60,7 +60,9 @@ def masks(photos: Path) -> Path:
         labels = rng.integers(0, 3, (7, 9)).repeat(16, 0).repeat(16, 1)[:rows, :columns].astype(np.uint8)
         labels[labels == 2] = 255
         cv2.imwrite(str(folder / "part.png"), labels)
-        (folder / "part.png").rename(folder / f"{path.stem}.png")
+        mask = folder / path.relative_to(photos)
+        mask.parent.mkdir(exist_ok=True)
+        (folder / "part.png").rename(mask)
     cv2.imwrite(str(folder / "broken.png"), labels)
     return folder
 
@@ -274,10 +276,13 @@ def test_predicted_speed_is_that_of_counted_operations(
     assert page.texts["dd"][1].startswith(shown["ViT-base"])
 
 
-def test_labels_are_those_under_coarse_patches(page: Page, masks: Path, counts: dict[Path, list[int]]) -> None:
+def test_labels_are_those_under_coarse_patches(
+    page: Page, photos: Path, masks: Path, counts: dict[Path, list[int]]
+) -> None:
     coarse = mixed = under = borders = 0
     for path in counts:
-        labels = cv2.imdecode(np.frombuffer((masks / f"{path.stem}.png").read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        mask = (masks / path.relative_to(photos)).read_bytes()
+        labels = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_UNCHANGED)
         scale_map = SELECTOR.scale_map(image_of(path))[0].tolist()
         for y, row in enumerate(scale_map):
             for x, scale in enumerate(row):

@@ -6,7 +6,6 @@ The file holds one JSON object a line: the settings, then each photo's name and 
 import base64
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +13,15 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from apt_dense import PatchSelector
-from apt_dense.hosts.mask_file_names import common_ending
 from apt_dense.patches.calibration import FACTORS
-from apt_dense.patches.labels_under_coarse_patches import IGNORED, mixing_by_factor
+from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
+from calibration.masks_of_photos import read_labels
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, resize_within
@@ -124,55 +122,6 @@ class _Photos(Dataset):
         borders = torch.full_like(found.border, found.borders)
         hidden = torch.stack([found.coarse, found.mixed, found.border, borders], 1)
         return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
-
-
-def read_labels(path: Path, size: tuple[int, int], void: Sequence[int] = ()) -> np.ndarray:
-    """Read a mask of 8 bits, of a palette's numbers or grey levels: (H, W) uint8, ``IGNORED`` where it is void. Raises
-    ValueError, OSError."""
-    try:
-        with Image.open(path) as mask:
-            labels = np.array(mask)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"the mask {path} is not a readable picture") from error
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"the mask {path} has {labels.ndim} axes of {labels.dtype}; expected labels of 8 bits")
-    if labels.shape != size:
-        raise ValueError(f"the mask {path} has {labels.shape} pixels, its photo {size}")
-    labels[np.isin(labels, void)] = IGNORED
-    return labels
-
-
-def find_masks(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Find the mask of each photo by its name, in a folder or below it: 1.jpg with 1.png, or with 1_L.png if all masks
-    end in "_L". Where several have the name, the mask lies in a folder of the same name as the photo's. Raises
-    ValueError for photos without a mask of their own."""
-    by_stem: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.png")):
-        by_stem.setdefault(path.stem, []).append(path)
-    ending = common_ending((photo.stem for photo in photos), by_stem)
-    lacking = [photo for photo in photos if photo.stem + ending not in by_stem]
-    if lacking:
-        raise ValueError(
-            f"--masks {folder} holds no {lacking[0].stem}{ending}.png for {lacking[0]}, nor masks for "
-            f"{len(lacking) - 1} others; expected a PNG of the same name for each photo"
-        )
-    found = {photo: _mask_of(photo, by_stem[photo.stem + ending]) for photo in photos}
-    shared = [mask for mask, count in Counter(found.values()).items() if count > 1]
-    if shared:
-        first, second, *_ = (photo for photo, mask in found.items() if mask == shared[0])
-        raise ValueError(f"{first} and {second} would both have the mask {shared[0]}; keep masks in folders as photos")
-    return found
-
-
-def _mask_of(photo: Path, masks: Sequence[Path]) -> Path:
-    """Choose from the masks of a photo's name."""
-    beside = [mask for mask in masks if mask.parent.name == photo.resolve().parent.name]
-    if len(masks) > 1 and len(beside) != 1:
-        raise ValueError(
-            f"{photo} may have the mask {masks[0]} or {masks[1]}; expected one of them in a folder of the photo's "
-            f"folder's name, {photo.resolve().parent.name}"
-        )
-    return masks[0] if len(masks) == 1 else beside[0]
 
 
 def one_thread(_: int) -> None:
