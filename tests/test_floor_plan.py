@@ -19,6 +19,9 @@ FLOORS = ["runtime", "option_checks", "options", "patches", "layout", "ops", "nn
 TESTED_ELSEWHERE = {
     "layout/tokens.py": "layout/test_packed.py",
     "layout/window_geometry.py": "layout/test_packed.py",
+    "patches/blocks_of_pixels.py": "patches/test_scores.py",
+    "patches/histogram_scores.py": "patches/test_scores.py",
+    "patches/contrast_scores.py": "patches/test_scores.py",
     "patches/image_preparation.py": "patches/test_partition.py",
     "nn/layers.py": "nn/test_block.py",
     "nn/attention.py": "nn/test_block.py",

@@ -22,9 +22,9 @@ from shared.packages import needed_packages
 with needed_packages("compare_frames"):
     import numpy as np
     from tqdm import tqdm
-    from visualize import SCORER_HELP, selector_of
+    from visualize import selector_of
 
-    from shared.option_types import PIXELS, number, whole
+    from shared.option_types import PIXELS, SCORER_HELP, number, whole
     from shared.photo_files import find_photos, read_photo
     from video.compare_memory import cut_frames, describe, draw, write_csv
     from video.synthetic_frames import panning_camera, still_camera, with_noise

@@ -34,7 +34,7 @@ from shared.packages import needed_packages
 with needed_packages("report"):
     import tqdm  # before what asks for it by another tool's name
     from calibrate import find_photos, sizes_of
-    from visualize import SCORER_HELP, read_config, selector_of
+    from visualize import read_config, selector_of
 
     from apt_dense.weights.files import write_text_whole
 
@@ -48,7 +48,7 @@ with needed_packages("report"):
     from reporting.photo_figures import PhotoFigures, PhotoLeftOut, measure_photos, read_picture, summarise
     from reporting.predicted_speed import MODELS
     from reporting.report_content import Report
-    from shared.option_types import PIXELS, share_or_count, whole
+    from shared.option_types import PIXELS, SCORER_HELP, share_or_count, whole
 
 PAGE = "report.html"
 DRAWN = 8

@@ -31,15 +31,13 @@ with needed_packages("visualize"):
 
     from apt_dense import PatchSelector
     from apt_dense.patches.learned_scores import SUFFIX, USUAL_THRESHOLDS
-    from apt_dense.patches.scores import SCORERS
 
-    from shared.option_types import PIXELS, whole
+    from shared.option_types import PIXELS, SCORER_HELP, whole
     from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo
     from shared.photo_files import check_outputs, find_photos, name_outputs, read_photo
     from shared.picture_layout import resize_longer_side, resize_within, write_png
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
-SCORER_HELP = f"{', '.join(SCORERS)}, or a file of tools/fit_scorer.py (default: entropy)"
 LINES_OF_OWN_DATA = {"pretrained", "architecture", "image_size"}  # of configs/mmseg/own_data_*.py
 PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
 

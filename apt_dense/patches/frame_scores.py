@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
-from apt_dense.patches.scores import Scorer, grey_levels, resolve_scorer
+from apt_dense.patches.blocks_of_pixels import block_means, grey_levels
+from apt_dense.patches.scores import Scorer, resolve_scorer
 from apt_dense.runtime import is_compiling
 
 _LARGEST_BLOCK = 8  # pixels; means of so many hardly feel a camera's noise, and feel small things that move
@@ -68,7 +69,7 @@ class FrameScorer:
         if is_compiling():
             raise RuntimeError("FrameScorer remembers earlier frames, which a compiled graph cannot; run in eager mode")
         block = next(size for size in range(_LARGEST_BLOCK, 0, -1) if patch_size % size == 0)
-        means = _block_means(grey_levels(pixels), block)
+        means = block_means(grey_levels(pixels), block)
         found = _Kept(tuple(self.scorer(pixels, patch_size, scales)), (means,) * len(scales))
         if self._kept is not None and _alike(self._kept, found):
             sides = [patch_size * 2**scale // block for scale in scales]
@@ -94,14 +95,6 @@ def _alike(kept: _Kept, found: _Kept) -> bool:
     return [(m.shape, m.device) for m in (*kept.scores, *kept.means)] == [
         (m.shape, m.device) for m in (*found.scores, *found.means)
     ]
-
-
-def _block_means(grey: Tensor, size: int) -> Tensor:
-    """Grey levels (B, H, W) -> means (B, H // size, W // size)."""
-    batch, height, width = grey.shape
-    if min(height, width) < size:
-        return grey.new_zeros(batch, height // size, width // size)
-    return F.avg_pool2d(grey[:, None], size)[:, 0]
 
 
 def _largest(values: Tensor, side: int) -> Tensor:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apt_dense import APTViT, PatchSelector
+from apt_dense.patches.blocks_of_pixels import grey_levels
 from apt_dense.patches.frame_scores import FrameScorer
-from apt_dense.patches.scores import SCORERS, entropy_scores, grey_levels
+from apt_dense.patches.scores import SCORERS, entropy_scores
 
 SCALES = 1, 2
 FLICKER = 2.0  # grey levels of a camera's noise

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from apt_dense.patches import scores
+from apt_dense.patches import histogram_scores
+from apt_dense.patches.blocks_of_pixels import grey_levels
 from apt_dense.patches.scores import (
     SCORERS,
     PixelFormat,
     colour_deviation_scores,
     denormalise,
     entropy_scores,
-    grey_levels,
     laplacian_max_scores,
     laplacian_scores,
     laplacian_std_scores,
@@ -65,7 +65,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture
 def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every image larger than one strip."""
-    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 1)
+    monkeypatch.setattr(histogram_scores, "_HISTOGRAM_ENTRIES", 1)
 
 
 # ---- pixels
@@ -134,7 +134,7 @@ def test_entropy_of_fractional_levels_is_the_released_definition() -> None:
 def test_strips_change_nothing(scales: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = random_pixels(2, 3, 150, 83) // 16
     in_strips = entropy_scores(pixels, 4, scales)
-    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 2**40)
+    monkeypatch.setattr(histogram_scores, "_HISTOGRAM_ENTRIES", 2**40)
     at_once = entropy_scores(pixels, 4, scales)
     assert all(torch.equal(a, b) for a, b in zip(in_strips, at_once, strict=True))
 
@@ -169,7 +169,7 @@ def test_entropy_memory_is_far_below_the_one_hot_definition() -> None:
 
 def test_entropy_memory_does_not_grow_with_the_number_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches of one pixel: 512 bins for each would be 4 KiB per pixel."""
-    monkeypatch.setattr(scores, "_HISTOGRAM_ENTRIES", 2**15)
+    monkeypatch.setattr(histogram_scores, "_HISTOGRAM_ENTRIES", 2**15)
     peaks = []
     for height in (256, 1024):
         with LargestTensor() as memory:

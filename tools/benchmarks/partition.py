@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
+from apt_dense.patches.blocks_of_pixels import grey_levels
+from apt_dense.patches.histogram_scores import ENTROPY_BINS
 from apt_dense.patches.image_preparation import denormalise
-from apt_dense.patches.scores import ENTROPY_BINS, grey_levels
 
 from benchmarks.photos import photos
 

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Callable
 
 from apt_dense import option_checks
+from apt_dense.patches.scores import SCORERS
 
 PIXELS = 65_535  # the longest side that a JPEG can have, and that OpenCV draws
+SCORER_HELP = f"{', '.join(SCORERS)}, or a file of tools/fit_scorer.py (default: entropy)"  # of --scorer
 SEEDS = 2**63 - 1  # the largest that torch takes
 
 
