@@ -5,7 +5,9 @@
     python tools/calibrate.py my_photos/ --out calibration/ --milliseconds 400 --model base --square 1024
     python tools/calibrate.py my_photos/ --out calibration/ --images-per-second 2 --config my_config.py --square 512
     python tools/calibrate.py my_photos/ --out calibration/ --masks my_masks/ --mixed 0.3
+    python tools/calibrate.py --coco data/raccoons --out calibration/ --mixed 0.3 --size 1024
     python tools/calibrate.py --pipeline CONFIG --data-root DIR --out pipeline/
+    python tools/calibrate.py --pipeline CONFIG --data-root DIR --out calibration/ --tokens 0.6
 
 Photos are measured in their own sizes unless --size, --square or --config says in which one the model sees them: the
 same scene keeps fewer tokens the more pixels it has. Thresholds do not carry over between data sets, either: at the
@@ -17,14 +19,16 @@ same ones, a portrait keeps half of its tokens and a meadow nearly all. The thre
 - snippets.md: what to write into the configs of each host;
 - with --masks: which share of the coarse patches holds more than one class, and of the borders between classes lies
   under coarse patches, there and in labels.png, against the tokens kept. By it thresholds and scorers can be compared
-  before anything is trained;
+  before anything is trained. With --coco, the same of objects (boxes, where there are no masks), and which share of the
+  small ones (at most 32 x 32 pixels) lies under coarse patches for half of their cells or more;
 - tokens.json: the tokens of each photo, for tools/simulate_scaling.py;
 - histogram.png and worst.png: how the shares spread, and the photos that keep most tokens;
 - curves.jsonl: what was measured of each photo, from which the same command continues after an interruption.
 
---pipeline shows instead what augmentation costs: the tokens kept after each transform of the training pipeline of an
-MMSegmentation config, and after padding, over random draws of the config's own images, or of photos given, whose masks
-are then of one class. OUT holds the table, pipeline.md, and pipeline.png.
+--pipeline takes photos as the training pipeline of an MMSegmentation config draws them, padded: the config's own
+images, or photos given, whose masks are then of one class. With a target, thresholds are those with which training
+meets it. Without, it shows what augmentation costs: the tokens kept after each transform. OUT then holds a table,
+pipeline.md, and pipeline.png.
 
 An input is a photo, or a folder, whose photos and those of its subfolders are taken. Photos that cannot be read are
 counted and named; they do not stop the run.
@@ -47,17 +51,17 @@ with needed_packages("calibrate"):
     import numpy as np
     from visualize import config_scale, read_config, selector_of
 
-    from apt_dense import PatchSelector
     from apt_dense.hosts.token_counts import write_counts
     from apt_dense.patches.calibration import Calibration, CurveStatistics, Target, scalable
     from apt_dense.weights.files import write_text_whole
 
     from calibration.calibrate_options import parse
+    from calibration.curve_record import read_curves
     from calibration.labels_under_coarse_patches import HiddenLabels, draw_hidden, hidden_labels
     from calibration.masks_of_photos import find_masks
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_thresholds
-    from calibration.token_curves import Sizes, Source, measure_curves, read_curves
+    from calibration.token_curves import Sizes, Source, measure_curves
     from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
 
 NAMED = 10  # unreadable photos that are named
@@ -80,8 +84,8 @@ def find_photos(inputs: Sequence[Path], most: int | None) -> Sequence[Path]:
 def target_of(options: argparse.Namespace, hidden: HiddenLabels | None = None) -> Target:
     """Return the share to reach. Raises ValueError."""
     if options.mixed is not None:
-        if options.masks is None:
-            raise ValueError("--mixed needs --masks, the folder of the photos' labels")
+        if options.masks is None and options.coco is None:
+            raise ValueError("--mixed needs --masks, the folder of the photos' labels, or --coco")
         return Target(1.0 if hidden is None else share_with_mixed(hidden, options.mixed))
     if options.tokens_of_95 is not None:
         return Target(options.tokens_of_95, quantile=0.95)
@@ -92,12 +96,37 @@ def target_of(options: argparse.Namespace, hidden: HiddenLabels | None = None) -
     return Target(options.tokens)
 
 
-def settings_of(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes, masks: Path | None) -> dict[str, Any]:
+def settings_of(photos: Sequence[Path | str], source: Source, options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that the curves depend on."""
-    options = {name: getattr(selector, name) for name in ("thresholds", "scorer", "patch_size", "window_size")}
+    selector = source.selector
+    patches = {name: getattr(selector, name) for name in ("thresholds", "scorer", "patch_size", "window_size")}
     pixels = {name: getattr(selector, name) for name in ("pixel_mean", "pixel_std", "channel_order")}
     names = hashlib.sha256("\n".join(map(str, photos)).encode()).hexdigest()[:12]
-    return {**options, **pixels, **sizes._asdict(), "photos": f"{len(photos)}, names {names}", "masks": str(masks)}
+    labels = {"masks": str(options.masks)} | ({"coco": str(options.coco)} if options.coco else {})
+    labels |= {"void": sorted(options.void)} if options.void else {}
+    drawn = {"pipeline": source.drawn.describe()} if source.drawn is not None else {}
+    named = {"photos": f"{len(photos)}, names {names}"}
+    return {**patches, **pixels, **source.sizes._asdict(), **named, **labels, **drawn}
+
+
+def photos_and_source(options: argparse.Namespace) -> tuple[Sequence[Path | str], Source]:
+    """Return what to measure, and how. Raises ValueError, TypeError, OSError."""
+    if options.pipeline is not None:
+        task, draw_photos = _task(options)
+        drawn = draw_photos(task, options.draws, options.seed)
+        return list(drawn.numbers), Source(task.pipeline.selector, Sizes(), {}, drawn=drawn)
+    cfg = read_config(options.config) if options.config else None
+    selector, sizes = selector_of(options, cfg), sizes_of(options, cfg)
+    if not selector.thresholds:
+        raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
+    if options.coco is not None:
+        from calibration.labels_of_photos import read_objects_of
+
+        objects = read_objects_of(options.coco, options.photos)
+        return list(objects.ids), Source(selector, sizes, {}, objects=objects)
+    photos = find_photos(options.inputs, options.photos)
+    masks = find_masks(photos, options.masks) if options.masks else {}
+    return photos, Source(selector, sizes, masks, options.void)
 
 
 def sizes_of(options: argparse.Namespace, cfg: Mapping[str, Any] | None) -> Sizes:
@@ -109,36 +138,32 @@ def sizes_of(options: argparse.Namespace, cfg: Mapping[str, Any] | None) -> Size
 
 def calibrate(options: argparse.Namespace) -> Calibration:
     """Measure the curves, choose thresholds, write the report. Raises ValueError, TypeError, OSError."""
-    cfg = read_config(options.config) if options.config else None
-    selector, sizes = selector_of(options, cfg), sizes_of(options, cfg)
-    if not selector.thresholds:
-        raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
+    if options.milliseconds is None and options.tokens_per_image is None:
+        target_of(options)  # before anything is measured
+    photos, source = photos_and_source(options)
+    selector = source.selector
     scalable(selector.thresholds)
     options.patch_size = selector.patch_size
     if options.milliseconds is None:
-        target_of(options)  # before anything is measured
-    photos = find_photos(options.inputs, options.photos)
+        target_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    record, settings = options.out / "curves.jsonl", settings_of(photos, selector, sizes, options.masks)
-    if options.void:
-        settings["void"] = sorted(options.void)
+    record, settings = options.out / "curves.jsonl", settings_of(photos, source, options)
     if options.force:
         record.unlink(missing_ok=True)
-    masks = find_masks(photos, options.masks) if options.masks else {}
-    measure_curves(photos, Source(selector, sizes, masks, options.void), options.workers, record, settings)
+    measure_curves(photos, source, options.workers, record, settings)
     statistics, unreadable = CurveStatistics(selector.num_scales), []
     for curve in read_curves(record, settings):
         if curve.patches is None:
             unreadable.append(curve)
         else:
-            statistics.add(curve.patches)
+            statistics.add(curve.patches, curve.cells)
     report_left_out([curve.error for curve in unreadable])
-    hidden = hidden_labels(read_curves(record, settings)) if masks else None
+    hidden = hidden_labels(read_curves(record, settings)) if source.is_labelled else None
     if options.milliseconds is not None:
-        found = find_thresholds(options, statistics, selector, photos, sizes)
+        found = find_thresholds(options, statistics, selector, photos, source.sizes)
     else:
         found = statistics.calibrate(selector.thresholds, target_of(options, hidden))
-    write_report(options.out, found, selector, sizes, record, settings)
+    write_report(options.out, found, source, record, settings)
     if hidden is not None:
         write_hidden(options.out, hidden, found)
     return found
@@ -157,10 +182,13 @@ def write_hidden(out: Path, hidden: HiddenLabels, found: Calibration) -> None:
     draw_hidden(out / "labels.png", hidden, found.factor)
     at = hidden.at(found.factor)
     content = json.loads((out / "thresholds.json").read_text(encoding="utf-8"))
-    content["labels"] = {"mixed": at["mixed"], "border": at["border"]}
+    small = {"small_objects": at["small"]} if np.isfinite(hidden.small).any() else {}
+    content["labels"] = {"mixed": at["mixed"], "border": at["border"], **small}
     write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
     print(f"labels: {at['mixed']:.1%} of the coarse patches hold several classes; {at['border']:.1%} of the pixels on")
     print("borders between classes lie under coarse patches")
+    for share in small.values():
+        print(f"{share:.1%} of the small objects lie under coarse patches for half of their cells or more")
 
 
 def report_left_out(reasons: Sequence[str]) -> None:
@@ -171,32 +199,37 @@ def report_left_out(reasons: Sequence[str]) -> None:
         print(f"calibrate: left out: {len(reasons) - NAMED} more", file=sys.stderr)
 
 
-def write_report(
-    out: Path, found: Calibration, selector: PatchSelector, sizes: Sizes, record: Path, settings: dict[str, Any]
-) -> None:
+def write_report(out: Path, found: Calibration, source: Source, record: Path, settings: dict[str, Any]) -> None:
     """Write what the module's text lists."""
-    chosen = replace(selector, thresholds=tuple(round(t, 3) for t in found.thresholds))
+    chosen = replace(source.selector, thresholds=tuple(round(t, 3) for t in found.thresholds))
     shares = shares_at(read_curves(record, settings), found.factor)
     write_counts(out / "tokens.json", shares.tokens, {**settings, "thresholds": chosen.thresholds})
     draw_histogram(out / "histogram.png", shares.all, found)
-    draw_worst(out / "worst.png", shares.worst, chosen, sizes)
+    draw_worst(out / "worst.png", shares.worst, chosen, source)
     write_text_whole(out / "snippets.md", snippets(chosen, found.share) + "\n")
     content = {**asdict(found), "thresholds": chosen.thresholds, "settings": settings}
     write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
-    print(describe(found, selector.patch_size))
-    if sizes == Sizes():
+    print(describe(found, source.selector.patch_size))
+    if source.sizes == Sizes() and source.drawn is None:
         print("measured in the photos' own sizes; name the size that the model sees with --size, --square or --config")
     print(f"{out}/snippets.md has the lines for your config; look at {out}/worst.png and {out}/histogram.png")
 
 
-def show_pipeline(options: argparse.Namespace) -> None:
-    """Measure what each transform of a training pipeline does to the tokens. Raises ValueError, TypeError, OSError."""
+def _task(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the training pipeline with its photos, and what names their draws. Raises ValueError, OSError."""
     with needed_packages("calibrate"):
-        from calibration.pipeline_report import describe_pipeline, draw_pipeline, rows_of
-        from calibration.tokens_after_each_transform import measure_pipeline
+        from calibration.drawn_photos import draw_photos
         from calibration.training_pipeline import read_task
     options.photos = options.photos or PIPELINE_PHOTOS
-    task = read_task(options, find_photos(options.inputs, options.photos))
+    return read_task(options, find_photos(options.inputs, options.photos)), draw_photos
+
+
+def show_pipeline(options: argparse.Namespace) -> None:
+    """Measure what each transform of a training pipeline does to the tokens. Raises ValueError, TypeError, OSError."""
+    task, _ = _task(options)
+    from calibration.pipeline_report import describe_pipeline, draw_pipeline, rows_of
+    from calibration.tokens_after_each_transform import measure_pipeline
+
     options.out.mkdir(parents=True, exist_ok=True)
     found = measure_pipeline(task.pipeline, task.photos, options.draws, options.seed, options.workers)
     report_left_out(found.left_out)
@@ -212,7 +245,7 @@ def show_pipeline(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv, __doc__)
     try:
-        calibrate(options) if options.pipeline is None else show_pipeline(options)
+        calibrate(options) if options.has_target else show_pipeline(options)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"calibrate: {error}")
 

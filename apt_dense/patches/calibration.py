@@ -87,10 +87,15 @@ class CurveStatistics:
         self._sum, self._squares = np.zeros(len(FACTORS)), np.zeros(len(FACTORS))
         self._histogram = np.zeros((len(FACTORS), _BINS + 1), np.int64)
 
-    def add(self, patches: np.ndarray) -> None:
-        """Add the patches (F, num_scales) of an image at each of ``FACTORS`` (``patches_by_factor``)."""
+    def add(self, patches: np.ndarray, total: int | None = None) -> None:
+        """Add an image.
+
+        Args:
+            patches: (F, num_scales), at each of ``FACTORS`` (``patches_by_factor``).
+            total: cells that they are shares of; None for those that have a token.
+        """
         cells = patches * 4.0 ** np.arange(patches.shape[1])
-        total = cells[0].sum()
+        total = cells[0].sum() if total is None else total
         shares = patches.sum(1) / total
         self.images += 1
         self._cells += cells / total

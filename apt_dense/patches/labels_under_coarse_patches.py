@@ -24,16 +24,20 @@ class LabelMixing(NamedTuple):
         mixed: (F,) coarse patches that hold more than one class.
         border: (F,) pixels on a border between classes that lie under coarse patches.
         borders: pixels on a border between classes, in all.
+        boxes: (F,) boxes of which half of the cells or more lie under coarse patches.
     """
 
     coarse: Tensor
     mixed: Tensor
     border: Tensor
     borders: int
+    boxes: Tensor
 
 
 @torch.no_grad()
-def mixing_by_factor(selector: PatchSelector, image: Tensor, labels: Tensor, factors: Tensor) -> LabelMixing:
+def mixing_by_factor(
+    selector: PatchSelector, image: Tensor, labels: Tensor, factors: Tensor, boxes: Tensor | None = None
+) -> LabelMixing:
     """Count what coarse patches hide with thresholds scaled by each factor.
 
     Args:
@@ -41,6 +45,7 @@ def mixing_by_factor(selector: PatchSelector, image: Tensor, labels: Tensor, fac
         image: (1, 3, H, W) normalised.
         labels: (H, W) integers; ``IGNORED`` belongs to no class.
         factors: (F,) ascending, at least 0.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels, such as those of small objects.
 
     Raises:
         ValueError: for labels of another size, and as :func:`patches_by_factor`.
@@ -60,7 +65,8 @@ def mixing_by_factor(selector: PatchSelector, image: Tensor, labels: Tensor, fac
         mixed += _alive(lasts_from[exists], lasts_to[exists], merges.never)
     on_border = _borders(labels)
     hidden = _pixels_by_step(on_border, merges, selector.patch_size)
-    return LabelMixing(coarse, mixed, hidden, int(on_border.sum()))
+    under = _boxes_by_step(torch.zeros(0, 4) if boxes is None else boxes, merges, selector.patch_size)
+    return LabelMixing(coarse, mixed, hidden, int(on_border.sum()), under)
 
 
 def _covered(merges: MergeSteps, scale: int) -> Tensor:
@@ -109,3 +115,16 @@ def _pixels_by_step(marked: Tensor, merges: MergeSteps, patch_size: int) -> Tens
     y, x = marked.nonzero().T // patch_size
     inside = (y < since.shape[0]) & (x < since.shape[1])
     return torch.bincount(since[y[inside], x[inside]], minlength=merges.never + 1)[: merges.never].cumsum(0)
+
+
+def _boxes_by_step(boxes: Tensor, merges: MergeSteps, patch_size: int) -> Tensor:
+    """How many of the boxes (n, 4) have half of their cells, or more, under coarse patches at each step."""
+    since, rows, columns = merges.cells(1)[0], *merges.counted.shape[1:]
+    first = (boxes[:, :2] / patch_size).floor().long()
+    last = torch.maximum((boxes[:, 2:] / patch_size).ceil().long(), first + 1)  # a point is in a cell, too
+    steps = [merges.never] * len(boxes)
+    for number, (left, top, right, bottom) in enumerate(torch.cat([first, last], 1).tolist()):
+        cells = since[max(top, 0) : min(bottom, rows), max(left, 0) : min(right, columns)].flatten()
+        if len(cells):
+            steps[number] = int(cells.sort().values[(len(cells) - 1) // 2])
+    return torch.bincount(torch.tensor(steps, dtype=torch.long), minlength=merges.never + 1)[: merges.never].cumsum(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,3 +80,29 @@ def test_one_class_mixes_nothing_and_sizes_must_agree() -> None:
         assert found.coarse[-1] > 0 and found.mixed.sum() == found.border.sum() == found.borders == 0
     with pytest.raises(ValueError, match="expected that of the image"):
         mixing_by_factor(selector, image, labels[1:], FACTORS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 50), st.integers(7, 40), st.integers(7, 40), st.sampled_from([(5.0,), (6.0, 5.0)]),
+    st.lists(st.tuples(*[st.floats(-5, 45)] * 2, *[st.floats(0, 20)] * 2), max_size=6),
+)  # fmt: skip
+def test_boxes_under_coarse_patches_are_those_of_a_loop(
+    seed: int, height: int, width: int, thresholds: tuple[float, ...], found: list[tuple[float, ...]]
+) -> None:
+    image, labels = pictures(seed, height, width)
+    selector = PatchSelector(patch_size=4, thresholds=thresholds)
+    boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in found]).reshape(-1, 4)
+    under = mixing_by_factor(selector, image, labels, FACTORS, boxes).boxes
+    for step, factor in enumerate(FACTORS.tolist()):
+        scale_map = replace(selector, thresholds=tuple(factor * t for t in thresholds)).scale_map(image)[0]
+        expected = 0
+        for left, top, right, bottom in (boxes / 4).tolist():
+            cells = [
+                bool(scale > 0)
+                for (y, x), scale in np.ndenumerate(scale_map.numpy())
+                if math.floor(top) <= y < max(math.ceil(bottom), math.floor(top) + 1)
+                and math.floor(left) <= x < max(math.ceil(right), math.floor(left) + 1)
+            ]
+            expected += bool(cells) and 2 * sum(cells) >= len(cells)
+        assert under[step] == expected

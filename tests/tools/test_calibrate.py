@@ -23,8 +23,9 @@ from apt_dense.patches.calibration import FACTORS
 
 from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
+from calibration.curve_record import PhotoCurve, read_curves
 from calibration.masks_of_photos import find_masks
-from calibration.token_curves import PhotoCurve, Sizes, read_curves
+from calibration.token_curves import Sizes
 from shared.photo_files import read_photo
 
 
@@ -339,3 +340,54 @@ def test_masks_that_cannot_be_told_apart_are_named(
     write_files(tmp_path / "masks", *masks)
     with pytest.raises(ValueError, match=message):
         find_masks(write_files(tmp_path / "photos", *photos), tmp_path / "masks")
+
+
+def noisy_coco(root: Path) -> Path:
+    """Two pictures with a small and a large box each, the left half flat."""
+    rng, entries, found = np.random.default_rng(0), [], []
+    (root / "train2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    for number in (1, 2):
+        pixels = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        pixels[:, :48] = 90 + number
+        cv2.imwrite(str(root / "train2017" / f"{number}.png"), pixels)
+        entries.append({"id": number, "file_name": f"{number}.png", "height": 64, "width": 96})
+        for box in ([2, 2, 20, 20], [60, 4, 16, 24], [10, 5, 70, 50]):
+            found.append({"id": len(found) + 1, "image_id": number, "category_id": 1, "bbox": box, "iscrowd": 0,
+                          "area": box[2] * box[3]})  # fmt: skip
+    content = {"images": entries, "annotations": found, "categories": [{"id": 1, "name": "box"}]}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+def test_objects_say_what_coarse_patches_hide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Flat halves are coarse at any threshold, and hold one of the two small boxes of each picture."""
+    pytest.importorskip("pycocotools", reason="reads COCO's layout")
+    data, out = noisy_coco(tmp_path / "coco"), tmp_path / "out"
+    options = ["--patch-size", "8", "--thresholds", "3", "--workers", "0"]
+    calibrate.main(["--coco", str(data), "--out", str(out), "--tokens", "0.625", *options])
+    content = json.loads((out / "thresholds.json").read_text())
+    assert content["labels"]["small_objects"] == 0.5 and content["images"] == 2
+    assert "50.0% of the small objects lie under coarse patches" in capsys.readouterr().out
+    # Of 4 x 3 coarse patches of 16 pixels in each flat half: those that boxes begin or end in.
+    labels = np.zeros((64, 96), int)
+    labels[5:55, 10:80], labels[2:22, 2:22] = 1, 2
+    blocks = labels[:, :48].reshape(4, 16, 3, 16).swapaxes(1, 2).reshape(12, -1)
+    assert content["labels"]["mixed"] == pytest.approx(np.mean([len(set(block)) > 1 for block in blocks.tolist()]))
+    with pytest.raises(SystemExit):
+        calibrate.main(["--coco", str(data), str(tmp_path), "--out", str(out), "--tokens", "0.6"])
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 96), (96, 50)], ids=str)
+def test_boxes_are_moved_as_pictures_are(size: tuple[int, int]) -> None:
+    """Where a marked rectangle ends up."""
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[20:40, 24:44] = 255
+    for sizes in (Sizes(), Sizes(longer=192), Sizes(square=100), Sizes(within=(64, 64))):
+        made = sizes.apply(picture)
+        ((left, top, right, bottom),) = sizes.apply_to_boxes(np.array([[24, 20, 44, 40.0]]), size, made.shape[:2])
+        rows, columns = np.where(made[..., 0] > 127)
+        left, top = max(left, 0), max(top, 0)  # the square of a tall picture begins below the rectangle's top
+        assert [columns.min(), rows.min()] == pytest.approx([left, top], abs=1.5)
+        assert [columns.max() + 1, rows.max() + 1] == pytest.approx([right, bottom], abs=1.5)
+    assert not len(Sizes(square=10).apply_to_boxes(np.array([[0, 0, 1, 1.0]]), (20, 60), (10, 10)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -82,11 +83,13 @@ def run(config: Path, *more: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines)}
 
 
-def recount(data: Path, steps: list[dict], number: int, draw: int) -> float | None:
+def recount(
+    data: Path, steps: list[dict], number: int, draw: int, thresholds: tuple[float, ...] = PATCHES["thresholds"]
+) -> float | None:
     """The share of tokens after some steps, drawn from the start; None where there is no image."""
     info = {"img_path": str(data / f"images/training/{number}.jpg"), "seg_fields": [], "reduce_zero_label": True,
             "label_map": None, "seg_map_path": str(data / f"annotations/training/{number}.png")}  # fmt: skip
-    selector = PatchSelector(**PATCHES)
+    selector = PatchSelector(**{**PATCHES, "thresholds": thresholds})
     with random_numbers(0, number, draw, 0):
         made = Compose(steps)(info)
     if "img" in made:
@@ -189,8 +192,22 @@ def test_configs_without_a_usable_pipeline(
     assert not (tmp_path / "out" / "pipeline.md").exists()
 
 
-@pytest.mark.parametrize("more", [["--tokens", "0.6"], ["--masks", "m"], ["--square", "64"]])
+@pytest.mark.parametrize("more", [["--mixed", "0.6"], ["--milliseconds", "9"], ["--masks", "m"], ["--square", "64"]])
 def test_options_that_do_not_go_with_it(data: Path, tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(write_config(tmp_path, data), *more)
     assert stopped.value.code == 2
+
+
+def test_a_target_is_met_by_what_training_sees(data: Path, tmp_path: Path) -> None:
+    """Counted of each draw, with the thresholds that were found."""
+    config, out = write_config(tmp_path, data), tmp_path / "out"
+    options = ["--out", str(out), "--workers", "0", "--draws", "3", "--tokens", "0.6", "--thresholds", "6.5"]
+    calibrate.main(["--pipeline", str(config), *options])
+    content = json.loads((out / "thresholds.json").read_text())
+    shares = [recount(data, STEPS, number, draw, content["thresholds"]) for number in range(4) for draw in range(3)]
+    assert content["images"] == 12 and content["share"] == pytest.approx(0.6, abs=1e-3)
+    assert np.mean(shares) == pytest.approx(0.6, abs=0.02)
+    assert cv2.imread(str(out / "worst.png")) is not None and not (out / "pipeline.md").exists()
+    with pytest.raises(SystemExit, match="made with other settings"):
+        calibrate.main(["--pipeline", str(config), *options, "--seed", "1"])

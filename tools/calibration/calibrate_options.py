@@ -8,6 +8,8 @@ from apt_dense.hosts.vit_sizes_and_windows import SIZES
 
 from shared.option_types import PIXELS, SCORER_HELP, SEEDS, number, whole
 
+TARGETS = "tokens", "tokens_of_95", "tokens_per_image", "milliseconds", "images_per_second", "mixed"
+
 
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """Read the command line; end the tool where options make no sense, or do not go together."""
@@ -15,7 +17,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="photo, or folder of photos")
     add("--out", type=Path, required=True, help="folder of the results")
-    target = parser.add_mutually_exclusive_group(required=True)
+    target = parser.add_mutually_exclusive_group()
     target.add_argument("--tokens", type=float, metavar="SHARE", help="mean share of tokens kept, such as 0.6")
     target.add_argument(
         "--tokens-of-95", type=float, metavar="SHARE", help="95 %% of the photos keep at most this share"
@@ -30,13 +32,18 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     target.add_argument(
         "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
     )
-    target.add_argument(
-        "--pipeline", type=Path, metavar="CONFIG", help="MMSeg config: show tokens after each of its transforms"
-    )
+    add("--pipeline", type=Path, metavar="CONFIG", help="MMSeg config: photos as its training pipeline draws them; "
+        "without a target, show the tokens after each of its transforms")  # fmt: skip
     add("--draws", type=whole(1), default=4, help="with --pipeline: draws of each photo (default: %(default)s)")
     add("--seed", type=whole(0, SEEDS), default=0, help="with --pipeline: of the draws (default: %(default)s)")
     add("--data-root", type=Path, metavar="DIR", help="with --pipeline: of the config's data")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
+    add(
+        "--coco",
+        type=Path,
+        metavar="DATA",
+        help="a data set in COCO's layout, in place of INPUT and --masks",
+    )
     add("--void", type=int, nargs="+", default=[], metavar="N", help="other values of the masks that are no class")
     add(
         "--model",
@@ -60,8 +67,16 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
 
 def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the tool where options do not go together; fill in the time that a rate means."""
-    if options.pipeline is None and not options.inputs:
+    options.has_target = any(getattr(options, name) is not None for name in TARGETS)
+    if not options.has_target and options.pipeline is None:
+        parser.error(f"one of the arguments --{' --'.join(TARGETS).replace('_', '-')} --pipeline is required")
+    others = [name for name in TARGETS[2:] if getattr(options, name) is not None]
+    if options.pipeline is not None and others:
+        parser.error(f"--{others[0].replace('_', '-')} does not go with --pipeline, only --tokens and --tokens-of-95")
+    if options.pipeline is None and options.coco is None and not options.inputs:
         parser.error("the following arguments are required: INPUT")
+    if options.coco is not None and (options.inputs or options.masks or options.pipeline):
+        parser.error("--coco brings photos and labels; give it without INPUT, --masks and --pipeline")
     others = [name for name in ("config", "masks", "size", "square") if getattr(options, name) is not None]
     if options.pipeline is not None and others:
         parser.error(f"--{others[0]} does not go with --pipeline, which says how photos are changed")

@@ -8,7 +8,7 @@ import numpy as np
 
 from apt_dense.patches.calibration import FACTORS
 
-from calibration.token_curves import PhotoCurve
+from calibration.curve_record import PhotoCurve
 
 
 class HiddenLabels(NamedTuple):
@@ -18,11 +18,13 @@ class HiddenLabels(NamedTuple):
         tokens: mean share of tokens kept.
         mixed: of the coarse patches, those that hold more than one class; NaN where there are none.
         border: of the pixels on borders between classes, those under coarse patches.
+        small: of the small objects, those mostly under coarse patches; NaN where there are none.
     """
 
     tokens: np.ndarray
     mixed: np.ndarray
     border: np.ndarray
+    small: np.ndarray
 
     def at(self, factor: float) -> dict[str, float]:
         """Return the shares at a factor, interpolated."""
@@ -32,22 +34,21 @@ class HiddenLabels(NamedTuple):
 
 def hidden_labels(curves: Iterable[PhotoCurve]) -> HiddenLabels:
     """Sum up the curves of labelled photos. Raises ValueError if no photo has a mask with a border."""
-    tokens, images, totals = np.zeros(len(FACTORS)), 0, np.zeros((len(FACTORS), 4))
+    tokens, images, totals = np.zeros(len(FACTORS)), 0, np.zeros((len(FACTORS), 6))
     for curve in curves:
         if curve.patches is None or curve.hidden is None:
             continue
-        cells = curve.patches[0] @ 4 ** np.arange(curve.patches.shape[1])
-        tokens, images = tokens + curve.patches.sum(1) / cells, images + 1
+        tokens, images = tokens + curve.patches.sum(1) / curve.cells, images + 1
         totals += curve.hidden
-    coarse, mixed, border, borders = totals.T
+    coarse, mixed, border, borders, hidden, small = totals.T
     if not images or not borders[0]:
-        raise ValueError("the masks hold no border between two classes, so that nothing can be said about them")
+        raise ValueError("the labels hold no border between two classes, so that nothing can be said about them")
     with np.errstate(invalid="ignore"):
-        return HiddenLabels(tokens / images, mixed / coarse, border / borders)
+        return HiddenLabels(tokens / images, mixed / coarse, border / borders, hidden / small)
 
 
 def draw_hidden(path: Path, found: HiddenLabels, factor: float) -> None:
-    """Draw both shares against the tokens kept, and where the chosen thresholds are."""
+    """Draw the shares against the tokens kept, and where the chosen thresholds are."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,6 +57,8 @@ def draw_hidden(path: Path, found: HiddenLabels, factor: float) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     axes.plot(100 * found.tokens, 100 * found.mixed, color="#b03030", label="coarse patches with several classes")
     axes.plot(100 * found.tokens, 100 * found.border, color="#4878a8", label="class borders under coarse patches")
+    if np.isfinite(found.small).any():
+        axes.plot(100 * found.tokens, 100 * found.small, color="#3f8f4f", label="small objects under coarse patches")
     axes.axvline(100 * found.at(factor)["tokens"], color="grey", linestyle="--", label="chosen")
     axes.set(xlabel="tokens kept, %", ylabel="%", xlim=(0, 100), ylim=(0, None))
     axes.legend(frameon=False)

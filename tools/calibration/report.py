@@ -10,10 +10,10 @@ import numpy as np
 from apt_dense import PatchSelector
 from apt_dense.drawing import draw_patches
 from apt_dense.patches.calibration import FACTORS, Calibration
+from apt_dense.patches.image_preparation import denormalise
 
-from calibration.token_curves import PhotoCurve, Sizes
-from shared.normalise import normalise, to_grey_levels
-from shared.photo_files import read_photo
+from calibration.curve_record import PhotoCurve
+from calibration.token_curves import Source
 from shared.picture_layout import resize_longer_side, side_by_side, stack, text_bar, write_png
 from shared.token_counts import choose_patches
 
@@ -36,9 +36,8 @@ def shares_at(curves: Iterable[PhotoCurve], factor: float) -> Shares:
     for curve in curves:
         if curve.patches is None:
             continue
-        cells = curve.patches[0] @ 4 ** np.arange(curve.patches.shape[1])
         tokens.append(int(curve.patches[place].sum()))
-        shares.append(tokens[-1] / cells)
+        shares.append(tokens[-1] / curve.cells)
         heapq.heappush(worst, (float(shares[-1]), curve.path))
         if len(worst) > WORST:
             heapq.heappop(worst)
@@ -113,16 +112,17 @@ def draw_histogram(path: Path, shares: np.ndarray, found: Calibration) -> None:
     pyplot.close(figure)
 
 
-def draw_worst(path: Path, worst: Sequence[tuple[float, str]], selector: PatchSelector, sizes: Sizes) -> None:
+def draw_worst(path: Path, worst: Sequence[tuple[float, str]], selector: PatchSelector, source: Source) -> None:
     """Draw the photos that keep most tokens, with their patches."""
-    drawn = [_draw(share, Path(name), selector, sizes) for share, name in worst]
+    drawn = [_draw(share, name, selector, source) for share, name in worst]
     rows = [side_by_side(drawn[first : first + 4], gap=12) for first in range(0, len(drawn), 4)]
     write_png(path, stack(rows, gap=12))
 
 
-def _draw(share: float, photo: Path, selector: PatchSelector, sizes: Sizes) -> np.ndarray:
-    picture = sizes.apply(read_photo(photo))
-    patches = choose_patches(selector, normalise(to_grey_levels(picture), selector.pixel_format))
+def _draw(share: float, name: str, selector: PatchSelector, source: Source) -> np.ndarray:
+    image, _ = source.image(name)
+    patches = choose_patches(selector, image)
+    picture = denormalise(image, selector.pixel_format)[0].permute(1, 2, 0).byte().numpy()
     drawn = draw_patches(picture, patches.scale_map[0].numpy(), selector.patch_size, max(1, max(picture.shape) // 500))
     drawn = resize_longer_side(drawn, _DRAWN)
-    return stack([text_bar(drawn.shape[1], [(f"{photo.name}: {share:.0%}", None)]), drawn])
+    return stack([text_bar(drawn.shape[1], [(f"{Path(name).name}: {share:.0%}", None)]), drawn])

@@ -1,18 +1,14 @@
-"""Token curves of photos, made by parallel workers and kept in a file from which an interrupted run continues.
+"""Token curves of photos, made by parallel workers and kept in a file from which an interrupted run continues."""
 
-The file holds one JSON object a line: the settings, then each photo's name and curve, or why it has none.
-"""
-
-import base64
 import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -21,25 +17,12 @@ from apt_dense.patches.calibration import FACTORS
 from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
+from calibration.curve_record import PhotoCurve, as_line, read_curves
+from calibration.labels_of_photos import NO_BOXES, Labels, ObjectsOfPhotos
 from calibration.masks_of_photos import read_labels
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, resize_within
-
-
-class PhotoCurve(NamedTuple):
-    """The patches of a photo at each of ``FACTORS``, or why there are none.
-
-    Args:
-        patches: (F, num_scales).
-        hidden: (F, 4), with masks: coarse patches, those with more than one class, pixels on borders between classes
-            under coarse patches, and in all (``apt_dense.patches.labels_under_coarse_patches``).
-    """
-
-    path: str
-    patches: np.ndarray | None
-    error: str = ""
-    hidden: np.ndarray | None = None
 
 
 class Sizes(NamedTuple):
@@ -72,6 +55,16 @@ class Sizes(NamedTuple):
         part = labels if self.square is None else _middle(labels)
         return cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
+    def apply_to_boxes(self, boxes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+        """Move boxes (n, 4), x1, y1, x2, y2 in pixels, of a picture of the size (H, W) ``before`` to the picture that
+        it becomes, of the size ``after``. Those that are cut off altogether are left out."""
+        shorter = min(before)
+        top, left = ((side - shorter) // 2 for side in before) if self.square is not None else (0, 0)
+        rows, columns = (shorter, shorter) if self.square is not None else before
+        moved = (boxes - np.array([left, top, left, top])) * np.tile([after[1] / columns, after[0] / rows], 2)
+        inside = (moved[:, 2:] > 0).all(1) & (moved[:, :2] < [after[1], after[0]]).all(1)
+        return moved[inside].astype(np.float32)
+
 
 def _middle(picture: np.ndarray) -> np.ndarray:
     shorter = min(picture.shape[:2])
@@ -85,18 +78,41 @@ class Source(NamedTuple):
     Args:
         masks: the mask of each photo; empty for none.
         void: values of the masks that are no class, besides 255.
+        objects: those of detection data, in place of masks.
+        drawn: what gives photos by their names, in place of their files and sizes.
     """
 
     selector: PatchSelector
     sizes: Sizes
     masks: dict[Path, Path]
     void: Sequence[int] = ()
+    objects: ObjectsOfPhotos | None = None
+    drawn: Any = None
+
+    def image(self, name: str | Path) -> tuple[Tensor, tuple[int, int]]:
+        """A photo as it is cut into patches, (1, 3, H, W) normalised, and its size before; or ValueError, OSError."""
+        if self.drawn is not None:
+            image = self.drawn.image(str(name))
+            return image, tuple(image.shape[-2:])
+        photo = read_photo(Path(name))
+        return normalise(to_grey_levels(self.sizes.apply(photo)), self.selector.pixel_format), photo.shape[:2]
+
+    @property
+    def is_labelled(self) -> bool:
+        """Tell whether photos have labels."""
+        return bool(self.masks) or self.objects is not None
+
+    def labels(self, path: Path, size: tuple[int, int]) -> Labels:
+        """The labels of a photo of that size (H, W). Raises ValueError, OSError."""
+        if self.objects is not None:
+            return self.objects.labels(path)
+        return Labels(read_labels(self.masks[path], size, self.void), NO_BOXES)
 
 
 class _Photos(Dataset):
     """Photos -> their curves, for the workers of a ``DataLoader``."""
 
-    def __init__(self, paths: Sequence[Path], source: Source) -> None:
+    def __init__(self, paths: Sequence[Path | str], source: Source) -> None:
         self.paths, self.source = paths, source
 
     def __len__(self) -> int:
@@ -109,18 +125,19 @@ class _Photos(Dataset):
         except (ValueError, OSError) as error:
             return PhotoCurve(str(path), None, str(error))
 
-    def _curve(self, path: Path) -> PhotoCurve:
-        selector, sizes, masks, void = self.source
-        photo, factors = read_photo(path), torch.from_numpy(FACTORS)
-        picture = sizes.apply(photo)
-        image = normalise(to_grey_levels(picture), selector.pixel_format)
+    def _curve(self, path: Path | str) -> PhotoCurve:
+        selector, sizes, factors = self.source.selector, self.source.sizes, torch.from_numpy(FACTORS)
+        image, before = self.source.image(path)
         patches = patches_by_factor(selector, image, factors)[0].numpy().astype(np.int32)
-        if not masks:
-            return PhotoCurve(str(path), patches)
-        labels = sizes.apply_to_labels(read_labels(masks[path], photo.shape[:2], void), picture.shape[:2])
-        found = mixing_by_factor(selector, image, torch.from_numpy(labels.astype(np.int64)), factors)
-        borders = torch.full_like(found.border, found.borders)
-        hidden = torch.stack([found.coarse, found.mixed, found.border, borders], 1)
+        if not self.source.is_labelled:
+            grid = [-(-side // selector.patch_size) for side in image.shape[-2:]]
+            return PhotoCurve(str(path), patches, padded=None if self.source.drawn is None else grid[0] * grid[1])
+        labels, after = self.source.labels(path, before), tuple(image.shape[-2:])
+        plain = torch.from_numpy(sizes.apply_to_labels(labels.map, after).astype(np.int64))
+        boxes = torch.from_numpy(sizes.apply_to_boxes(labels.small, before, after))
+        found = mixing_by_factor(selector, image, plain, factors, boxes)
+        borders, small = (torch.full_like(found.border, number) for number in (found.borders, len(boxes)))
+        hidden = torch.stack([found.coarse, found.mixed, found.border, borders, found.boxes, small], 1)
         return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
 
 
@@ -130,7 +147,9 @@ def one_thread(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: Path, settings: dict[str, Any]) -> None:
+def measure_curves(
+    paths: Sequence[Path | str], source: Source, workers: int, record: Path, settings: dict[str, Any]
+) -> None:
     """Write the curves of all photos to ``record``, but for those that it holds already.
 
     Raises:
@@ -143,77 +162,9 @@ def measure_curves(paths: Sequence[Path], source: Source, workers: int, record: 
         # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
         cv2.setNumThreads(1)
     loader = DataLoader(photos, batch_size=None, num_workers=workers, worker_init_fn=one_thread)
-    if workers:
-        # Ends OpenCV's threads: a forked worker inherits their pool without them, and would wait for them forever.
-        cv2.setNumThreads(1)
     with record.open("a", encoding="utf-8") as file:
         if not file.tell():
             file.write(json.dumps(settings) + "\n")
         for curve in tqdm(loader, "photos", total=len(left), initial=0, unit="photo"):
-            file.write(_as_line(curve))
+            file.write(as_line(curve))
             file.flush()
-
-
-def _as_line(curve: PhotoCurve) -> str:
-    entry: dict[str, Any] = {"photo": curve.path}
-    if curve.patches is None:
-        entry["error"] = curve.error
-    else:
-        entry["patches"] = _pack(curve.patches)
-    if curve.hidden is not None:
-        entry["hidden"] = _pack(curve.hidden)
-    return json.dumps(entry) + "\n"
-
-
-def _pack(numbers: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(numbers, "<i4").tobytes())).decode()
-
-
-def _unpack(text: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").reshape(len(FACTORS), -1)
-
-
-def read_curves(record: Path, settings: dict[str, Any]) -> Iterator[PhotoCurve]:
-    """Read a file of curves one by one; a last line that was cut short is removed from it.
-
-    Raises:
-        ValueError: if it was made with other settings, or is damaged.
-    """
-    if not record.exists():
-        return
-    _drop_unfinished_line(record)
-    with record.open(encoding="utf-8") as file:
-        head = file.readline()
-        if head and json.loads(head) != json.loads(json.dumps(settings)):
-            raise ValueError(
-                f"{record} was made with other settings or photos ({_differences(json.loads(head), settings)}); give "
-                f"those again, another --out, or --force"
-            )
-        for number, line in enumerate(file, start=2):
-            try:
-                yield _from_line(line)
-            except (ValueError, KeyError, TypeError, zlib.error) as error:
-                raise ValueError(f"{record}, line {number}, is damaged; pass --force to measure again") from error
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    now = json.loads(json.dumps(now))
-    return ", ".join(
-        f"{key}: {before.get(key)} before" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
-    )
-
-
-def _drop_unfinished_line(record: Path) -> None:
-    content = record.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with record.open("r+b") as file:
-            file.truncate(whole)
-
-
-def _from_line(line: str) -> PhotoCurve:
-    entry = json.loads(line)
-    if "error" in entry:
-        return PhotoCurve(entry["photo"], None, entry["error"])
-    hidden = _unpack(entry["hidden"]) if "hidden" in entry else None
-    return PhotoCurve(entry["photo"], _unpack(entry["patches"]), hidden=hidden)

@@ -3,8 +3,8 @@
 Each draw follows from the seed, the photo's number and the draw's number alone, whichever worker makes it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from apt_dense.hosts.readable_images import DataError
 from calibration.token_curves import one_thread
 from shared.token_counts import choose_patches
 
+Made = TypeVar("Made")
 TRIES = 20  # draws of a photo before it is left out
 
 
@@ -117,15 +118,46 @@ class _Photos(Dataset):
             return error
 
     def _draw(self, number: int, draw: int) -> Draw:
-        none: list[int] = []
-        for attempt in range(TRIES):
-            with random_numbers(self.seed, number, draw, attempt):
-                made = draw_once(self.pipeline, self.photos[number])
-            if isinstance(made, Draw):
-                return made._replace(none=none)
-            none.append(made)
-        name = self.pipeline.names[none[-1]]
-        raise DataError(f"{self.photos[number]['img_path']}: {name} returned None in {TRIES} draws")
+        made, none = draw_until_made(draw_once, self.pipeline, self.photos[number], (self.seed, number, draw))
+        return made._replace(none=none)
+
+
+def draw_until_made(
+    make: Callable[[Pipeline, Mapping[str, Any]], Made | int],
+    pipeline: Pipeline,
+    photo: Mapping[str, Any],
+    seeds: tuple[int, int, int],
+) -> tuple[Made, list[int]]:
+    """Draw a photo again while a step returns None.
+
+    Args:
+        make: returns what it makes of the photo, or the number of the step that returned None.
+        seeds: seed, number of the photo, number of the draw.
+
+    Returns:
+        What was made, and the steps that returned None before.
+
+    Raises:
+        DataError: if none of ``TRIES`` draws gives an image.
+    """
+    none: list[int] = []
+    for attempt in range(TRIES):
+        with random_numbers(*seeds, attempt):
+            made = make(pipeline, photo)
+        if not isinstance(made, int):
+            return made, none
+        none.append(made)
+    raise DataError(f"{photo['img_path']}: {pipeline.names[none[-1]]} returned None in {TRIES} draws")
+
+
+def last_image(pipeline: Pipeline, photo: Mapping[str, Any]) -> Tensor | int:
+    """What the model sees of a photo in training, (1, C, H, W); the number of the step if one returned None."""
+    results: Any = dict(photo)
+    for step, transform in enumerate(pipeline.transforms):
+        results = _apply(pipeline.names[step], transform, results, photo)
+        if results is None:
+            return step
+    return _padded(pipeline.preprocessor, results)
 
 
 def draw_once(pipeline: Pipeline, photo: Mapping[str, Any]) -> Draw | int:
