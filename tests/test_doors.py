@@ -24,13 +24,16 @@ import torch
 pytest.importorskip("mmseg", reason="walks through the tools of all hosts")
 pytest.importorskip("detectron2", reason="walks through the tools of all hosts")
 
+import calibrate
 import check_identity
 import convert_checkpoint
 import eval_seg
 import measure_accuracy
+import report
 import train_det
 import train_det_torchvision
 import train_seg
+import visualize
 from detectron2.checkpoint import DetectionCheckpointer
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -313,6 +316,37 @@ def test_measure_accuracy(name: str, seg: list[str], tmp_path: Path) -> None:
     ends_in_a_line(measure_accuracy.main, [*features, *common], tmp_path)
     labels = ["labels", "--config", seg[0], "--checkpoint", path, "--images", photos, "--masks", masks]
     ends_in_a_line(measure_accuracy.main, [*labels, *common], tmp_path)
+
+
+#: Tools that look at the weights of a config for what they say of the patches, or build its model.
+LOOKING = {
+    "visualize": (visualize.main, ["photos", "--config", "config"]),
+    "calibrate": (calibrate.main, ["photos", "--tokens", "0.6", "--config", "config"]),
+    "calibrate to a time": (calibrate.main, ["photos", "--milliseconds", "9", "--square", "64", "--config", "config"]),
+    "calibrate through a pipeline": (calibrate.main, ["--pipeline", "config", "--data-root", "data"]),
+    "report": (report.main, ["photos", "--config", "config"]),
+}
+
+
+def run_looking(tool: str, lines: str, seg: list[str], folder: Path) -> None:
+    config = folder / "config.py"
+    config.write_text(f"_base_ = {seg[0]!r}\n{lines}\n")
+    words = {"photos": Path(seg[2]) / "images" / "validation", "data": seg[2], "config": config}
+    main, argv = LOOKING[tool]
+    ends_in_a_line(main, [*(words.get(word, word) for word in argv), "--out", folder / "out"], folder)
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("tool", LOOKING)
+def test_tools_that_look_at_a_config_s_weights(tool: str, name: str, seg: list[str], tmp_path: Path) -> None:
+    weights = f"img_size=64, thresholds=(5.5,), pretrained={str(hostile(tmp_path, name))!r}"
+    run_looking(tool, f"model = dict(backbone=dict(_delete_=True, type='APTViT', {weights}))", seg, tmp_path)
+
+
+def test_a_pickle_in_a_model_that_is_timed(seg: list[str], tmp_path: Path) -> None:
+    weights = str(hostile(tmp_path, "pickle.pkl"))
+    lines = f"model = dict(decode_head=dict(loss_decode=dict(class_weight={weights!r})))"
+    run_looking("calibrate to a time", lines, seg, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["local-dir:{}", "hf-hub:owner/name"])
