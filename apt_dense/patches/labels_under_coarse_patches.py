@@ -119,12 +119,12 @@ def _pixels_by_step(marked: Tensor, merges: MergeSteps, patch_size: int) -> Tens
 
 def _boxes_by_step(boxes: Tensor, merges: MergeSteps, patch_size: int) -> Tensor:
     """How many of the boxes (n, 4) have half of their cells, or more, under coarse patches at each step."""
-    since, rows, columns = merges.cells(1)[0], *merges.counted.shape[1:]
+    since = merges.cells(1)[0]
     first = (boxes[:, :2] / patch_size).floor().long()
     last = torch.maximum((boxes[:, 2:] / patch_size).ceil().long(), first + 1)  # a point is in a cell, too
     steps = [merges.never] * len(boxes)
     for number, (left, top, right, bottom) in enumerate(torch.cat([first, last], 1).tolist()):
-        cells = since[max(top, 0) : min(bottom, rows), max(left, 0) : min(right, columns)].flatten()
+        cells = since[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)].flatten()
         if len(cells):
             steps[number] = int(cells.sort().values[(len(cells) - 1) // 2])
     return torch.bincount(torch.tensor(steps, dtype=torch.long), minlength=merges.never + 1)[: merges.never].cumsum(0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -83,6 +83,7 @@ def test_one_class_mixes_nothing_and_sizes_must_agree() -> None:
 
 
 @settings(max_examples=20, deadline=None)
+@example(seed=0, height=8, width=8, thresholds=(5.0,), found=[(0.0, -5.0, 0.0, 0.0), (-9.0, 2.0, 4.0, 30.0)])
 @given(
     st.integers(0, 50), st.integers(7, 40), st.integers(7, 40), st.sampled_from([(5.0,), (6.0, 5.0)]),
     st.lists(st.tuples(*[st.floats(-5, 45)] * 2, *[st.floats(0, 20)] * 2), max_size=6),
