@@ -163,10 +163,18 @@ def calibrate(options: argparse.Namespace) -> Calibration:
         found = find_thresholds(options, statistics, selector, photos, source.sizes)
     else:
         found = statistics.calibrate(selector.thresholds, target_of(options, hidden))
+    if source.drawn is not None:
+        found = with_draws(found, options.draws)
     write_report(options.out, found, source, record, settings)
     if hidden is not None:
         write_hidden(options.out, hidden, found)
     return found
+
+
+def with_draws(found: Calibration, draws: int) -> Calibration:
+    """Widen the interval of what to expect, as if all draws of a photo were the same: they tell nothing of others."""
+    low, high = (found.share + (end - found.share) * draws**0.5 for end in found.expected)
+    return replace(found, expected=(max(low, 0.0), min(high, 1.0)))
 
 
 def share_with_mixed(hidden: HiddenLabels, most: float) -> float:

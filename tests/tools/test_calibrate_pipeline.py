@@ -208,6 +208,8 @@ def test_a_target_is_met_by_what_training_sees(data: Path, tmp_path: Path) -> No
     shares = [recount(data, STEPS, number, draw, content["thresholds"]) for number in range(4) for draw in range(3)]
     assert content["images"] == 12 and content["share"] == pytest.approx(0.6, abs=1e-3)
     assert np.mean(shares) == pytest.approx(0.6, abs=0.02)
+    margin = 1.96 * content["deviation"] * (2 / 4) ** 0.5  # of four photos, not of twelve draws
+    assert content["expected"] == pytest.approx([max(0.6 - margin, 0), min(0.6 + margin, 1)], abs=2e-3)
     assert cv2.imread(str(out / "worst.png")) is not None and not (out / "pipeline.md").exists()
     with pytest.raises(SystemExit, match="made with other settings"):
         calibrate.main(["--pipeline", str(config), *options, "--seed", "1"])
