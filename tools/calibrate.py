@@ -217,7 +217,7 @@ def write_report(out: Path, found: Calibration, source: Source, record: Path, se
     write_text_whole(out / "snippets.md", snippets(chosen, found.share) + "\n")
     content = {**asdict(found), "thresholds": chosen.thresholds, "settings": settings}
     write_text_whole(out / "thresholds.json", json.dumps(content, indent=1) + "\n")
-    print(describe(found, source.selector.patch_size))
+    print(describe(found, source.selector.patch_size, source.drawn is not None))
     if source.sizes == Sizes() and source.drawn is None:
         print("measured in the photos' own sizes; name the size that the model sees with --size, --square or --config")
     print(f"{out}/snippets.md has the lines for your config; look at {out}/worst.png and {out}/histogram.png")

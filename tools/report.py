@@ -52,7 +52,7 @@ with needed_packages("report"):
 
 PAGE = "report.html"
 DRAWN = 8
-MORE_OPTIONS = "token_budget", "min_tokens", "window_size"  # of a config's backbone that decide about the patches
+COUNTS = "token_budget", "min_tokens"  # options of a config's backbone that decide how many tokens there are
 
 
 def choose_source(args: argparse.Namespace, calibration: Mapping[str, Any] | None) -> Source:
@@ -64,9 +64,9 @@ def choose_source(args: argparse.Namespace, calibration: Mapping[str, Any] | Non
     cfg = read_config(args.config) if args.config else None
     source = Source(selector_of(args, cfg), sizes_of(args, cfg), {}) if calibration is None else source_of(calibration)
     backbone = {} if cfg is None else cfg["model"]["backbone"]
-    more = {name: backbone[name] for name in MORE_OPTIONS if name in backbone}
+    more = {name: backbone[name] for name in COUNTS if name in backbone}
     if args.budget is not None:
-        more["token_budget"] = args.budget
+        more = {"token_budget": args.budget, "min_tokens": None}
     return source._replace(selector=replace(source.selector, **more))
 
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.out / PAGE}: {len(content.photos)} photos, {kept}, {len(content.cards)} drawn")
     if content.left_out:
         total = len(content.photos) + len(content.left_out)
-        sys.exit(f"report: {len(content.left_out)} of {total} photos could not be read, see above")
+        sys.exit(f"report: {len(content.left_out)} of {total} photos were left out, see above")
 
 
 if __name__ == "__main__":

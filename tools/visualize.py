@@ -93,7 +93,10 @@ def read_config(path: Path) -> Mapping[str, Any]:
 def config_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a config's backbone that decide about the patches."""
     backbone = cfg["model"]["backbone"]
-    return {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}
+    options = {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}
+    if backbone.get("window_block_indexes") and backbone.get("window_size"):
+        options["window_size"] = backbone["window_size"]  # no patch crosses the borders of windows
+    return options
 
 
 def config_scale(cfg: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 ECHO = 1.0
 #: Seconds that a data worker goes on after SIGTERM from others than the main process, which ends it before.
 WORKER_STAYS = 20
+_WAITING = "waits for SIGTERM"  # name of the thread
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ def outlive_sigterm() -> None:
     """
     if get_worker_info() is None or not hasattr(signal, "sigtimedwait"):  # which macOS has not
         return
-    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
-        threading.Thread(target=_exit_on_sigterm, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if not any(thread.name == _WAITING for thread in threading.enumerate()):
+        threading.Thread(target=_exit_on_sigterm, name=_WAITING, daemon=True).start()
 
 
 def _exit_on_sigterm() -> None:

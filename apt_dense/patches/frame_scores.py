@@ -22,6 +22,7 @@ _LARGEST_BLOCK = 8  # pixels; means of so many hardly feel a camera's noise, and
 class _Kept(NamedTuple):
     """What is known of earlier frames."""
 
+    kinds: tuple[int, ...]  # pixels of a patch, and the scales
     scores: tuple[Tensor, ...]  # one map (B, h, w) per scale
     means: tuple[Tensor, ...]  # per scale, grey levels of blocks (B, H // block, W // block) when scores were made
 
@@ -36,12 +37,13 @@ class FrameScorer:
         frames.forget()              # before the next video
 
     It has a memory, so each video needs its own, and no graph is made of it (``torch.compile`` with a token budget). A
-    frame of another size, number or device than the last begins anew.
+    frame of another size, number or device than the last begins anew. Each call is taken for the next frame: not for
+    sliding windows or test-time augmentation, nor for looking at other images in between.
 
     Args:
         scorer: name, file or callable that makes the scores, as the option ``scorer``.
         tolerance: grey levels (0 to 255) by which the mean of a block of up to 8 x 8 pixels may differ from the frame
-            whose scores are kept; where one in a patch differs by more, the patch gets new scores. 0: all do.
+            whose scores are kept; where one in a patch differs by as much, the patch gets new scores. 0: all do.
         pixel_format: of the images; their mean is a learned scorer's padding.
 
     Raises:
@@ -70,10 +72,13 @@ class FrameScorer:
             raise RuntimeError("FrameScorer remembers earlier frames, which a compiled graph cannot; run in eager mode")
         block = next(size for size in range(_LARGEST_BLOCK, 0, -1) if patch_size % size == 0)
         means = block_means(grey_levels(pixels), block)
-        found = _Kept(tuple(self.scorer(pixels, patch_size, scales)), (means,) * len(scales))
+        scores = tuple(self.scorer(pixels, patch_size, scales))
+        found = _Kept((patch_size, *scales), scores, (means,) * len(scales))
         if self._kept is not None and _alike(self._kept, found):
             sides = [patch_size * 2**scale // block for scale in scales]
-            found = _Kept(*zip(*map(self._update, *self._kept, *found, sides), strict=True))
+            before = self._kept
+            maps = map(self._update, before.scores, before.means, found.scores, found.means, sides)
+            found = _Kept(found.kinds, *zip(*maps, strict=True))
         self._kept = found
         return found.scores
 
@@ -91,10 +96,9 @@ class FrameScorer:
 
 
 def _alike(kept: _Kept, found: _Kept) -> bool:
-    """Check whether two frames have the same scales, shapes and device."""
-    return [(m.shape, m.device) for m in (*kept.scores, *kept.means)] == [
-        (m.shape, m.device) for m in (*found.scores, *found.means)
-    ]
+    """Check whether two frames have the same patches, shapes and device."""
+    places = ([(m.shape, m.device) for m in (*each.scores, *each.means)] for each in (kept, found))
+    return kept.kinds == found.kinds and next(places) == next(places)
 
 
 def _largest(values: Tensor, side: int) -> Tensor:

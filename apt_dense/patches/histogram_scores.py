@@ -40,7 +40,10 @@ def tsallis_scores(pixels: Tensor, patch_size: int, scales: Sequence[int], q: fl
 
     Below q = 1, rare grey levels count more than in Shannon's entropy, the limit at q = 1: a small object in front of
     an even ground. LVTP (arXiv 2504.17996) combines several q; one alone was better in docs/EVIDENCE.md.
-    Arguments and shapes as in :func:`entropy_scores`.
+    Arguments and shapes as in :func:`entropy_scores`, and
+
+    Args:
+        q: above 0, and not 1.
     """
     return _histogram_scores(pixels, patch_size, scales, partial(_tsallis, q=q))
 

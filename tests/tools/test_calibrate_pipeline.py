@@ -213,3 +213,38 @@ def test_a_target_is_met_by_what_training_sees(data: Path, tmp_path: Path) -> No
     assert cv2.imread(str(out / "worst.png")) is not None and not (out / "pipeline.md").exists()
     with pytest.raises(SystemExit, match="made with other settings"):
         calibrate.main(["--pipeline", str(config), *options, "--seed", "1"])
+
+
+def test_the_same_command_continues_and_another_pipeline_does_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With photos given, for which labels are made up."""
+    config, photos = write_config(tmp_path, data), data / "images" / "training"
+    argv = ["--pipeline", str(config), str(photos), "--out", str(tmp_path / "out"), "--workers", "0", "--draws", "2"]
+    argv += ["--tokens", "0.5", "--thresholds", "6.5"]
+    calibrate.main(argv)
+    record = tmp_path / "out" / "curves.jsonl"
+    whole = record.read_text()
+    assert "8 draws" in capsys.readouterr().out
+    record.write_text("".join(whole.splitlines(keepends=True)[:4]))
+    calibrate.main(argv)
+    assert record.read_text() == whole
+    steps = [dict(step, cat_max_ratio=0.5) if step["type"] == "RandomCrop" else step for step in STEPS]
+    write_config(tmp_path, data, steps)
+    with pytest.raises(SystemExit, match="made with other settings"):
+        calibrate.main(argv)
+
+
+def test_a_step_that_fails_ends_a_calibration(data: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, data, [STEPS[0], dict(type="SometimesNone", share="x")])
+    argv = ["--pipeline", str(config), "--out", str(tmp_path / "out"), "--workers", "0", "--tokens", "0.6"]
+    with pytest.raises(SystemExit, match="SometimesNone, a step of the pipeline, fails for"):
+        calibrate.main(argv)
+    assert not (tmp_path / "out" / "thresholds.json").exists()
+
+
+@pytest.mark.parametrize("more", [["--draws", "2"], ["--void", "3"], ["--model", "base"]], ids=str)
+def test_options_without_effect_are_refused(tmp_path: Path, more: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        calibrate.main([str(tmp_path), "--out", str(tmp_path / "out"), "--tokens", "0.6", *more])
+    assert stopped.value.code == 2

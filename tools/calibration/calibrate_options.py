@@ -24,25 +24,28 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     )
     target.add_argument("--tokens-per-image", type=float, metavar="N", help="mean number of tokens; needs --square")
     target.add_argument(
-        "--milliseconds", type=number(above=0), metavar="MS", help="mean time of a photo on this machine, one at a time"
+        "--milliseconds",
+        type=number(above=0),
+        metavar="MS",
+        help="mean time of a photo here, one at a time; needs --square",
     )
     target.add_argument(
-        "--images-per-second", type=number(above=0), metavar="N", help="the same as --milliseconds, the other way round"
+        "--images-per-second", type=number(above=0), metavar="N", help="1000 / MS, in place of --milliseconds"
     )
     target.add_argument(
-        "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks"
+        "--mixed", type=float, metavar="SHARE", help="coarse patches with several classes; needs --masks or --coco"
     )
     add("--pipeline", type=Path, metavar="CONFIG", help="MMSeg config: photos as its training pipeline draws them; "
         "without a target, show the tokens after each of its transforms")  # fmt: skip
-    add("--draws", type=whole(1), default=4, help="with --pipeline: draws of each photo (default: %(default)s)")
-    add("--seed", type=whole(0, SEEDS), default=0, help="with --pipeline: of the draws (default: %(default)s)")
+    add("--draws", type=whole(1), help="with --pipeline: draws of each photo (default: 4)")
+    add("--seed", type=whole(0, SEEDS), help="with --pipeline: of the draws (default: 0)")
     add("--data-root", type=Path, metavar="DIR", help="with --pipeline: of the config's data")
     add("--masks", type=Path, metavar="DIR", help="labels of the photos, PNG files of the same names; 255 is no class")
     add(
         "--coco",
         type=Path,
         metavar="DATA",
-        help="a data set in COCO's layout, in place of INPUT and --masks",
+        help="in place of INPUT and --masks, the training split of data in COCO's layout",
     )
     add("--void", type=int, nargs="+", default=[], metavar="N", help="other values of the masks that are no class")
     add(
@@ -80,5 +83,17 @@ def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace
     others = [name for name in ("config", "masks", "size", "square") if getattr(options, name) is not None]
     if options.pipeline is not None and others:
         parser.error(f"--{others[0]} does not go with --pipeline, which says how photos are changed")
+    needed = {"pipeline": ("draws", "seed", "data_root"), "masks": ("void",), "time": ("model",)}
+    given = {
+        "pipeline": options.pipeline,
+        "masks": options.masks,
+        "time": options.milliseconds or options.images_per_second,
+    }
+    for other, names in needed.items():
+        alone = [name for name in names if getattr(options, name) not in (None, [])]
+        if given[other] is None and alone:
+            target = "--milliseconds" if other == "time" else f"--{other}"
+            parser.error(f"--{alone[0].replace('_', '-')} has no effect without {target}")
+    options.draws, options.seed = options.draws or 4, options.seed or 0
     if options.images_per_second is not None:
         options.milliseconds = 1000 / options.images_per_second

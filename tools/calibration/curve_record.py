@@ -7,12 +7,15 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from apt_dense.patches.calibration import FACTORS
+
+HIDDEN = 6  # columns of what coarse patches hide
 
 
 class PhotoCurve(NamedTuple):
@@ -73,7 +76,7 @@ def read_curves(record: Path, settings: dict[str, Any]) -> Iterator[PhotoCurve]:
     _drop_unfinished_line(record)
     with record.open(encoding="utf-8") as file:
         head = file.readline()
-        if head and json.loads(head) != json.loads(json.dumps(settings)):
+        if head and _settings_of(head, record) != json.loads(json.dumps(settings)):
             raise ValueError(
                 f"{record} was made with other settings or photos ({_differences(json.loads(head), settings)}); give "
                 f"those again, another --out, or --force"
@@ -83,6 +86,14 @@ def read_curves(record: Path, settings: dict[str, Any]) -> Iterator[PhotoCurve]:
                 yield _from_line(line)
             except (ValueError, KeyError, TypeError, zlib.error) as error:
                 raise ValueError(f"{record}, line {number}, is damaged; pass --force to measure again") from error
+
+
+def _settings_of(head: str, record: Path) -> dict[str, Any]:
+    """The first line. Raises ValueError if it is no object."""
+    with suppress(ValueError):
+        if isinstance(settings := json.loads(head), dict):
+            return settings
+    raise ValueError(f"{record}, line 1, is damaged; pass --force to measure again")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -105,4 +116,6 @@ def _from_line(line: str) -> PhotoCurve:
     if "error" in entry:
         return PhotoCurve(entry["photo"], None, entry["error"])
     hidden = _unpack(entry["hidden"]) if "hidden" in entry else None
+    if hidden is not None and hidden.shape[1] != HIDDEN:
+        raise ValueError(f"{hidden.shape[1]} columns of labels, expected {HIDDEN}")
     return PhotoCurve(entry["photo"], _unpack(entry["patches"]), hidden=hidden, padded=entry.get("padded"))

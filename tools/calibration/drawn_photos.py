@@ -27,7 +27,7 @@ class DrawnPhotos(NamedTuple):
 
     def describe(self) -> str:
         """Text that differs where the draws do."""
-        steps = hashlib.sha256(repr([repr(step) for step in self.task.pipeline.transforms]).encode()).hexdigest()[:12]
+        steps = hashlib.sha256(self.task.settings.encode()).hexdigest()[:12]
         return f"seed {self.seed}, steps {steps}"
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.photo_files import evenly_spread
-from torchvision_detection.data import CocoSplit, load_split
+from torchvision_detection.data import CocoSplit, load_split, read_image
 
 SMALL = 32**2  # COCO's small objects have no more pixels
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -29,6 +29,10 @@ class ObjectsOfPhotos(NamedTuple):
 
     split: CocoSplit
     ids: dict[Path, int]
+
+    def photo(self, path: Path) -> np.ndarray:
+        """Read a photo (H, W, 3) uint8 RGB, turned as its annotations are. Raises ValueError, OSError."""
+        return read_image(self.split, self.ids[path])
 
     def labels(self, path: Path) -> Labels:
         """Number the objects of a photo, as a scorer learns from them, and find the small ones (crowds excepted)."""

@@ -44,13 +44,14 @@ def shares_at(curves: Iterable[PhotoCurve], factor: float) -> Shares:
     return Shares(np.array(shares), tokens, sorted(worst, reverse=True))
 
 
-def describe(found: Calibration, patch_size: int) -> str:
-    """Describe the result in a few lines."""
+def describe(found: Calibration, patch_size: int, drawn: bool = False) -> str:
+    """Describe the result in a few lines; of draws of photos if ``drawn``."""
     low, middle, high = found.quantiles
+    what = "draws" if drawn else "photos"
     sizes = ", ".join(f"{patch_size << scale} px {share:.0%}" for scale, share in enumerate(found.cells))
     return "\n".join([
         f"thresholds: {' '.join(f'{t:.3f}' for t in found.thresholds)} (those given, times {found.factor:.3f})",
-        f"tokens kept: {found.share:.1%} on average over {found.images} photos; 5 % of them keep at most {low:.1%}, "
+        f"tokens kept: {found.share:.1%} on average over {found.images} {what}; 5 % of them keep at most {low:.1%}, "
         f"half {middle:.1%}, 95 % at most {high:.1%}",
         f"area by patch size: {sizes}",
         f"as many other photos of the same kind: {found.expected[0]:.1%} to {found.expected[1]:.1%} on average, 95 "
@@ -86,7 +87,8 @@ def snippets(selector: PatchSelector, share: float) -> str:
         ),
         "tools/train_det_torchvision.py": (
             "sh",
-            f"--thresholds {' '.join(f'{t:.3f}' for t in selector.thresholds)} --expected-tokens {share:.3f}",
+            f"--thresholds {' '.join(f'{t:.3f}' for t in selector.thresholds)} --expected-tokens {share:.3f}"
+            + (f" --scorer {selector.scorer}" if scorer else ""),
         ),
     }
     note = f"Training then warns once in its log if it keeps a share of tokens more than a tenth away from {share:.1%}."

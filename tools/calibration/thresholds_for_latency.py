@@ -19,7 +19,7 @@ from apt_dense.patches.calibration import FACTORS, Calibration, CurveStatistics
 from calibration.token_curves import Sizes
 from scaling.cost_curve import CostCurve, fit_curve
 from shared.normalise import normalise, to_grey_levels
-from shared.photo_files import read_photo
+from shared.photo_files import evenly_spread, read_photo
 
 SAMPLE = 8  # photos that are timed
 _PLACES = 0.0, 0.33, 0.67, 1.0  # on the way from most to fewest tokens, at which they are timed
@@ -111,7 +111,7 @@ def _segmentor(config: Path) -> tuple[Callable[[Tensor], object], APTViT]:
 def _sample(photos: Sequence[Path], selector: PatchSelector, sizes: Sizes) -> list[Tensor]:
     """Read photos at even distances; ones that cannot be read are left out."""
     images = []
-    for path in photos[:: max(1, len(photos) // SAMPLE)][:SAMPLE]:
+    for path in evenly_spread(photos, SAMPLE):
         try:
             images.append(normalise(to_grey_levels(sizes.apply(read_photo(path))), selector.pixel_format))
         except (ValueError, OSError):

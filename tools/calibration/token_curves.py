@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from apt_dense import PatchSelector
+from apt_dense.hosts.readable_images import DataError
 from apt_dense.patches.calibration import FACTORS
 from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
@@ -94,7 +95,7 @@ class Source(NamedTuple):
         if self.drawn is not None:
             image = self.drawn.image(str(name))
             return image, tuple(image.shape[-2:])
-        photo = read_photo(Path(name))
+        photo = read_photo(Path(name)) if self.objects is None else self.objects.photo(Path(name))
         return normalise(to_grey_levels(self.sizes.apply(photo)), self.selector.pixel_format), photo.shape[:2]
 
     @property
@@ -118,11 +119,13 @@ class _Photos(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, number: int) -> PhotoCurve:
+    def __getitem__(self, number: int) -> PhotoCurve | Exception:
         path = self.paths[number]
         try:
             return self._curve(path)
         except (ValueError, OSError) as error:
+            if self.source.drawn is not None and not isinstance(error, DataError):
+                return error  # of the pipeline, which would fail for each photo
             return PhotoCurve(str(path), None, str(error))
 
     def _curve(self, path: Path | str) -> PhotoCurve:
@@ -153,7 +156,7 @@ def measure_curves(
     """Write the curves of all photos to ``record``, but for those that it holds already.
 
     Raises:
-        ValueError: if ``record`` was made with other settings.
+        ValueError: if ``record`` was made with other settings, or a step of a pipeline fails.
     """
     done = {curve.path for curve in read_curves(record, settings)}
     left = [path for path in paths if str(path) not in done]
@@ -166,5 +169,7 @@ def measure_curves(
         if not file.tell():
             file.write(json.dumps(settings) + "\n")
         for curve in tqdm(loader, "photos", total=len(left), initial=0, unit="photo"):
+            if isinstance(curve, Exception):
+                raise curve
             file.write(as_line(curve))
             file.flush()

@@ -30,10 +30,15 @@ from shared.photo_files import evenly_spread
 
 
 class Task(NamedTuple):
-    """A pipeline, and the photos to send through it."""
+    """A pipeline, and the photos to send through it.
+
+    Args:
+        settings: the steps and the preprocessor as the config has them.
+    """
 
     pipeline: Pipeline
     photos: Sequence[Mapping[str, Any]]
+    settings: str
 
 
 def read_task(options: Namespace, photos: Sequence[Path]) -> Task:
@@ -47,16 +52,19 @@ def read_task(options: Namespace, photos: Sequence[Path]) -> Task:
     selector = _selector(options, cfg)
     data_sets = _data_sets(options.pipeline, cfg)
     steps = deepcopy(data_sets[0]["pipeline"])
+    settings = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor")
+    if not settings:
+        raise ValueError(f"--pipeline {options.pipeline} has no data_preprocessor, which normalises and pads images")
     name_unreadable_files(steps)
     with building_from(cfg), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmseg")):
         transforms = Compose(steps).transforms
         infos = evenly_spread([*_without_masks(photos)] if photos else [*_entries(data_sets)], options.photos)
-        settings = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor")
         preprocessor, plain = (MODELS.build(deepcopy(one)) for one in (settings, {**settings, "test_cfg": None}))
     if photos:
         transforms = [StandInLabels() if isinstance(one, LoadAnnotations) else one for one in transforms]
     names = [*map(type_name, data_sets[0]["pipeline"]), f"padding by {type(preprocessor).__name__}"]
-    return Task(Pipeline(_numbered(names), transforms, plain, preprocessor, selector), infos)
+    pipeline = Pipeline(_numbered(names), transforms, plain, preprocessor, selector)
+    return Task(pipeline, infos, f"{data_sets[0]['pipeline']} {settings}")
 
 
 def _read(options: Namespace, has_photos: bool) -> Config:

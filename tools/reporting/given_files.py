@@ -29,6 +29,11 @@ def read_calibration(folder: Path) -> Mapping[str, Any]:
         source_of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not what tools/calibrate.py writes ({type(error).__name__}: {error})") from error
+    if "pipeline" in content["settings"]:
+        raise ValueError(
+            f"--calibration {folder} was made of photos as a training pipeline draws them (calibrate.py --pipeline); "
+            f"this report measures them as they are. Give its thresholds with --thresholds, and their size"
+        )
     if not all(map(math.isfinite, (low, high, *figures))):
         raise ValueError(f"{path} holds a figure that is not finite")
     return content

@@ -61,7 +61,11 @@ def draw_scores(found: ScoreMap, grid: tuple[int, int]) -> np.ndarray:
         colours = np.where((scores < middle)[..., None], BELOW, ABOVE)
         reach = np.where(scores < middle, middle - scores.min(), scores.max() - middle)
         least = 0 if found.threshold is None else _LEAST_STRENGTH
-        strength = least + (1 - least) * (np.abs(scores - middle) / np.maximum(reach, 1e-9)).clip(0, 1)[..., None]
+        with np.errstate(invalid="ignore"):
+            distance = np.nan_to_num(
+                np.abs(scores - middle) / np.maximum(reach, 1e-9), nan=1.0
+            )  # of infinite thresholds
+        strength = least + (1 - least) * distance.clip(0, 1)[..., None]
         patches = np.rint(_MIDDLE + (colours - np.array(_MIDDLE)) * strength).astype(np.uint8)
         cells = patches.repeat(1 << found.scale, 0).repeat(1 << found.scale, 1)[: grid[0], : grid[1]]
         drawn[: cells.shape[0], : cells.shape[1]] = cells

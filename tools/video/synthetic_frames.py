@@ -32,8 +32,7 @@ def panning_camera(photo: np.ndarray, frames: int, step: int) -> Iterator[np.nda
             f"a photo {photo.shape[1]} pixels wide is too narrow for {frames} frames {step} pixels apart; give fewer "
             f"--frames or a smaller --step"
         )
-    for number in range(frames):
-        yield photo[:, number * step : number * step + width]
+    return (photo[:, number * step : number * step + width] for number in range(frames))
 
 
 def with_noise(frames: Iterator[np.ndarray], deviation: float) -> Iterator[np.ndarray]:

@@ -139,10 +139,15 @@ def _label_map(data: Tensor) -> np.ndarray:
 
 
 def add_metric(cfg: Config, thresholds: Sequence[float] | None) -> None:
-    """Add the metric to the evaluators of a test."""
+    """Add the metric to the evaluators of a test, or give the one that is there these thresholds."""
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
     others = [one for one in evaluators if type_name(one) != ScaleIoUMetric.__name__]
-    cfg.test_evaluator = [*others, {"type": ScaleIoUMetric.__name__, "thresholds": thresholds}]
+    own = [one for one in evaluators if type_name(one) == ScaleIoUMetric.__name__]
+    metric = dict(own[0]) if own else {"type": ScaleIoUMetric.__name__}
+    for other in others:  # which all leave out the same labels
+        if not own and "ignore_index" in other:
+            metric["ignore_index"] = other["ignore_index"]
+    cfg.test_evaluator = [*others, {**metric, "thresholds": thresholds}]
     add_hook(cfg)
 
 

@@ -202,3 +202,13 @@ def test_metric_and_hook_are_added_once(evaluators: object) -> None:
     assert [one["type"] for one in cfg.custom_hooks] == ["EMAHook", "ScaleIoUMetricHook"]
     add_hook(empty := Config({"val_evaluator": {"type": "mmseg.ScaleIoUMetric"}}))
     assert [one["type"] for one in empty.custom_hooks] == ["ScaleIoUMetricHook"]
+
+
+def test_an_added_metric_leaves_out_what_others_do_and_keeps_its_own_options() -> None:
+    plain = Config({"test_evaluator": {"type": "IoUMetric", "ignore_index": 254}})
+    add_metric(plain, (5.5,))
+    assert plain.test_evaluator[1] == {"type": "ScaleIoUMetric", "ignore_index": 254, "thresholds": (5.5,)}
+    own = Config({"test_evaluator": [{"type": "IoUMetric"}, {"type": "ScaleIoUMetric", "border_share": 0.01}]})
+    add_metric(own, None)
+    assert own.test_evaluator[1] == {"type": "ScaleIoUMetric", "border_share": 0.01, "thresholds": None}
+    assert [hook["type"] for hook in own.custom_hooks] == ["ScaleIoUMetricHook"]
