@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 for package in ("tqdm", "cv2", "matplotlib"):
     pytest.importorskip(package, reason="calibrate needs it")
@@ -24,6 +25,7 @@ from apt_dense.patches.calibration import FACTORS
 from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
 from calibration.curve_record import PhotoCurve, read_curves
+from calibration.labels_of_photos import read_objects_of
 from calibration.masks_of_photos import find_masks
 from calibration.token_curves import Sizes
 from shared.photo_files import read_photo
@@ -391,3 +393,26 @@ def test_boxes_are_moved_as_pictures_are(size: tuple[int, int]) -> None:
         assert [columns.min(), rows.min()] == pytest.approx([left, top], abs=1.5)
         assert [columns.max() + 1, rows.max() + 1] == pytest.approx([right, bottom], abs=1.5)
     assert not len(Sizes(square=10).apply_to_boxes(np.array([[0, 0, 1, 1.0]]), (20, 60), (10, 10)))
+
+
+@pytest.mark.parametrize("as_stored", [True, False], ids=["as stored", "as shown"])
+def test_objects_lie_where_their_annotations_say_in_turned_photos(tmp_path: Path, as_stored: bool) -> None:
+    """EXIF turns photos; annotations may be of either."""
+    pytest.importorskip("pycocotools", reason="reads COCO's layout")
+    data = noisy_coco(tmp_path / "coco")
+    path = data / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for entry in content["images"]:
+        entry["file_name"] = entry["file_name"].replace(".png", ".jpg")
+        pixels = cv2.imread(str(data / "train2017" / entry["file_name"].replace(".jpg", ".png")))[..., ::-1]
+        stored = pixels if as_stored else np.rot90(pixels)  # which orientation 6 turns back
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(stored).save(data / "train2017" / entry["file_name"], exif=exif, quality=100)
+    path.write_text(json.dumps(content))
+    objects = read_objects_of(data, None)
+    for photo in objects.ids:
+        picture, labels = objects.photo(photo), objects.labels(photo)
+        assert picture.shape[:2] == labels.map.shape == (64, 96)
+        assert np.ptp(picture[8:56, 8:40]) < 20 < np.ptp(picture[8:56, 56:88])  # flat on the left
+        assert labels.map[10, 10] != labels.map[30, 30] and len(labels.small) == 2
