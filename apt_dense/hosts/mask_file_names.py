@@ -1,4 +1,4 @@
-"""What the names of masks have after those of their images: nothing, or an ending such as "_L"."""
+"""Match mask files to image files by name: equal stems, or a common suffix such as "_L"."""
 
 from collections import Counter
 from collections.abc import Iterable

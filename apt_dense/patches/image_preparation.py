@@ -41,8 +41,8 @@ def _check_tensor(images: Any) -> None:
         )
     if is_vmapped(images):
         raise TypeError(
-            "images are gone through by torch.vmap, which is not supported: each is cut into patches of its own; give "
-            "them as a batch (B, C, H, W). Several models' weights may be (torch.func.stack_module_state)"
+            "torch.vmap over images is not supported, since each image has its own number of patches; pass a batch "
+            "(B, C, H, W) instead. vmap over the weights of several models (torch.func.stack_module_state) works"
         )
     if images.is_meta:
         raise ValueError(

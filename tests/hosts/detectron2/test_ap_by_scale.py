@@ -43,7 +43,7 @@ def picture(entry: dict, factor: int) -> dict:
 
 
 def perfect(content: dict, entry: dict, masks: bool) -> dict:
-    """What a detector that knows the annotations says."""
+    """The output of a perfect detector: the annotations themselves."""
     own = [one for one in content["annotations"] if one["image_id"] == entry["id"]]
     found = Instances((entry["height"], entry["width"]))
     found.pred_boxes = Boxes(torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (o["bbox"] for o in own)]).float())
@@ -108,7 +108,7 @@ def _score_half(rank: int, content: dict, path: Path) -> None:
 
 
 def scores_of(content: dict, images: list[dict]) -> dict:
-    """What a perfect detector gets for these images, together with those of other processes."""
+    """The scores of a perfect detector on these images, gathered over all processes."""
     evaluator = APByScaleEvaluator(NAME, tiny_model())
     for entry in images:
         evaluator.process([picture(entry, 1)], [perfect(content, entry, True)])

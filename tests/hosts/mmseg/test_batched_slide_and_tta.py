@@ -279,8 +279,8 @@ ODD_SIZES = [(45, 51), (33, 38), (64, 75)]
 def padded(images: Tensor, test_cfg: dict | None) -> Tensor:
     height, width = images.shape[2:]
     divisor, size = (test_cfg or {}).get("size_divisor", 1), (test_cfg or {}).get("size", (height, width))
-    below, beside = -height % divisor + size[0] - height, -width % divisor + size[1] - width
-    return nn.functional.pad(images, (0, beside, 0, below))
+    pad_bottom, pad_right = -height % divisor + size[0] - height, -width % divisor + size[1] - width
+    return nn.functional.pad(images, (0, pad_right, 0, pad_bottom))
 
 
 def by_hand(model: nn.Module, images: Tensor, slide: bool) -> Tensor:
