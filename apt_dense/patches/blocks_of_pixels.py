@@ -1,4 +1,4 @@
-"""Grey levels of images, and their square blocks.
+"""Grey levels of images, and square blocks of images and of maps.
 
 Shape letters: B images, H x W pixels.
 """
@@ -27,6 +27,11 @@ def blocks(values: Tensor, size: int) -> Tensor:
     rows, columns = values.shape[1] // size, values.shape[2] // size
     whole = values[:, : rows * size, : columns * size]
     return whole.unflatten(2, (columns, size)).unflatten(1, (rows, size))
+
+
+def enlarged(values: Tensor, side: int) -> Tensor:
+    """Repeat each value of (B, h, w) in a block: (B, h * side, w * side)."""
+    return values.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
 
 
 def no_blocks(values: Tensor, size: int) -> Tensor:

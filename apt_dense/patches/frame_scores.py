@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense.options import PixelFormat
-from apt_dense.patches.blocks_of_pixels import block_means, grey_levels
+from apt_dense.patches.blocks_of_pixels import block_means, blocks, enlarged, grey_levels
 from apt_dense.patches.scores import Scorer, resolve_scorer
 from apt_dense.runtime import is_compiling
 
@@ -20,7 +19,7 @@ _LARGEST_BLOCK = 8  # pixels; means of so many hardly feel a camera's noise, and
 
 
 class _Kept(NamedTuple):
-    """What is known of earlier frames."""
+    """State carried over from earlier frames."""
 
     kinds: tuple[int, ...]  # pixels of a patch, and the scales
     scores: tuple[Tensor, ...]  # one map (B, h, w) per scale
@@ -36,9 +35,9 @@ class FrameScorer:
             features = model(frame)
         frames.forget()              # before the next video
 
-    It has a memory, so each video needs its own, and no graph is made of it (``torch.compile`` with a token budget). A
-    frame of another size, number or device than the last begins anew. Each call is taken for the next frame: not for
-    sliding windows or test-time augmentation, nor for looking at other images in between.
+    It is stateful: use one per video, in eager mode (with a token budget, ``torch.compile`` would trace it). Its state
+    is reset if the size, the batch size or the device of the frames changes. Each call must be the next frame, so it
+    does not work with sliding windows or test-time augmentation, or if other images are scored in between.
 
     Args:
         scorer: name, file or callable that makes the scores, as the option ``scorer``.
@@ -59,7 +58,7 @@ class FrameScorer:
         self._kept: _Kept | None = None
 
     def forget(self) -> None:
-        """Begin anew with the next frame."""
+        """Reset the state, so that the next frame is scored from scratch."""
         self._kept = None
 
     def __call__(self, pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
@@ -87,11 +86,11 @@ class FrameScorer:
     ) -> tuple[Tensor, Tensor]:
         """Scores (B, h, w) and means of blocks of one scale, whose patches are ``side`` blocks wide, replaced where
         something moved."""
-        moved = _largest((new_means - means).abs(), side) >= self.tolerance
+        moved = blocks((new_means - means).abs(), side).amax((2, 4)) >= self.tolerance
         rows, columns = (n * side for n in moved.shape[1:])
         replaced = means.clone()
         inside = replaced[:, :rows, :columns]
-        inside.copy_(torch.where(_enlarge(moved, side), new_means[:, :rows, :columns], inside))
+        inside.copy_(torch.where(enlarged(moved, side), new_means[:, :rows, :columns], inside))
         return torch.where(moved, new_scores, scores), replaced
 
 
@@ -99,16 +98,3 @@ def _alike(kept: _Kept, found: _Kept) -> bool:
     """Check whether two frames have the same patches, shapes and device."""
     places = ([(m.shape, m.device) for m in (*each.scores, *each.means)] for each in (kept, found))
     return kept.kinds == found.kinds and next(places) == next(places)
-
-
-def _largest(values: Tensor, side: int) -> Tensor:
-    """The largest (B, h // side, w // side) of each whole block of values (B, h, w)."""
-    batch, rows, columns = values.shape
-    if min(rows, columns) < side:
-        return values.new_zeros(batch, rows // side, columns // side)
-    return F.max_pool2d(values[:, None], side)[:, 0]
-
-
-def _enlarge(values: Tensor, side: int) -> Tensor:
-    """Repeat each value (B, h, w) side x side times."""
-    return values.repeat_interleave(side, 1).repeat_interleave(side, 2)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apt_dense.patches.blocks_of_pixels import enlarged
 from apt_dense.patches.regions import Regions
 
 DROPPED = -1
@@ -93,7 +94,7 @@ def partition_by_thresholds(
 
 def paint_blocks(scale_map: Tensor, chosen: Tensor, scale: int) -> None:
     """Mark, in place, the cells of the chosen patches (B, h >> scale, w >> scale) with their scale."""
-    cells = chosen.repeat_interleave(2**scale, dim=1).repeat_interleave(2**scale, dim=2)
+    cells = enlarged(chosen, 2**scale)
     scale_map[:, : cells.shape[1], : cells.shape[2]].masked_fill_(cells, scale)
 
 

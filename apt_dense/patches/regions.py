@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from apt_dense.patches.blocks_of_pixels import blocks
 from apt_dense.patches.image_preparation import whole_patches
 
 #: Regions of images (B, C, H, W): a mask (B, H, W) of truth values, one tensor (n, 4) of boxes x1, y1, x2, y2 in pixels
@@ -93,6 +94,4 @@ def _mask_of_boxes(name: str, boxes: Tensor, height: int, width: int, device: to
 
 def _any_in_blocks(marked: Tensor, side: int) -> Tensor:
     """The whole blocks (B, h // side, w // side) of (B, h, w) that hold a marked one."""
-    rows, columns = (length // side for length in marked.shape[1:])
-    inside = marked[:, : rows * side, : columns * side]
-    return inside.unflatten(2, (columns, side)).unflatten(1, (rows, side)).any(4).any(2)
+    return blocks(marked, side).any(4).any(2)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apt_dense.patches.blocks_of_pixels import enlarged
 from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.partition import Bounds
 from apt_dense.patches.selector import PatchSelector
@@ -89,7 +90,7 @@ def _first_step(score: Tensor, threshold: float, factors: Tensor) -> Tensor:
 
 def _lower_blocks(since: Tensor, merges: Tensor, scale: int) -> None:
     """Lower, in place, the steps of the cells (B, h, w) under blocks (B, h >> scale, w >> scale) to those of these."""
-    cells = merges.repeat_interleave(2**scale, dim=1).repeat_interleave(2**scale, dim=2)
+    cells = enlarged(merges, 2**scale)
     part = since[:, : cells.shape[1], : cells.shape[2]]
     torch.minimum(part, cells, out=part)
 
