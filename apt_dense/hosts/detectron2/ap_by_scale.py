@@ -1,6 +1,7 @@
 """Detectron2's evaluation of AP by the share of coarse patches under objects: ``train.ap_by_scale=True``."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -9,6 +10,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 from torch import nn
 
 from apt_dense.hosts.coco_ap_by_scale import SharesUnderObjects, ap_by_coarse_share, gathered, read_truth
@@ -42,8 +44,12 @@ class APByScaleEvaluator(DatasetEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         if self._metadata.get("json_file") is None:
             raise ValueError(f"AP by scale needs a data set in COCO's layout; {dataset_name!r} has no json_file")
-        self._truth = read_truth(PathManager.get_local_path(self._metadata.json_file))
         self.reset()
+
+    @cached_property
+    def _truth(self) -> COCO:
+        """The annotations, read when the first batch comes: trainings build an evaluator only to check its options."""
+        return read_truth(PathManager.get_local_path(self._metadata.json_file))
 
     def reset(self) -> None:
         """Forget the images so far. Detectron2 calls this before a test."""

@@ -81,8 +81,6 @@ class APTViT(vit.APTViT, Backbone):
         resize_patches: bool = False,
         **options: Any,
     ) -> None:
-        if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
-            raise ValueError(f"act_layer={act_layer} is not supported; the blocks are built with nn.GELU")
         if not text("out_feature", out_feature):
             raise ValueError("out_feature='' must be a name, by which heads ask for the feature map")
         settings = {"partial_patches": "crop", "pos_antialias": False, **norm_arguments(norm_layer), **options}
@@ -104,7 +102,7 @@ class APTViT(vit.APTViT, Backbone):
             pretrain_img_size=pretrain_img_size,
             pretrain_use_cls_token=pretrain_use_cls_token,
             checkpoint_blocks=flag("use_act_checkpoint", use_act_checkpoint),
-            act_layer=None if act_layer is nn.GELU else act_layer,
+            act_layer=_activation(act_layer),
             **settings,
         )
         if len(self.out_indices) != 1:
@@ -113,9 +111,12 @@ class APTViT(vit.APTViT, Backbone):
         if not flag("rel_pos_zero_init", rel_pos_zero_init):
             _randomise_relative_positions(self)
         self.strict_loading = flag("strict_loading", strict_loading)
-        self._out_features = [out_feature]
-        self._out_feature_channels = {out_feature: embed_dim}
-        self._out_feature_strides = {out_feature: patch_size}
+        self._describe_output(out_feature, embed_dim, patch_size)
+
+    def _describe_output(self, name: str, channels: int, stride: int) -> None:
+        """Set what Detectron2's ``Backbone.output_shape`` reads."""
+        self._out_features = [name]
+        self._out_feature_channels, self._out_feature_strides = {name: channels}, {name: stride}
 
     @classmethod
     def from_timm(
@@ -149,6 +150,13 @@ class APTViT(vit.APTViT, Backbone):
     def _log_tokens_kept(self, share: float, cells: int) -> None:
         if self.training and has_event_storage():
             get_event_storage().put_scalar("tokens_kept", share)
+
+
+def _activation(act_layer: Callable[[], nn.Module] | str | None) -> str | None:
+    """The name of the activation; None for GELU, with which blocks are built. Raises ValueError for other layers."""
+    if not isinstance(act_layer, str | None) and act_layer is not nn.GELU:
+        raise ValueError(f"act_layer={act_layer} is not supported; the blocks are built with nn.GELU")
+    return None if act_layer is nn.GELU else act_layer
 
 
 def _check_padding_shows(model: vit.APTViT) -> None:
