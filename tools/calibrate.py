@@ -120,8 +120,8 @@ def photos_and_source(options: argparse.Namespace) -> tuple[Sequence[Path | str]
     if not selector.thresholds:
         raise ValueError("--thresholds is empty: there is nothing to scale; give one per coarse patch size")
     if options.coco is not None:
-        from calibration.labels_of_photos import read_objects_of
-
+        with needed_packages("calibrate"):
+            from calibration.objects_of_photos import read_objects_of
         objects = read_objects_of(options.coco, options.photos)
         return list(objects.ids), Source(selector, sizes, {}, objects=objects)
     photos = find_photos(options.inputs, options.photos)
@@ -138,14 +138,12 @@ def sizes_of(options: argparse.Namespace, cfg: Mapping[str, Any] | None) -> Size
 
 def calibrate(options: argparse.Namespace) -> Calibration:
     """Measure the curves, choose thresholds, write the report. Raises ValueError, TypeError, OSError."""
-    if options.milliseconds is None and options.tokens_per_image is None:
-        target_of(options)  # before anything is measured
     photos, source = photos_and_source(options)
     selector = source.selector
     scalable(selector.thresholds)
     options.patch_size = selector.patch_size
     if options.milliseconds is None:
-        target_of(options)
+        target_of(options)  # before anything is measured
     options.out.mkdir(parents=True, exist_ok=True)
     record, settings = options.out / "curves.jsonl", settings_of(photos, source, options)
     if options.force:

@@ -19,9 +19,9 @@ from pycocotools.cocoeval import COCOeval
 
 #: Shares of coarse cells under the box: none, up to half, more than half. They are rounded to six digits.
 GROUPS = {"fine": (0.0, 0.0), "mixed": (1e-6, 0.5), "coarse": (0.500001, 1.0)}
+SMALL = 32**2  # pixels of COCO's small objects, at most
 _DIGITS = 6
 _LEAST_EXTENT = 0.01  # cells; of less, the table of sums is not exact enough
-_SMALL = 32**2  # COCO's small objects, in pixels
 _IGNORED = -1.0  # a share of no group
 
 
@@ -134,7 +134,7 @@ def _by_share(truth: COCO, found: SharesUnderObjects, small: bool) -> COCO:
     """Annotations with the share in place of the area; with ``small``, larger objects are in no group."""
     shares = found.objects
     return _indexed(truth, [
-        {**entry, "area": _IGNORED if small and entry["area"] > _SMALL else shares.get(entry["id"], _IGNORED)}
+        {**entry, "area": _IGNORED if small and entry["area"] > SMALL else shares.get(entry["id"], _IGNORED)}
         for entry in truth.dataset["annotations"]
     ])  # fmt: skip
 
@@ -148,7 +148,7 @@ def _results(truth: COCO, detections: Sequence[Mapping[str, Any]], kind: str, sm
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         results = truth.loadRes(entries)
     for entry in results.dataset["annotations"]:
-        entry["area"] = _IGNORED if small and entry["area"] > _SMALL else entry["coarse_share"]
+        entry["area"] = _IGNORED if small and entry["area"] > SMALL else entry["coarse_share"]
     return results
 
 

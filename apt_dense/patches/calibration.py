@@ -127,7 +127,8 @@ class CurveStatistics:
         thresholds = scalable(thresholds)
         self._check_images()
         curve = self.mean() if target.quantile is None else self.quantile(target.quantile)
-        return self._at(_place_of(_reached(curve, target.share), target.share), thresholds)
+        _check_reached(curve, target.share)
+        return self._at(_place_of(curve, target.share), thresholds)
 
     def calibrate_by(self, thresholds: Sequence[float], falling: np.ndarray, wanted: float) -> Calibration:
         """Choose the factor at which something (F,) that falls from factor to factor is as wanted, or the nearest.
@@ -174,15 +175,14 @@ class _Interpolation:
         return values[self.low] * (1 - self.weight) + values[self.low + 1] * self.weight
 
 
-def _reached(curve: np.ndarray, share: float) -> np.ndarray:
-    """The curve (F,). Raises ValueError unless it passes the share."""
+def _check_reached(curve: np.ndarray, share: float) -> None:
+    """Raise ValueError unless the curve (F,) passes the share."""
     if not curve[-1] <= share <= curve[0]:
         raise ValueError(
             f"a share of {share:.1%} of the tokens is not reached: thresholds scaled by {FACTORS[0]:g} to "
             f"{FACTORS[-1]:g} leave {curve[0]:.1%} to {curve[-1]:.1%}. Start from lower or higher thresholds, or "
             f"from more of them (larger patches)"
         )
-    return curve
 
 
 def _place_of(curve: np.ndarray, value: float) -> float:

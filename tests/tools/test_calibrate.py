@@ -25,8 +25,8 @@ from apt_dense.patches.calibration import FACTORS
 from calibration import thresholds_for_latency as latency
 from calibration import token_curves as curves_module
 from calibration.curve_record import PhotoCurve, read_curves
-from calibration.labels_of_photos import read_objects_of
 from calibration.masks_of_photos import find_masks
+from calibration.objects_of_photos import read_objects_of
 from calibration.token_curves import Sizes
 from shared.photo_files import read_photo
 

@@ -1,14 +1,9 @@
 """Labels of photos, as calibration looks at them: label maps, and the boxes of small objects."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from shared.photo_files import evenly_spread
-from torchvision_detection.data import CocoSplit, load_split, read_image
-
-SMALL = 32**2  # COCO's small objects have no more pixels
 NO_BOXES = np.zeros((0, 4), np.float32)
 
 
@@ -22,35 +17,3 @@ class Labels(NamedTuple):
 
     map: np.ndarray
     small: np.ndarray
-
-
-class ObjectsOfPhotos(NamedTuple):
-    """The objects of a data set in COCO's layout, by photo."""
-
-    split: CocoSplit
-    ids: dict[Path, int]
-
-    def photo(self, path: Path) -> np.ndarray:
-        """Read a photo (H, W, 3) uint8 RGB, turned as its annotations are. Raises ValueError, OSError."""
-        return read_image(self.split, self.ids[path])
-
-    def labels(self, path: Path) -> Labels:
-        """Number the objects of a photo, as a scorer learns from them, and find the small ones (crowds excepted)."""
-        from calibration.coco_objects_as_labels import object_map
-
-        number = self.ids[path]
-        found = [entry for entry in self.split.coco.imgToAnns[number] if not entry.get("iscrowd")]
-        boxes = np.array([entry["bbox"] for entry in found if entry["area"] <= SMALL], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]  # COCO's are x, y, width, height
-        return Labels(object_map(self.split, number), boxes)
-
-
-def read_objects_of(data: Path, most: int | None) -> ObjectsOfPhotos:
-    """Read the training split of a data set; of more than ``most`` photos, so many at even distances.
-
-    Raises:
-        ValueError, OSError: as ``load_split``.
-    """
-    split = load_split(data, "train", every_class=False, masks=None)
-    chosen = evenly_spread(split.image_ids, most)
-    return ObjectsOfPhotos(split, {split.folder / split.coco.imgs[number]["file_name"]: number for number in chosen})

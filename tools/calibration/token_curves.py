@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,11 +19,14 @@ from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
 from calibration.curve_record import PhotoCurve, as_line, read_curves
-from calibration.labels_of_photos import NO_BOXES, Labels, ObjectsOfPhotos
+from calibration.labels_of_photos import NO_BOXES, Labels
 from calibration.masks_of_photos import read_labels
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
 from shared.picture_layout import resize_longer_side, resize_within
+
+if TYPE_CHECKING:  # which needs pycocotools
+    from calibration.objects_of_photos import ObjectsOfPhotos
 
 
 class Sizes(NamedTuple):
@@ -87,7 +90,7 @@ class Source(NamedTuple):
     sizes: Sizes
     masks: dict[Path, Path]
     void: Sequence[int] = ()
-    objects: ObjectsOfPhotos | None = None
+    objects: "ObjectsOfPhotos | None" = None
     drawn: Any = None
 
     def image(self, name: str | Path) -> tuple[Tensor, tuple[int, int]]:

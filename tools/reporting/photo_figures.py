@@ -13,7 +13,6 @@ from apt_dense import PatchSelector
 from apt_dense.patches.labels_under_coarse_patches import mixing_by_factor
 from apt_dense.patches.token_curve import patches_by_factor
 
-from calibration.masks_of_photos import read_labels
 from calibration.token_curves import Source
 from shared.normalise import normalise, to_grey_levels
 from shared.photo_files import read_photo
@@ -101,7 +100,7 @@ def measure_photo(path: Path, source: Source) -> PhotoFigures:
     if path not in source.masks:
         return found
     size = picture.shape[:2]
-    labels = source.sizes.apply_to_labels(read_labels(source.masks[path], photo.shape[:2], source.void), size)
+    labels = source.sizes.apply_to_labels(source.labels(path, photo.shape[:2]).map, size)
     return found._replace(mixing=_mixing(picture, labels, source.selector))
 
 

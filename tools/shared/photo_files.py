@@ -8,6 +8,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from apt_dense.hosts.coco_picture_sizes import spread
 from apt_dense.hosts.readable_images import is_cut_off
 
 Item = TypeVar("Item")
@@ -57,9 +58,7 @@ def read_photo(path: Path) -> np.ndarray:
 
 def evenly_spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
     """Take at most so many items at even distances; None for all."""
-    if most is None or len(items) <= most:
-        return items
-    return [items[number * len(items) // most] for number in range(most)]
+    return items if most is None else spread(items, most)
 
 
 def find_photos(inputs: Sequence[Path]) -> list[Path]:
