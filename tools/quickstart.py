@@ -3,10 +3,10 @@
     python tools/quickstart.py [--out demo] [--short] [--force] [--only segmentation|detection]
 
 Composes labelled scenes from the photographs inside scikit-image; trains a small adaptive ViT and its uniform twin for
-the same number of iterations, for segmentation with MMSegmentation and for detection with torchvision; evaluates and
-times both; and runs them on whole photos. Leaves OUT/results.md, OUT/results.csv, OUT/contact_sheet.png and
-OUT/detections.png. Each stage takes a line; what the hosts log is in its folder, OUT/STAGE/log.txt. An interrupted run
-continues with the stage it was in.
+the same number of iterations, for segmentation with MMSegmentation and then, from those backbones, for detection with
+torchvision; evaluates and times both; and runs them on whole photos. Leaves OUT/results.md, OUT/results.csv,
+OUT/contact_sheet.png and OUT/detections.png. Each stage takes a line; what the hosts log is in its folder,
+OUT/STAGE/log.txt. An interrupted run continues with the stage it was in.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -78,13 +78,12 @@ def as_csv(tables: Mapping[str, Rows]) -> str:
 def run(out: Path, short: bool, force: bool, only: str | None) -> dict[str, Rows]:
     """Run what is not finished yet; return the figures of each task."""
     tables = {}
-    done = seg.run_segmentation(out, seg.SHORT if short else seg.Plan(), force, only == "detection")
+    done = seg.run_segmentation(out, seg.SHORT if short else seg.Plan(), force, only != "detection")
     if only != "detection":
         tables["Segmentation"] = segmentation_rows(done)
         shutil.copy(done["sheet"].folder / "contact_sheet.png", out)
     if only != "segmentation":
-        data = done["data"]
-        found = det.run_detection(out, data.folder / "scenes", data.made, det.SHORT if short else det.PLAN, force)
+        found = det.run_detection(out, done["data"].folder / "scenes", done, det.SHORT if short else det.PLAN, force)
         tables["Detection"] = detection_rows(found)
         shutil.copy(found["sheet"].folder / "detections.png", out)
     return tables
@@ -95,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything (default: demo)")
     parser.add_argument("--short", action="store_true", help="a tenth of the work: it all runs, nothing learns")
     parser.add_argument("--force", action="store_true", help="do finished stages again")
-    parser.add_argument("--only", choices=["segmentation", "detection"], help="one half")
+    parser.add_argument(
+        "--only",
+        choices=["segmentation", "detection"],
+        help="one half; detection trains the segmentors, too, that it starts from",
+    )
     options = parser.parse_args(argv)
 
     start = time.perf_counter()

@@ -108,6 +108,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("drop_padding", "spend no tokens on padding", action=argparse.BooleanOptionalAction)
     add("size", "pixels of the longer side", type=int)
     add("channels", "channels of pyramid and heads", type=int)
+    add(
+        "scale_factors",
+        "sizes of the pyramid's levels relative to the ViT's feature map, descending, from 4, 2, 1 and 0.5",
+        type=float, nargs="+", metavar="FACTOR",
+    )  # fmt: skip
     add("box_features", "width of the box head's linear layer", type=int)
     add("proposals", "boxes per image that the RPN hands on", type=int)
     add("box_samples", "of these, boxes per image that losses are computed for", type=int)
@@ -130,7 +135,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, object]:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "thresholds" in given:
         given["thresholds"] = _thresholds(given["thresholds"])
-    given |= {name: tuple(given[name]) for name in ("scale_jitter", "anneal") if name in given}
+    given |= {name: tuple(given[name]) for name in ("scale_factors", "scale_jitter", "anneal") if name in given}
     return given
 
 

@@ -16,7 +16,7 @@ class ViTSize(NamedTuple):
 
 #: "demo" trains on two CPU cores within minutes; the others are those of DeiT (tiny, small) and ViTDet.
 SIZES = {
-    "demo": ViTSize(96, 4, 3),
+    "demo": ViTSize(192, 4, 3),
     "tiny": ViTSize(192, 12, 3),
     "small": ViTSize(384, 12, 6),
     "base": ViTSize(768, 12, 12),

@@ -14,7 +14,11 @@ for package in ("mmseg", "skimage", "pycocotools", "torchvision"):
     pytest.importorskip(package, reason="the quickstart needs it")
 
 import quickstart
+import torch
 
+from apt_dense.hosts.torchvision.build_detector import build_model
+
+from demo import build_and_run_segmentors, detection, segmentation
 from demo.resumable_stages import LOG, RECORD, Stage, run_stage
 from demo.training_bar import TrainingBar
 
@@ -113,6 +117,22 @@ def test_mmengine_training_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None
     bar.after_val_iter(Runner, 0)
     bar.after_run(Runner)
     assert "uniform: evaluating" in capsys.readouterr().err and bar.bar is None
+
+
+def test_detectors_start_from_the_segmentors(tmp_path: Path) -> None:
+    """The backbones fit; nothing of them is left at its random start."""
+    config = segmentation.demo_config("adaptive", tmp_path, 10)
+    segmentor = build_and_run_segmentors.build(config)
+    with torch.no_grad():
+        for parameter in segmentor.parameters():
+            parameter.fill_(0.125)
+    build_and_run_segmentors.save_weights(segmentor, tmp_path / "model.pth")
+    settings = detection.settings_of("adaptive", detection.SHORT, tmp_path / "model.pth")
+    net = build_model(settings, num_classes=3).backbone.net
+    held = {name for name, value in net.named_parameters() if bool(((value - 0.125).abs() < 1e-5).all())}
+    assert {name for name, _ in net.named_parameters()} - held == {
+        f"blocks.{block}.attn.rel_pos_{side}" for block in range(4) for side in "hw"
+    }
 
 
 def test_tables_show_figures_and_ratios() -> None:

@@ -30,41 +30,48 @@ class DetectionPlan(Options):
     """Amounts of everything: training of each twin, test scenes scored, scenes shown. All are checked."""
 
     settings: Settings = option(Settings(), instance(Settings))
-    scored: int = option(24, whole(1))
+    scored: int = option(40, whole(1))
     shown: tuple[int, ...] = option((0, 2, 5), each(whole(0)))
 
     def _check_together(self) -> None:
         check_shown("shown", self.shown, self.scored)
 
 
-# Small enough for two CPU cores: here the heads take most of the time, so that fewer tokens save little of it. Scenes
-# shrunk to so few pixels are busy, hence the high thresholds.
+# ViT and patches are those of the segmentors (configs/mmseg/demo_*.py). Two levels, of strides 8 and 16, and narrow
+# heads leave most of the time to the backbone, as in real detectors; from random weights a few hundred iterations would
+# not do.
 PLAN = DetectionPlan(
     Settings(
-        model="vit_demo", thresholds=(6.8, 6.0), size=224, channels=64, box_features=128, proposals=100,
-        box_samples=64, scale_jitter=(0.9, 1.1), batch_size=2, iterations=320, lr=1e-3, weight_decay=0.05, warmup=10,
-    )
+        model="vit_demo", patch_size=8, thresholds=(0.15, 0.1), scorer="laplacian", size=304, channels=64,
+        scale_factors=(1.0, 0.5), box_features=128, proposals=100, box_samples=64, scale_jitter=(0.9, 1.1),
+        batch_size=2, iterations=250, lr=5e-4, lr_decay=1.0, weight_decay=0.05, warmup=10,
+    ),
 )  # fmt: skip
 SHORT = DetectionPlan(replace(PLAN.settings, iterations=8), scored=4, shown=(0,))
 
 
-def settings_of(twin: str, plan: DetectionPlan) -> Settings:
-    """Return the settings of a twin; the thresholds are all that differs."""
-    return plan.settings if twin == "adaptive" else replace(plan.settings, thresholds=())
+def settings_of(twin: str, plan: DetectionPlan, segmentor: Path) -> Settings:
+    """Return the settings of a twin; thresholds and the weights it starts from are all that differs."""
+    settings = replace(plan.settings, pretrained=str(segmentor))
+    return settings if twin == "adaptive" else replace(settings, thresholds=())
 
 
-def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, force: bool = False) -> dict[str, Record]:
+def run_detection(
+    root: Path, scenes: Path, segmentors: Mapping[str, Record], plan: DetectionPlan, force: bool = False
+) -> dict[str, Record]:
     """Run the stages below ``root`` that are not finished there; return the records of all by name.
 
     Args:
         scenes: folder of the demo data.
-        made: when it was made; other data makes other results.
+        segmentors: the stages of the trained twins, whose backbones those of the detectors start from.
     """
     done = {}
     for twin in TWINS:
-        uses = {"data": made, "settings": asdict(settings_of(twin, plan)), "scored": plan.scored}
+        settings = settings_of(twin, plan, segmentors[twin].folder / "model.pth")
+        uses = {"segmentor": segmentors[twin].made, "settings": asdict(settings), "scored": plan.scored}
         stage = Stage(
-            f"detection_{twin}", uses, lambda folder, twin=twin: train_twin(folder, scenes, twin, plan), [CHECKPOINT],
+            f"detection_{twin}", uses,
+            lambda folder, settings=settings: train_twin(folder, scenes, settings, plan.scored), [CHECKPOINT],
             tell=lambda results: f"box AP {results['AP']:.3f}, {results['tokens']:.0%} of tokens",
         )  # fmt: skip
         done[twin] = run_stage(stage, root, force)
@@ -77,18 +84,18 @@ def run_detection(root: Path, scenes: Path, made: str, plan: DetectionPlan, forc
     return done
 
 
-def train_twin(folder: Path, scenes: Path, twin: str, plan: DetectionPlan) -> dict[str, Any]:
+def train_twin(folder: Path, scenes: Path, settings: Settings, scored: int) -> dict[str, Any]:
     """Train and score one twin; its weights are ``last.pth``."""
     for name in (CHECKPOINT, LOG):
         (folder / name).unlink(missing_ok=True)  # of an interrupted run with other settings
-    trainer = Trainer(settings_of(twin, plan), load_split(scenes, "train"))
-    if not train(trainer, folder, progress=f"detection_{twin}: training"):
+    trainer = Trainer(settings, load_split(scenes, "train"))
+    if not train(trainer, folder, progress=f"{folder.name}: training"):
         raise KeyboardInterrupt
     log = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    val = _first(load_split(scenes, "val"), plan.scored)
+    val = _first(load_split(scenes, "val"), scored)
     tokens = TokenCounter(trainer.model.backbone.net)
     start = time.perf_counter()
-    detections = detect(trainer.model, val, progress=f"detection_{twin}: evaluating")
+    detections = detect(trainer.model, val, progress=f"{folder.name}: evaluating")
     seconds = time.perf_counter() - start
     scores = {kind: coco_scores(val.coco, detections, kind) for kind in TASKS["masks"]}
     timed = log[len(log) // 5 :]

@@ -53,13 +53,15 @@ class Plan(Options):
 SHORT = Plan(train=24, val=8, iters=15, shown_scenes=(1,), photos=("chelsea.png",))
 
 
-def run_segmentation(root: Path, plan: Plan, force: bool = False, data_only: bool = False) -> dict[str, Record]:
-    """Run the stages below ``root`` that are not finished there, or the data only; return their records by name."""
+def run_segmentation(root: Path, plan: Plan, force: bool = False, compare: bool = True) -> dict[str, Record]:
+    """Run the stages below ``root`` that are not finished there; return their records by name.
+
+    Args:
+        compare: time the trained twins and draw what they predict.
+    """
     amounts = {"train": plan.train, "val": plan.val, "size": plan.size}
     made = Stage("data", amounts, lambda folder: make_scenes(folder, amounts), ["scenes"], tell=_tell_data)
     data = run_stage(made, root, force)
-    if data_only:
-        return {"data": data}
     configs = {twin: demo_config(twin, data.folder / "scenes", plan.iters) for twin in TWINS}
     uses = {"data": data.made, "configs": [config.to_dict() for config in configs.values()]}
     weights = [f"{twin}.pth" for twin in TWINS]
@@ -74,6 +76,8 @@ def run_segmentation(root: Path, plan: Plan, force: bool = False, data_only: boo
             tell=lambda results: f"mIoU {results['mIoU']:.1f}, {results['tokens, train']:.0%} of tokens in training",
         )  # fmt: skip
         done[twin] = run_stage(stage, root, force)
+    if not compare:
+        return done
     uses = {twin: done[twin].made for twin in TWINS}
     speed = Stage("speed", uses, lambda folder: compare_speed(configs, done), tell=_tell_speed)
     done["speed"] = run_stage(speed, root, force)

@@ -25,6 +25,7 @@ DROP_PATH = {"base": 0.1, "large": 0.4, "huge": 0.5}  # ViTDet's
 PRESETS: dict[str, dict[str, Any]] = {
     f"vit_{name}": {**size._asdict(), "drop_path_rate": DROP_PATH.get(name, 0.0)} for name, size in SIZES.items()
 }
+PRESETS["vit_demo"]["pretrain_use_cls_token"] = False  # its weights are those of the demo's segmentor
 
 
 def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -> FasterRCNN:
@@ -42,6 +43,7 @@ def build_model(settings: Settings, num_classes: int, pretrained: bool = True) -
         _backbone(settings, settings.pretrained if pretrained else None),
         num_classes, settings.size, settings.size,
         channels=settings.channels,
+        scale_factors=settings.scale_factors,
         box_features=settings.box_features,
         resize_in_training=False,
         box_batch_size_per_image=settings.box_samples,
@@ -78,18 +80,16 @@ def _of_timm(settings: Settings, pretrained: bool, common: dict[str, Any]) -> AP
 
 def _preset(settings: Settings, common: dict[str, Any]) -> APTViT:
     """Build a plain ViT as ViTDet does: windows, relative positions, absolute ones of 224 pixels, no final norm."""
-    shape = PRESETS[settings.model]
-    return APTViT(
-        img_size=settings.size,
-        pretrain_img_size=224,
-        pretrain_use_cls_token=True,
-        use_rel_pos=True,
-        window_size=WINDOW_SIZE,
-        window_block_indexes=windowed_blocks(shape["depth"]),
-        pos_antialias=False,
-        **shape,
-        **common,
-    )
+    own = PRESETS[settings.model]
+    vitdet = {
+        "pretrain_img_size": 224,
+        "pretrain_use_cls_token": True,
+        "use_rel_pos": True,
+        "window_size": WINDOW_SIZE,
+        "window_block_indexes": windowed_blocks(own["depth"]),
+        "pos_antialias": False,
+    }
+    return APTViT(**{"img_size": settings.size, **vitdet, **own, **common})
 
 
 def _load_pretrained(backbone: APTViT, path: Path, resize_patches: bool = False) -> None:

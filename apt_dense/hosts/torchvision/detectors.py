@@ -20,6 +20,7 @@ from torchvision.ops.poolers import initLevelMapper
 from apt_dense.hosts.torchvision.anchors import AnchorsOfStrides
 from apt_dense.hosts.torchvision.pixel_transform import make_transform
 from apt_dense.hosts.torchvision.pyramid import OneStagePyramid, PyramidBackbone
+from apt_dense.nn.feature_pyramid import SCALE_FACTORS
 from apt_dense.option_checks import whole
 from apt_dense.vit import APTViT
 
@@ -36,6 +37,7 @@ def mask_rcnn(
     max_size: int = 1024,
     *,
     channels: int = 256,
+    scale_factors: Sequence[float] = SCALE_FACTORS,
     box_features: int = 1024,
     resize_in_training: bool = True,
     **options: Any,
@@ -52,6 +54,7 @@ def mask_rcnn(
         min_size, max_size: pixels that the shorter side is resized to, unless the longer one would exceed
             ``max_size``. If several sizes are given, training draws one of them and evaluation uses the last.
         channels: of the pyramid's levels and of all convolutions in the heads.
+        scale_factors: sizes of the pyramid's levels relative to the ViT's feature map: see :class:`PyramidBackbone`.
         box_features: width of the box head's fully connected layer.
         resize_in_training: False if training images already have their final size, as after large-scale jitter.
         **options: other arguments of ``torchvision.models.detection.MaskRCNN``, and ``size_divisible`` and
@@ -61,7 +64,7 @@ def mask_rcnn(
         TypeError, ValueError: for a backbone that does not fit, or an argument out of range.
     """
     _check(backbone, num_classes, options)
-    body = PyramidBackbone(backbone, whole(1)("channels", channels))
+    body = PyramidBackbone(backbone, whole(1)("channels", channels), scale_factors)
     parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes) | _mask_parts(body, num_classes)
     _check_pairs(options)
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
@@ -77,6 +80,7 @@ def faster_rcnn(
     max_size: int = 1024,
     *,
     channels: int = 256,
+    scale_factors: Sequence[float] = SCALE_FACTORS,
     box_features: int = 1024,
     resize_in_training: bool = True,
     **options: Any,
@@ -87,7 +91,7 @@ def faster_rcnn(
     that both have carry the same names; ``**options`` are those of ``torchvision.models.detection.FasterRCNN``.
     """
     _check(backbone, num_classes, options)
-    body = PyramidBackbone(backbone, whole(1)("channels", channels))
+    body = PyramidBackbone(backbone, whole(1)("channels", channels), scale_factors)
     parts = _rpn_parts(body) | _box_parts(body, box_features, num_classes)
     _check_pairs(options)
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from apt_dense.option_checks import Options, choice, flag, number, option, optional, share, text, thresholds, whole
+from apt_dense.nn.feature_pyramid import SCALE_FACTORS
+from apt_dense.option_checks import (
+    Options,
+    choice,
+    each,
+    flag,
+    number,
+    option,
+    optional,
+    share,
+    text,
+    thresholds,
+    whole,
+)
 from apt_dense.patches.schedule import PatchSchedule
 
 #: What is learned and scored, and the kinds of COCO's scores.
@@ -53,6 +66,9 @@ class Settings(Options):
     drop_padding: bool = option(True, flag)
     size: int = option(1024, whole(32))  # pixels of the longer side
     channels: int = option(256, whole(4))  # of pyramid and heads
+    # Sizes of the pyramid's levels relative to the ViT's feature map. With patches of 8 pixels, (2.0, 1.0, 0.5) has the
+    # strides that the default has with 16.
+    scale_factors: tuple[float, ...] = option(SCALE_FACTORS, each(number(above=0)))
     box_features: int = option(1024, whole(1))
     proposals: int = option(1000, whole(1))  # per image
     box_samples: int = option(512, whole(1))  # of them, per image, for the loss

@@ -61,6 +61,22 @@ def test_levels_fit_their_anchors(patch_size: int, strides: tuple[int, ...]) -> 
     assert model.backbone.out_channels == 16
 
 
+@pytest.mark.parametrize(
+    ("scale_factors", "strides"), [((2.0, 1.0, 0.5), (4, 8, 16, 32)), ((1.0, 0.5), (8, 16, 32)), ((1.0,), (8, 16))]
+)
+def test_levels_can_be_chosen(scale_factors: tuple[float, ...], strides: tuple[int, ...]) -> None:
+    """With patches of 8 pixels the default's finest level has a stride of 2."""
+    model = detector(vit(patch_size=8), scale_factors=scale_factors)
+    assert model.backbone.strides == strides
+    assert model.rpn.anchor_generator.sizes == tuple((8 * stride,) for stride in strides)
+    pool = model.roi_heads.box_roi_pool
+    assert pool.featmap_names == list(model.backbone.levels[:-1])
+    assert pool.scales == [1 / stride for stride in strides[:-1]]
+    losses = model.train()([torch.rand(3, 96, 128)], [target([(10, 10, 60, 60)], (96, 128))])
+    sum(losses.values()).backward()
+    assert model.eval()([torch.rand(3, 96, 128)])[0]["boxes"].shape[1] == 4
+
+
 def test_level_names() -> None:
     assert PyramidBackbone(vit(), 8).levels == ("p2", "p3", "p4", "p5", "p6")
     assert PyramidBackbone(vit(patch_size=8), 8).levels == ("p1", "p2", "p3", "p4", "p5")
@@ -360,6 +376,7 @@ def test_pixels_that_are_not_finite() -> None:
 BAD_ARGUMENTS = {
     "channels": [0, -1, 1.5, "8", None, True],
     "box_features": [0, -1, 1.5, "8", None],
+    "scale_factors": [(), (3.0,), (1.0, 2.0), (1.0, 1.0), "1", None, 1.0],
     "num_classes": [0, 1, -1, 1.5, "3", None],
     "min_size": [0, -1, None, 1.5, "64", (), (0,), (64, "32"), True],
     "max_size": [0, -1, 1.5, "64", None],
@@ -370,8 +387,8 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("build", [mask_rcnn, faster_rcnn, retinanet])
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
 def test_bad_arguments_are_refused_by_name(name: str, build: Callable) -> None:
-    if build is retinanet and name == "box_features":
-        return  # it has no box head
+    if build is retinanet and name in ("box_features", "scale_factors"):
+        return  # it has no box head, and its levels are given
     for value in BAD_ARGUMENTS[name]:
         backbone = APTViT(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2)
         with pytest.raises((TypeError, ValueError), match=name):

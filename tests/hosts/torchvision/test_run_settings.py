@@ -23,6 +23,7 @@ BAD: dict[str, list[Any]] = {
     "patch_size": [0, 1.5, "16", True],
     "thresholds": [5.5, "5.5", None, (3.0, 4.0), (math.nan,), ("4",)],
     "scale_jitter": [1.0, (1.0,), (2.0, 1.0), (0, 1), (math.nan, 1), "ab", None, (1.0, math.inf)],
+    "scale_factors": [1.0, (0,), (math.nan,), "21", None, (True,)],
     "expected_tokens": [-0.1, 1.1, "0.5", True, math.nan],
     "anneal": [0.5, (0.5,), (0.6, 0.5), (0, 1.1), (math.nan, 1), "ab", (True, 1), ("0", "1")],
     **dict.fromkeys(["drop_padding", "checkpoint_blocks", "amp"], FLAGS),
