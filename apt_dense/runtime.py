@@ -140,12 +140,29 @@ def describe_machine() -> str:
     return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *units])
 
 
-def has_slow_mkl() -> bool:
-    """Check whether MKL, which PyTorch takes for float32 products, leaves half of the CPU unused: on AMD's processors.
+@cache
+def processor_family() -> int:
+    """The number that x86 processors call their family, 26 for AMD's Zen 5; 0 where it cannot be read."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"cpu family\s*:\s*(\d+)", info.read_text()) if info.exists() else None
+    return int(found[1]) if found else 0
 
-    A fact about the processor, so that every run on a machine chooses the same way.
-    """
+
+def is_amd() -> bool:
+    """Check whether the processor is AMD's. A fact about the processor, so that every run on a machine chooses the same
+    way; so are the following."""
     return processor_vendor() == "AuthenticAMD"
+
+
+def has_slow_mkl() -> bool:
+    """Check whether MKL, which PyTorch takes for float32 products and whose code for AMD's processors is AVX2, leaves
+    half of the CPU unused: from Zen 5 on, whose vector units are 512 bits wide."""
+    return is_amd() and processor_family() >= 26
+
+
+def has_avx512() -> bool:
+    """Check whether PyTorch uses AVX-512 here."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def has_matrix_unit(dtype: torch.dtype) -> bool:

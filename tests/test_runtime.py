@@ -78,14 +78,18 @@ def test_the_matrix_unit_is_that_of_the_type(found: bool, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("text", "vendor"),
+    ("text", "vendor", "family"),
     [
-        ("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", "GenuineIntel"),
-        ("CPU implementer : 0x41\n", ""),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", "GenuineIntel", 6),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2\n", "AuthenticAMD", 26),
+        ("CPU implementer : 0x41\n", "", 0),
     ],
 )
-def test_the_maker_of_the_processor(text: str, vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_maker_and_family_of_the_processor(
+    text: str, vendor: str, family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runtime.Path, "exists", lambda path: True)
     monkeypatch.setattr(runtime.Path, "read_text", lambda path: text)
     monkeypatch.setattr(runtime.platform, "processor", lambda: "aarch64")
     assert runtime.processor_vendor.__wrapped__() == vendor
+    assert runtime.processor_family.__wrapped__() == family

@@ -1,12 +1,13 @@
 """Measure which attention kernel and which matrix products are the fastest on this machine, for "auto" to take.
 
-    python tools/tune_kernels.py            # measures, for minutes, on a machine that does nothing else
+    python tools/tune_kernels.py            # measures, for some ten minutes, on a machine that does nothing else
     python tools/tune_kernels.py --show     # prints what "auto" takes and why, measures nothing
     python tools/tune_kernels.py --forget   # deletes what was measured
 
 Without measurements "auto" goes by facts about the processor, known for AMD's and Intel's; on others it takes PyTorch's
 own kernels. What is measured is kept in the user's cache, for this processor, number of threads and version
 of PyTorch, and read by every later process. A kernel that is not clearly faster than PyTorch's is not taken.
+Nothing is taken before all is measured; interrupted, the same command continues.
 
 All kernels give the same values up to rounding, so that changing the choice in the middle of a training changes its
 losses in the last digits only; do not tune between a run and the one that resumes it if they must not.
@@ -16,6 +17,7 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from shared.packages import needed_packages
 
@@ -29,6 +31,7 @@ with needed_packages("tune_kernels"):
         Seconds,
         fastest,
         format_times,
+        parse_times,
         times_of_machine,
         timings_path,
     )
@@ -42,17 +45,28 @@ with needed_packages("tune_kernels"):
 def chosen(case: Case) -> tuple[str, str]:
     """Return what "auto" takes in a case, and why."""
     if case.work == "linear":
-        taken = PRODUCTS[is_faster()]
-        known = all(fastest(other, "pytorch", PRODUCTS) for other in all_cases(()))
+        taken, known = PRODUCTS[is_faster(case.trains)], fastest(case, "pytorch", PRODUCTS)
     else:
         taken, known = choose(attention_inputs(case)[0]), fastest(case, "sdpa", ("sdpa",))
     return taken, "measured here" if known else "a fact about the processor"
 
 
-def measure(rounds: int) -> dict[str, dict[str, Seconds]]:
-    """Time all cases."""
+def measure(rounds: int, partial: Path) -> dict[str, dict[str, Seconds]]:
+    """Time all cases but those that an interrupted run left in ``partial``, which is theirs until all are measured."""
     torch.manual_seed(0)
-    return {case.key: time_case(case, rounds) for case in tqdm(all_cases(), "cases")}
+    times = _left_in(partial)
+    for case in tqdm(all_cases(), "cases"):
+        if case.key not in times:
+            times[case.key] = time_case(case, rounds)
+            write_text_whole(partial, format_times(times, torch.get_num_threads()))
+    return times
+
+
+def _left_in(partial: Path) -> dict[str, dict[str, Seconds]]:
+    try:
+        return dict(parse_times(partial.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # none, or damaged: measured again
+        return {}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,12 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
     path = timings_path(threads)
+    partial = path.with_suffix(".partial")
     if options.forget:
         path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     elif not options.show:
-        times = measure(options.rounds)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(path, format_times(times, threads))
+        write_text_whole(path, format_times(measure(options.rounds, partial), threads))
+        partial.unlink()
     times_of_machine.cache_clear()
     print(f"{describe_machine()}, {threads} threads, torch {torch.__version__}")
     print(f"measured: {path if path.is_file() else 'nothing'}")

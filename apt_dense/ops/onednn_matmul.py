@@ -1,9 +1,10 @@
 """Matrix products by oneDNN, in float32 on CPUs, and the row counts that it likes.
 
-PyTorch leaves these products to MKL, which on AMD's CPUs uses half of their vector width: 210 GFLOP/s on two cores of
-Zen 5, where oneDNN reaches 450. On Intel's MKL is the faster one, and is left alone (``runtime.has_slow_mkl``).
-PyTorch's other types go to oneDNN anyway. PyTorch's own switch
-``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it was when compiled).
+PyTorch leaves these products to MKL, which on AMD's CPUs runs AVX2 code: 210 GFLOP/s on two cores of Zen 5, where
+oneDNN reaches 450. On Zen 4, which takes two cycles for 512 bits, oneDNN is a tenth ahead in forward passes and behind
+in training; on Intel's MKL is the faster one, and is left alone (``is_faster``). PyTorch's other types go to oneDNN
+anyway. PyTorch's own switch ``torch.backends.mkldnn.flags(enabled=False)`` leads back to MKL (in compiled code as it
+was when compiled).
 
 oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps hundreds of them. Adaptive patches make a new
 row count with every image, so rows are filled up to :func:`whole_rows`, of which there are few.
@@ -19,7 +20,7 @@ from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from apt_dense.ops.measured_kernel_choice import Case, fastest
-from apt_dense.runtime import has_slow_mkl, runs_on_host
+from apt_dense.runtime import has_avx512, has_slow_mkl, is_amd, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -59,7 +60,11 @@ def fill_rows(rows: Tensor, spare: int = 0) -> Tensor:
     that matters: on CPUs, for products of oneDNN's, which has those of 16 bits anyway."""
     if not runs_on_host(rows):
         return rows
-    by_onednn = is_enabled() or torch.is_autocast_enabled("cpu") or rows.dtype in (torch.bfloat16, torch.float16)
+    by_onednn = (
+        is_enabled(rows.requires_grad)
+        or torch.is_autocast_enabled("cpu")
+        or rows.dtype in (torch.bfloat16, torch.float16)
+    )
     return fill_up(rows, whole_rows(len(rows) + spare) if by_onednn else len(rows) + spare)
 
 
@@ -140,11 +145,12 @@ def _without_gaps(w: Tensor) -> Tensor:
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Check whether this is a product that oneDNN takes over: not an empty one, nor one of quantised or distributed
     weights, nor one with a mistake in it, which PyTorch names better."""
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and is_enabled()
+        and is_enabled(trains)
         and not torch.is_autocast_enabled("cpu")
         and x.shape[-1] == weight.shape[-1]
         and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == torch.float32))
@@ -153,19 +159,24 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def is_enabled() -> bool:
-    """Check whether oneDNN takes over anything at all: where its products are
-    the faster ones, but not inside of torch.func and forward-mode
-    derivatives, of which our operators know nothing."""
+def is_enabled(trains: bool = False) -> bool:
+    """Check whether oneDNN takes over anything at all: where its products are the faster ones, but not inside of
+    torch.func and forward-mode derivatives, of which our operators know nothing.
+
+    Args:
+        trains: whether a backward pass follows.
+    """
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return _EXISTS and is_faster() and torch.backends.mkldnn.enabled and not transformed
+    return _EXISTS and is_faster(trains) and torch.backends.mkldnn.enabled and not transformed
 
 
-def is_faster() -> bool:
-    """Check whether oneDNN's float32 products beat PyTorch's on this machine: by what was measured there, in inference
-    and in training, else by a fact about the processor."""
-    found = {fastest(Case("linear", "float32", 0, "", trains), "pytorch", PRODUCTS) for trains in (False, True)}
-    return has_slow_mkl() if found == {None} else found == {"onednn"}
+def is_faster(trains: bool = False) -> bool:
+    """Check whether oneDNN's float32 products beat PyTorch's on this machine, without or with a backward pass: by what
+    was measured there, else by facts about the processor."""
+    found = fastest(Case("linear", "float32", 0, "", trains), "pytorch", PRODUCTS)
+    if found is not None:
+        return found == "onednn"
+    return has_slow_mkl() or (is_amd() and has_avx512() and not trains)
 
 
 _LINEAR = [torch.ops.apt_dense.linear, *([torch.ops.mkldnn._linear_pointwise] if _EXISTS else [])]

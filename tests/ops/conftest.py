@@ -1,4 +1,4 @@
-"""Kernels are tested as an AMD processor chooses them, whatever the machine; other choices have tests of their own."""
+"""Kernels are tested as AMD's Zen 5 chooses them, whatever the machine; other choices have tests of their own."""
 
 from __future__ import annotations
 
@@ -10,3 +10,4 @@ from apt_dense import runtime
 @pytest.fixture(autouse=True)
 def _processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "processor_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(runtime, "processor_family", lambda: 26)

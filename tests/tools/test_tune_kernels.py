@@ -47,6 +47,43 @@ def test_each_kernel_takes_its_turn_in_every_round() -> None:
         assert len(calls) == 4 * count and first.median == 1 + 2 * count  # the third of four rounds
 
 
+def test_slow_cases_take_fewer_rounds() -> None:
+    case = all_cases()[1]
+    for seconds, rounds in ((0.1, 7), (1.0, 4), (100.0, 3)):
+        calls: list[float] = []
+        time_case(case, 7, lambda step, calls=calls, seconds=seconds: calls.append(seconds) or seconds)
+        assert len(calls) == 2 * (1 + rounds)
+
+
+def test_long_segments_have_fewer_heads() -> None:
+    heads = {case.length: attention_inputs(case)[0].q.shape[1] for case in all_cases((64, 512))[2:]}
+    assert heads == {64: 6, 512: 2}  # of 128 rows at least
+
+
+def test_an_interrupted_tuning_continues_and_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, measured = all_cases((64,)), []
+    monkeypatch.setattr(tune_kernels, "all_cases", lambda lengths=(): cases)
+    monkeypatch.setattr(kernel_timings, "all_cases", lambda: cases)
+
+    def stop_at_the_fourth(case: Case, rounds: int) -> dict[str, Seconds]:
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(case)
+        return {"sdpa": Seconds(1, 1, 1), "pytorch": Seconds(1, 1, 1)}
+
+    monkeypatch.setattr(tune_kernels, "time_case", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        tune_kernels.main(["--rounds", "3"])
+    threads = torch.get_num_threads()
+    assert not times_of_machine(threads) and not timings_path(threads).exists()
+    monkeypatch.setattr(
+        tune_kernels, "time_case", lambda case, rounds: measured.append(case) or {"sdpa": Seconds(1, 1, 1)}
+    )
+    tune_kernels.main(["--rounds", "3"])
+    assert measured == cases and set(times_of_machine(threads)) == {case.key for case in cases}
+    assert [path.name for path in timings_path(threads).parent.iterdir()] == [timings_path(threads).name]
+
+
 def test_quartiles() -> None:
     assert quartiles([5, 1, 2, 4, 3]) == Seconds(2, 3, 4) and quartiles([2.0]) == Seconds(2, 2, 2)
 

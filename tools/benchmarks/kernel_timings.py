@@ -22,7 +22,9 @@ from benchmarks.meters import seconds_of
 
 DTYPES = "float32", "bfloat16"
 HEADS, CHANNELS = 6, 64  # half of ViT-B's heads: their number changes little, their width does
+FEWEST_HEADS = 2  # of segments so long that more would take minutes
 FEWEST_ROWS = 2048  # of a measured batch, in segments of the case's length
+FEWEST_ROUNDS, MOST_SECONDS = 3, 8.0  # of a case: less time if that many rounds are possible in it
 LINEAR_ROWS, LINEAR_DIM = 2464, 768  # a ViT-B's MLP at 60 % of 1024 x 1024 pixels
 CPU = torch.device("cpu")
 
@@ -59,7 +61,7 @@ def attention_inputs(case: Case) -> tuple[Inputs, list[Tensor]]:
     scale_map = torch.full((-(-FEWEST_ROWS // case.length), side * side), -1, dtype=torch.int8)
     scale_map[:, : case.length] = 0
     layout = build_layout(scale_map.unflatten(1, (side, side)), 1)
-    shape = layout.images.total, HEADS, CHANNELS
+    shape = layout.images.total, max(FEWEST_HEADS, HEADS * FEWEST_ROWS // max(case.length, FEWEST_ROWS)), CHANNELS
     operands = [_leaf(case, *shape) for _ in range(3)]
     bias = None
     if case.terms == "relative":
@@ -88,14 +90,19 @@ def step_of(forward: Callable[[], Tensor], operands: Sequence[Tensor]) -> Step:
 
 
 def time_case(case: Case, rounds: int, clock: Callable[[Step], float] | None = None) -> dict[str, Seconds]:
-    """Time all kernels of a case, which take turns in every round; the first round does not count."""
+    """Time all kernels of a case, which take turns in every round; the first round does not count.
+
+    Args:
+        rounds: at most; fewer where they would take longer than ``MOST_SECONDS``, but ``FEWEST_ROUNDS``.
+    """
     clock = clock or partial(seconds_of, device=CPU)
     steps = steps_of(case)
+    first = sum([clock(step) for step in steps.values()])
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
+    for _ in range(min(rounds, max(FEWEST_ROUNDS, int(MOST_SECONDS / first)))):
         for name, step in steps.items():
             seconds[name].append(clock(step))
-    return {name: quartiles(found[1:]) for name, found in seconds.items()}
+    return {name: quartiles(found) for name, found in seconds.items()}
 
 
 def quartiles(seconds: Sequence[float]) -> Seconds:

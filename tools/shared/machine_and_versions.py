@@ -13,4 +13,6 @@ def environment(device: torch.device) -> str:
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
-    return f"torch {torch.__version__}, {describe_machine()}, {threads}, products by {PRODUCTS[is_faster()]}"
+    forward, training = (PRODUCTS[is_faster(trains)] for trains in (False, True))
+    products = forward if forward == training else f"{forward} (in training {training})"
+    return f"torch {torch.__version__}, {describe_machine()}, {threads}, products by {products}"

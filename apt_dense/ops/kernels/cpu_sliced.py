@@ -1,9 +1,10 @@
 """Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time,
 whose scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
 
-At 2450 rows of 12 heads (Zen 5, two cores) it takes 70 ms, fused attention 100 ms (in bfloat16 no less), and 102 to
-120 ms with relative positions (tools/benchmark_kernels.py). Neither the forward nor the backward pass holds more than
-the scores of two slices.
+At 2450 rows of 12 heads it takes 70 ms on two cores of Zen 5, fused attention 100 ms (in bfloat16 no less), and 102 to
+120 ms with relative positions. On Zen 4, which has less to gain from oneDNN, it takes 140 ms and fused attention 115;
+with relative positions 183, and "sdpa" 306 (tools/benchmark_kernels.py). Neither the forward nor the backward pass
+holds more than the scores of two slices.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
 head, K rows + columns of cells, K' the same with those of coarse keys (``bias.pooled_bias``).
@@ -23,11 +24,13 @@ from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.sdpa_bias_as_mask import mask
 from apt_dense.ops.onednn_matmul import fill_up, is_enabled, product, whole_rows
-from apt_dense.runtime import has_matrix_unit, without_autocast
+from apt_dense.runtime import has_matrix_unit, has_slow_mkl, runs_on_host, without_autocast
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
 _FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
-_LONG_SEGMENT = 512  # mean number of rows from which this is faster than "sdpa" and "mask"
+# Mean number of rows from which this is faster than "sdpa" and "mask": where MKL is slow; with relative positions
+# anywhere (twice as many in training in 16 bits, in which the others compute).
+_LONG_SEGMENT, _LONG_WITH_BIAS = 512, 1536
 
 
 def rows(inputs: Inputs) -> Tensor:
@@ -46,9 +49,14 @@ def _obstacle(inputs: Inputs) -> str | None:
 
 
 def _suits(inputs: Inputs) -> bool:
-    """Check whether segments are long and oneDNN's float32 products are the best that the CPU offers."""
-    is_long = inputs.padding is None and inputs.segments.mean_length >= _LONG_SEGMENT
-    return is_long and is_enabled() and not has_matrix_unit(inputs.q.dtype)
+    """Check whether segments are long, and float32 products, oneDNN's above all, the best that the CPU offers."""
+    if inputs.padding is not None or not runs_on_host(inputs.q) or has_matrix_unit(inputs.q.dtype):
+        return False
+    length = inputs.segments.mean_length
+    if has_slow_mkl() and is_enabled():
+        return length >= _LONG_SEGMENT
+    in_16_bits = inputs.q.dtype in (torch.bfloat16, torch.float16)
+    return inputs.bias is not None and length >= _LONG_WITH_BIAS * (2 if in_16_bits and inputs.trains else 1)
 
 
 KERNEL = Kernel(rows, _obstacle, _suits)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.length_buckets import Batch, attend_by_bucket
-from apt_dense.runtime import has_slow_mkl, runs_on_host
+from apt_dense.runtime import is_amd, runs_on_host
 
 _BIAS_ENTRIES = 2**21  # most entries of the bias held at once: 8 MiB in float32
 
@@ -60,7 +60,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, of_
 def _suits(inputs: Inputs) -> bool:
     """Check whether parts cost nothing and masks little: on a GPU parts would be many launches, a compiler would unroll
     them, and on Intel's CPUs further channels are faster."""
-    return runs_on_host(inputs.q) and has_slow_mkl() and not inputs.trains
+    return runs_on_host(inputs.q) and is_amd() and not inputs.trains
 
 
 KERNEL = Kernel(mask, lambda inputs: None, _suits)
