@@ -30,6 +30,7 @@ with needed_packages("visualize"):
     from tqdm import tqdm
 
     from apt_dense import PatchSelector
+    from apt_dense.hosts.find_patch_selector import patch_options_of
     from apt_dense.patches.learned_scores import SUFFIX, USUAL_THRESHOLDS
 
     from shared.option_types import PIXELS, SCORER_HELP, whole
@@ -39,7 +40,7 @@ with needed_packages("visualize"):
 
 THRESHOLDS = (5.5, 4.0)  # the released code's, for entropy in bits
 LINES_OF_OWN_DATA = {"pretrained", "architecture", "image_size"}  # of configs/mmseg/own_data_*.py
-PARTITION_OPTIONS = ("patch_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order")
+PARTITION_OPTIONS = "patch_size", "window_size", "thresholds", "scorer", "pixel_mean", "pixel_std", "channel_order"
 
 
 def read_image(path: Path, size: int | None = None, scale: tuple[int, int] | None = None) -> np.ndarray:
@@ -92,11 +93,8 @@ def read_config(path: Path) -> Mapping[str, Any]:
 
 def config_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a config's backbone that decide about the patches."""
-    backbone = cfg["model"]["backbone"]
-    options = {"thresholds": (), **{key: backbone[key] for key in PARTITION_OPTIONS if key in backbone}}
-    if backbone.get("window_block_indexes") and backbone.get("window_size"):
-        options["window_size"] = backbone["window_size"]  # no patch crosses the borders of windows
-    return options
+    options = patch_options_of(cfg["model"]["backbone"])
+    return {"thresholds": (), **{key: value for key, value in options.items() if key in PARTITION_OPTIONS}}
 
 
 def config_scale(cfg: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -1,12 +1,24 @@
-"""The choice of patches of the adaptive ViT inside a host's model, to look at what it does to a test's images."""
+"""The choice of patches of the adaptive ViT inside a host's model or config."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from torch import nn
 
 from apt_dense.patches.selector import PatchSelector
 from apt_dense.vit import APTViT
+
+_OPTIONS = {field.name for field in fields(PatchSelector)}
+
+
+def patch_options_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an ``APTViT`` in a config that decide about patches, as ``PatchSelector`` takes them: windows only
+    where blocks have them, whose borders no patch crosses."""
+    options = {name: value for name, value in backbone.items() if name in _OPTIONS}
+    if not backbone.get("window_block_indexes"):
+        options.pop("window_size", None)
+    return options
 
 
 def find_patch_selector(model: nn.Module, thresholds: Sequence[float] | None = None) -> PatchSelector:

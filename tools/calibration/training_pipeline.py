@@ -17,8 +17,8 @@ from visualize import read_config
 
 import apt_dense.hosts.mmseg  # noqa: F401 (registers what configs name)
 from apt_dense import PatchSelector
+from apt_dense.hosts.find_patch_selector import patch_options_of
 from apt_dense.hosts.mmseg.arguments_from_pretrained import fill_in_config
-from apt_dense.hosts.mmseg.balanced_sampler import patch_options_of
 from apt_dense.hosts.mmseg.config_errors import building_from
 from apt_dense.hosts.mmseg.dataset_checks import dataset_configs
 from apt_dense.hosts.mmseg.mask_pixels_per_class import type_name

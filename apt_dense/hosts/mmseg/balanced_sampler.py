@@ -1,8 +1,7 @@
 """MMEngine's sampler of a training whose processes have nearly equally many tokens in each step."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, MODELS
 
 from apt_dense.hosts.balanced_order import POOL_STEPS, BalancedOrder
+from apt_dense.hosts.find_patch_selector import patch_options_of
 from apt_dense.hosts.mmseg.resumable_data import Draw, SeededDataset
 from apt_dense.hosts.randomness_from_seeds import random_numbers
 from apt_dense.hosts.token_counts import cached_counts, digest, read_counts, selector_options
 from apt_dense.patches.selector import PatchSelector
-
-_SELECTOR_OPTIONS = {field.name for field in fields(PatchSelector)}
 
 
 @DATA_SAMPLERS.register_module()
@@ -153,11 +151,3 @@ def use_balanced_sampler(cfg: Config, counts: str | None = None, draws: int | No
         **given, "type": "BalancedSampler", **({"counts": counts} if counts else {}),
         **({} if draws is None else {"draws": draws}),
     }  # fmt: skip
-
-
-def patch_options_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an ``APTViT`` in a config that decide about patches, as ``PatchSelector`` takes them."""
-    options = {name: value for name, value in backbone.items() if name in _SELECTOR_OPTIONS}
-    if not backbone.get("window_block_indexes"):
-        options.pop("window_size", None)
-    return options
