@@ -94,7 +94,8 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
         prefix_positions = 0 if positions.no_embed_class else model.num_prefix
         self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
         self.patch_embed = PatchEmbed.from_options(model, self.block_options)
-        self.coarse_embed = CoarseEmbed(model.embed_dim) if self.thresholds else None
+        offsets = len(model.out_indices) if model.cell_offsets else 0
+        self.coarse_embed = CoarseEmbed(model.embed_dim, offsets) if self.thresholds else None
         num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (
             nn.Parameter(torch.zeros(1, rows, model.embed_dim)) if rows else None
@@ -148,15 +149,16 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
             TypeError: for images that are not floating point.
         """
         outputs, layout = self.forward_tokens(images, keep_fine, keep_coarse)
-        return tuple(scatter_tokens(rows, layout) for rows in outputs)
+        maps = tuple(scatter_tokens(rows, layout) for rows in outputs)
+        return maps if self.coarse_embed is None else self.coarse_embed.add_offsets(maps, layout)
 
     def forward_tokens(
         self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
     ) -> tuple[tuple[Tensor, ...], TokenLayout]:
         """Compute packed rows (R, embed_dim) per entry of ``out_indices``, and where they belong.
 
-        For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``). Arguments and
-        errors as for :meth:`forward`.
+        For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``), without
+        ``cell_offsets``. Arguments and errors as for :meth:`forward`.
         """
         x, layout, rotary = self.patches.outside_graphs(self._tokens)(images, keep_fine, keep_coarse)
         x = self.norm_pre(x)

@@ -40,6 +40,7 @@ with needed_packages("compare_by_training"):
 
     from evidence.equal_token_rows import parse_size
     from evidence.file_digest import digest
+    from evidence.frozen_features import LastFeatures
     from evidence.labelled_photos import find_pairs
     from evidence.miou_after_training import Plan, run
     from evidence.photos_in_memory import LabelledSet, load_set
@@ -75,6 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=1e-3,
         help="of the head (default: %(default)s); the backbone's is a fiftieth",
     )
+    add("--frozen", action="store_true", help="train the head and cell_offsets only, on features made once: minutes")
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
@@ -99,6 +101,7 @@ def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, s
         "options": {name: _content(value) for name, value in variant.options.items()},
         "size": size,
     }
+    own |= {"frozen": args.frozen, "new parameters": "at the head's rate"}  # were at the backbone's before
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:
@@ -123,12 +126,15 @@ class Trainings:
             self.data[name] = digest([path for pair in found for path in pair])
         self.args, self.kept, self._pairs = args, kept, pairs
         self._sets: list[LabelledSet] = []
+        self._features = LastFeatures()
 
     def rows(self) -> Iterator[dict]:
         """Yield the results of all rows and seeds."""
-        for seed in self.args.seeds:
-            for variant in self.args.rows:
-                yield self._result(variant, seed)
+        seeds, rows = self.args.seeds, self.args.rows
+        # With a frozen backbone all seeds of a row take its features, which are kept until the next row.
+        order = ((s, r) for r in rows for s in seeds) if self.args.frozen else ((s, r) for s in seeds for r in rows)
+        for seed, variant in order:
+            yield self._result(variant, seed)
 
     def _result(self, variant: Variant, seed: int) -> dict:
         settings = {**settings_of(variant, self.args, self.data), "seed": seed}
@@ -142,7 +148,8 @@ class Trainings:
             device = torch.device(args.device)
             self._sets = [load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs]
         plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
-        results, state = run(plan, variant, seed, *self._sets, start)
+        plan = plan._replace(backbone_rate=0.0) if args.frozen else plan
+        results, state = run(plan, variant, seed, *self._sets, start, self._features)
         results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
             with write_whole(self._path(settings)) as partial:

@@ -1,6 +1,6 @@
 """Measure which attention kernel and which matrix products are the fastest on this machine, for "auto" to take.
 
-    python tools/tune_kernels.py            # measures, for some ten minutes, on a machine that does nothing else
+    python tools/tune_kernels.py            # measures, for some four minutes, on a machine that does nothing else
     python tools/tune_kernels.py --show     # prints what "auto" takes and why, measures nothing
     python tools/tune_kernels.py --forget   # deletes what was measured
 

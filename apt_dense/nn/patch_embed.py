@@ -6,12 +6,14 @@ the released code's form). So a new model sees of a coarse patch just what the h
 ``embed_parts`` a share of E(resize(P)) is replaced by the mean of E(parts of P).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import Candidates, TokenLayout
+from apt_dense.nn.cell_offsets import CellOffsets
 from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.ops.cpu_layers import call_layer, call_on_map
@@ -51,18 +53,32 @@ class PatchEmbed(nn.Module):
 
 class CoarseEmbed(nn.Module):
     """The correction Zero(ConvDown(parts)) of coarse patches: one 2 x 2 convolution of stride 2 for all scales,
-    applied s times, then a linear layer that starts at zero."""
+    applied s times, then a linear layer that starts at zero.
 
-    def __init__(self, embed_dim: int) -> None:
+    Args:
+        outputs: feature maps with offsets in the cells of coarse patches (``cells``).
+    """
+
+    def __init__(self, embed_dim: int, outputs: int = 0) -> None:
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
         self.zero = nn.Linear(embed_dim, embed_dim)
+        self.cells = nn.ModuleList(CellOffsets(embed_dim) for _ in range(outputs)) if outputs else None
         self.reset_zero()
 
     def reset_zero(self) -> None:
-        """Make the correction zero."""
+        """Make the correction zero, and the offsets."""
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
+        for offsets in self.cells or ():
+            offsets.reset_zero()
+
+    def add_offsets(self, maps: Sequence[Tensor], layout: TokenLayout) -> tuple[Tensor, ...]:
+        """Feature maps (B, C, h, w), with the offsets of their cells if there are any."""
+        if self.cells is None:
+            return tuple(maps)
+        adds = (layout.outside_graphs(offsets.forward) for offsets in self.cells)
+        return tuple(add(each, layout) for add, each in zip(adds, maps, strict=True))
 
     def forward(self, parts: Tensor) -> Tensor:
         """Embedded parts (N, 2**s, 2**s, C) of N patches of scale s -> corrections (N, C)."""

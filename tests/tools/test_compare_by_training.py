@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import compare_by_training as tool
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from evidence import frozen_features as frozen
 from evidence import miou_after_training as training
 from evidence import photos_in_memory as memory
 from evidence.labelled_photos import Labelled, find_pairs
@@ -115,8 +117,87 @@ def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
     data = data._replace(masks=(data.photos[:, 0] > 128).byte())  # can be learned
     torch.manual_seed(0)
     model, losses = training.build(plan, Variant("a", {})), []
-    training.train(model, data, plan, Variant("a", {}), 0, losses.append)
+    training.train(
+        model, partial(memory.random_views, data, SIZE), data.masks, plan, Variant("a", {}), 0, losses.append
+    )
     assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
+
+
+def test_what_only_apt_has_learns_as_fast_as_the_head(folders: Path, whole: Path) -> None:
+    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
+    model = training.build(plan, Variant("a", {"cell_offsets": True}, tokens=0.5))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    fast, slow = training.parameter_groups(model, 1.0, 0.02)
+    assert (fast["lr"], slow["lr"]) == (1.0, 0.02) and len(fast["params"]) + len(slow["params"]) == len(names)
+    assert {names[id(p)].split(".")[0] for p in fast["params"] if "coarse_embed" not in names[id(p)]} == {
+        "norm", "classifier",
+    }  # fmt: skip
+    assert not [names[id(p)] for p in slow["params"] if "coarse_embed" in names[id(p)]]
+
+
+# ---- a frozen backbone
+
+
+FROZEN = Variant("a", {"thresholds": (5.5,), "cell_offsets": True, "proportional_attention": 0.5}, tokens=0.5)
+
+
+def test_features_made_once_give_the_model_s_own_logits(folders: Path, whole: Path) -> None:
+    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2, backbone_rate=0.0)
+    data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
+    model = training.build(plan, FROZEN).eval()
+    training.choose_thresholds(model.backbone, FROZEN, plan, data)
+    torch.nn.init.normal_(model.backbone.coarse_embed.cells[0].quarters.weight, std=0.02)
+    features = frozen.features_of(model.backbone, data, SIZE, mirrored=True)
+    assert features.maps.shape[:2] == (2, 4) and features.maps.dtype == torch.float16
+    for view, photos in enumerate((data.photos, data.photos.flip(-1))):
+        expected = model(next(memory.resized_photos(data._replace(photos=photos), SIZE, 4)), (60, 80))
+        found = frozen.FrozenSegmentor(model)(features.maps[view].float(), features.scale_maps[view], (60, 80))
+        torch.testing.assert_close(
+            found, expected, atol=0.02 * float(expected.detach().abs().max()), rtol=0.05
+        )  # bfloat16's
+    whole_run, of_features = (
+        training.evaluate(model, data, SIZE),
+        frozen.evaluate_frozen(frozen.FrozenSegmentor(model), features),
+    )
+    assert of_features["tokens"] == whole_run["tokens"]
+    assert of_features["accuracy"] == pytest.approx(whole_run["accuracy"], abs=2)
+
+
+def test_masks_are_mirrored_with_their_features() -> None:
+    maps = torch.arange(4.0).view(1, 1, 1, 1, 4).expand(2, 3, 1, 2, 4).clone().half()
+    maps[1] = maps[1].flip(-1)
+    masks = torch.arange(4, dtype=torch.uint8).expand(3, 2, 4)
+    data = frozen.FrozenSet(maps, torch.zeros(2, 3, 2, 4, dtype=torch.int8), masks)
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(8):
+        (found, _), wanted = data.views(torch.tensor([0, 2]), generator)
+        assert torch.equal(found[:, 0].long(), wanted)
+        seen |= {int(first) for first in wanted[:, 0, 0]}
+    assert seen == {0, 3}
+
+
+def test_frozen_nothing_but_head_and_offsets_is_trained(folders: Path, whole: Path) -> None:
+    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 20, 2, rate=0.01, backbone_rate=0.0)
+    data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
+    torch.manual_seed(0)
+    before = training.build(plan, FROZEN).state_dict()
+    results, after = training.run(plan, FROZEN, 0, data, data, None)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] if ".cells." not in name else "cells" for name in moved} == {
+        "norm", "classifier", "cells",
+    }  # fmt: skip
+    assert results["loss"] > 0 and results["tokens"] == pytest.approx(3, abs=1)
+
+
+def test_frozen_all_seeds_share_the_features(
+    folders: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = [], training.features_of
+    monkeypatch.setattr(training, "features_of", lambda *args: made.append(1) or make(*args))
+    offsets = "offsets: tokens=1.0, patch_size=8, cell_offsets=True"  # after the row "finer"
+    tool.main(arguments(folders, tmp_path, "--seeds", "0", "1", "2", "--frozen", "--row", offsets))
+    assert len(made) == 2 * len(ROWS)
+    assert "| 3 |" in (tmp_path / "table.md").read_text()
 
 
 # ---- variants
@@ -181,7 +262,7 @@ def test_wrong_arguments_end_in_a_line(
 def test_views_are_parts_of_photo_and_mask_alike() -> None:
     masks = torch.arange(6 * 8, dtype=torch.uint8).view(1, 6, 8).repeat_interleave(10, 1).repeat_interleave(10, 2)
     data = memory.LabelledSet(masks[:, None].expand(-1, 3, -1, -1).contiguous(), masks)
-    photos, labels = memory.random_views(data, torch.zeros(32, dtype=torch.long), (60, 80), torch.Generator())
+    (photos,), labels = memory.random_views(data, (60, 80), torch.zeros(32, dtype=torch.long), torch.Generator())
     assert photos.shape == (32, 3, 60, 80) and labels.shape == (32, 60, 80) and labels.dtype == torch.int64
     inner = F.max_pool2d(labels[:, None].float(), 5, 1, 2) == -F.max_pool2d(-labels[:, None].float(), 5, 1, 2)
     assert torch.equal(photos[:, :1][inner], labels[:, None].float()[inner])  # away from borders, where photos mix

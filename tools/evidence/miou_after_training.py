@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apt_dense import APTViT, load_backbone
+from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
+from evidence.frozen_features import FrozenSegmentor, FrozenSet, LastFeatures, evaluate_frozen, features_of
 from evidence.labelled_photos import IGNORED, count, scores_from
+from evidence.linear_segmentor import LinearSegmentor
 from evidence.match_token_counts import mean_share, scores_of, thresholds_for
 from evidence.model_forms import set_thresholds, with_thresholds
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views, resized_photos
@@ -22,6 +26,7 @@ from evidence.training_variants import Variant
 from shared.normalise import normalise
 
 _WARM_UP = 0.05  # of the steps
+Views = Callable[[Tensor, torch.Generator], tuple[tuple[Tensor, ...], Tensor]]
 
 
 class Plan(NamedTuple):
@@ -30,8 +35,9 @@ class Plan(NamedTuple):
     Args:
         model: a timm name.
         weights: of the backbone, a file; None for timm's, downloaded.
-        rate: of learning of the head, in AdamW.
-        backbone_rate: of the backbone, as a share of the head's.
+        rate: of learning, in AdamW, of the head and of what only APT has, which starts neutral.
+        backbone_rate: of all else in the backbone, as a share of that; 0 leaves it frozen, and its features are made
+            once.
         calibrated: photos tested, evenly spread, by which thresholds are chosen at most.
     """
 
@@ -45,25 +51,6 @@ class Plan(NamedTuple):
     backbone_rate: float = 0.02
     weight_decay: float = 0.05
     calibrated: int = 100
-
-
-class LinearSegmentor(nn.Module):
-    """A linear classifier of each cell's batch-normalised features, enlarged bilinearly."""
-
-    def __init__(self, backbone: APTViT, classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.norm = nn.BatchNorm2d(backbone.embed_dim)
-        self.classifier = nn.Conv2d(backbone.embed_dim, classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, grey_levels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, classes, *size); the model runs in bfloat16 on GPUs."""
-        images, device = normalise(grey_levels, self.backbone.pixel_format), grey_levels.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = self.classifier(self.norm(self.backbone(images)[-1]))
-        return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def build(plan: Plan, variant: Variant) -> LinearSegmentor:
@@ -102,34 +89,43 @@ def plain_patch_size(plan: Plan) -> int:
 
 
 def train(
-    model: LinearSegmentor, data: LabelledSet, plan: Plan, variant: Variant, seed: int,
+    model: nn.Module, views: Views, masks: Tensor, plan: Plan, variant: Variant, seed: int,
     note: Callable[[Tensor], None],
 ) -> None:  # fmt: skip
     """Train in place, with AdamW, a linear warm-up and a linear decay to zero; bfloat16 on GPUs.
 
     Args:
+        views: numbers of photos -> inputs of the model, and masks (B, h, w).
+        masks: of all photos.
         note: called with the loss of each step, on the device.
     """
     generator = torch.Generator().manual_seed(seed)
     epochs = plan.epochs if variant.epochs is None else variant.epochs
-    steps = len(data.masks) // plan.batch * epochs
-    rate, device = plan.rate * variant.rate, data.photos.device
-    head = [*model.norm.parameters(), *model.classifier.parameters()]
-    groups = [{"params": head, "lr": rate}, {"params": model.backbone.parameters(), "lr": rate * plan.backbone_rate}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
+    count, rate = len(masks), plan.rate * variant.rate
+    steps = count // plan.batch * epochs
+    groups = parameter_groups(model, rate, rate * plan.backbone_rate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=masks.is_cuda)
     warm_up = max(1, round(steps * _WARM_UP))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
     )
     model.train()
-    for numbers in tqdm(epochs_of(len(data.masks), plan.batch, epochs, generator), variant.name, steps, leave=False):
-        photos, masks = random_views(data, numbers, variant.size or plan.size, generator)
-        loss = F.cross_entropy(model(photos, masks.shape[1:]), masks, ignore_index=IGNORED)
+    for numbers in tqdm(epochs_of(count, plan.batch, epochs, generator), variant.name, steps, leave=False):
+        inputs, wanted = views(numbers, generator)
+        loss = F.cross_entropy(model(*inputs, wanted.shape[1:]), wanted, ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         note(loss.detach())
+
+
+def parameter_groups(model: nn.Module, rate: float, backbone_rate: float) -> list[dict[str, Any]]:
+    """Parameters of the head and those that only APT has, then all else in the backbone."""
+    named = list(model.named_parameters())
+    fast = [parameter for name, parameter in named if "backbone." not in name or is_new(name)]
+    slow = [parameter for name, parameter in named if "backbone." in name and not is_new(name)]
+    return [{"params": fast, "lr": rate}, {"params": slow, "lr": backbone_rate}]
 
 
 @torch.inference_mode()
@@ -148,12 +144,14 @@ def evaluate(model: LinearSegmentor, data: LabelledSet, size: tuple[int, int], b
 
 
 def run(
-    plan: Plan, variant: Variant, seed: int, trained: LabelledSet, tested: LabelledSet, start: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    plan: Plan, variant: Variant, seed: int, trained: LabelledSet, tested: LabelledSet, start: Mapping[str, Any] | None,
+    features: LastFeatures | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
     """Train and test one variant with one seed; return its results and its weights on the CPU.
 
     Args:
         start: weights of the row that this one starts from.
+        features: those of a frozen backbone, for the next seed.
     """
     torch.manual_seed(seed)
     model = build(plan, variant)
@@ -162,11 +160,37 @@ def run(
         _load(model, start)
     model.to(trained.photos.device)
     losses: list[Tensor] = []
-    train(model, trained, plan, variant, seed, losses.append)
-    results = evaluate(model, tested, variant.size or plan.size)
+    if plan.backbone_rate:
+        size = variant.size or plan.size
+        train(model, partial(random_views, trained, size), trained.masks, plan, variant, seed, losses.append)
+        results = evaluate(model, tested, size)
+    else:
+        options = {name: value for name, value in variant.options.items() if name != "cell_offsets"}
+        same = plan, variant.size, variant.tokens, options  # offsets come after the features
+        sets = (features or LastFeatures()).get(same, lambda: _features(model, plan, variant, trained, tested))
+        results = _train_on_features(model, plan, variant, seed, sets, losses.append)
     loss = torch.stack(losses[-len(losses) // 10 :]).mean().item() if losses else None
     found = {"share": share, "loss": loss, "thresholds": list(model.backbone.thresholds), **results}
     return found, {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def _features(
+    model: LinearSegmentor, plan: Plan, variant: Variant, trained: LabelledSet, tested: LabelledSet
+) -> tuple[FrozenSet, FrozenSet]:
+    size = variant.size or plan.size
+    return features_of(model.backbone, trained, size, True), features_of(model.backbone, tested, size, False)
+
+
+def _train_on_features(
+    model: LinearSegmentor, plan: Plan, variant: Variant, seed: int, sets: tuple[FrozenSet, ...],
+    note: Callable[[Tensor], None],
+) -> Mapping[str, float]:  # fmt: skip
+    """Train the head, and offsets of cells."""
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_(".cells." in name)
+    frozen, (trained, tested) = FrozenSegmentor(model), sets
+    train(frozen, trained.views, trained.masks, plan, variant, seed, note)
+    return evaluate_frozen(frozen, tested)
 
 
 def _load(model: LinearSegmentor, state: Mapping[str, Tensor]) -> None:

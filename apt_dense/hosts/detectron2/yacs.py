@@ -59,6 +59,7 @@ def add_apt_config(cfg: CfgNode) -> None:
         "ATTENTION_BACKEND": BlockOptions.attention_backend,
         "PROPORTIONAL_ATTENTION": BlockOptions.proportional_attention,
         "EMBED_PARTS": ModelOptions.embed_parts,
+        "CELL_OFFSETS": ModelOptions.cell_offsets,
         "SCORER": PatchOptions.scorer,
         "DROP_PADDING": PatchOptions.drop_padding,
         "PRETRAINED": {

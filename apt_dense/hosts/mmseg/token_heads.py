@@ -12,7 +12,7 @@ from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
 from apt_dense import vit
-from apt_dense.nn.feature_pyramid import runs_as_written
+from apt_dense.nn.feature_pyramid import may_scatter_late
 from apt_dense.nn.unscattered_maps import TokenMap
 from apt_dense.runtime import is_traced
 
@@ -38,7 +38,7 @@ class TokenHeads:
 
     def _takes_tokens(self) -> bool:
         net = self.backbone
-        if not isinstance(net, vit.APTViT) or not runs_as_written(net) or is_traced():
+        if not isinstance(net, vit.APTViT) or not may_scatter_late(net) or is_traced():
             return False
         parts = [self.decode_head, *_listed(getattr(self, "auxiliary_head", None))]
         known = all(type(head) in _HEADS for head in parts) and all(

@@ -1,0 +1,109 @@
+"""Features of a frozen backbone, made once, and a linear head that is trained on them.
+
+Minutes on a CPU where training the backbone takes hours; what adaptive patches cost without training them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apt_dense import APTViT
+from apt_dense.layout.packed import build_layout
+from apt_dense.layout.scatter import scatter_tokens
+
+from evidence.labelled_photos import count, scores_from
+from evidence.linear_segmentor import LinearSegmentor
+from evidence.photos_in_memory import LabelledSet, resized_photos
+from shared.normalise import normalise
+
+_BATCH = 8
+
+
+class FrozenSet(NamedTuple):
+    """Features (V, N, C, h, w) float16, before offsets of cells, and scale maps (V, N, h, w) int8 of V views of N
+    photos: as they are, and mirrored if V is 2. Masks (N, H, W) uint8."""
+
+    maps: Tensor
+    scale_maps: Tensor
+    masks: Tensor
+
+    def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Features and scale maps of some photos, mirrored half of the time, and their masks (B, H, W) int64."""
+        mirrored = (torch.rand(len(numbers), generator=generator) < 0.5).long()
+        masks = self.masks[numbers].long()
+        masks = torch.where(mirrored.bool().view(-1, 1, 1).to(masks.device), masks.flip(-1), masks)
+        return (self.maps[mirrored, numbers].float(), self.scale_maps[mirrored, numbers]), masks
+
+
+@torch.inference_mode()
+def features_of(net: APTViT, data: LabelledSet, size: tuple[int, int], mirrored: bool) -> FrozenSet:
+    """Run a backbone over all photos, resized to ``size``, in bfloat16."""
+    net.eval()
+    maps, scale_maps = [], []
+    for flip in (False, True)[: 1 + mirrored]:
+        photos = tqdm(resized_photos(data, size, _BATCH), "features", -(-len(data.masks) // _BATCH), leave=False)
+        found = [_features(net, part.flip(-1) if flip else part) for part in photos]
+        maps.append(torch.cat([part[0] for part in found]))
+        scale_maps.append(torch.cat([part[1] for part in found]))
+    return FrozenSet(torch.stack(maps), torch.stack(scale_maps), data.masks)
+
+
+def _features(net: APTViT, grey_levels: Tensor) -> tuple[Tensor, Tensor]:
+    images = normalise(grey_levels, net.pixel_format)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        rows, layout = net.forward_tokens(images)
+    return scatter_tokens(rows[-1], layout).half(), net.partition(images)
+
+
+class LastFeatures:
+    """Keeps the features of the last variant, which all its seeds share."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._sets: tuple[FrozenSet, ...] = ()
+
+    def get(self, key: object, make: Callable[[], tuple[FrozenSet, ...]]) -> tuple[FrozenSet, ...]:
+        """Those of a variant, made if others are kept."""
+        if self._key is None or self._key != key:
+            self._key, self._sets = None, ()  # let go before the next are made
+            self._key, self._sets = key, make()
+        return self._sets
+
+
+class FrozenSegmentor(nn.Module):
+    """A segmentor from its backbone's features on: offsets of cells, and the head."""
+
+    def __init__(self, segmentor: LinearSegmentor) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, maps: Tensor, scale_maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, classes, *size)."""
+        net = self.segmentor.backbone
+        if net.coarse_embed is not None:
+            layout = build_layout(scale_maps, net.patches.num_scales)
+            (maps,) = net.coarse_embed.add_offsets((maps,), layout)
+        return F.interpolate(self.segmentor.head(maps), size=size, mode="bilinear", align_corners=False)
+
+
+@torch.inference_mode()
+def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet) -> dict[str, float]:
+    """mIoU and pixel accuracy in per cent, and tokens of an image on average."""
+    model.eval()
+    classes = model.segmentor.classifier.out_channels
+    confusion = np.zeros((classes, classes), np.int64)
+    for maps, scale_maps, masks in _batches(data):
+        found = model(maps.float(), scale_maps, masks.shape[1:]).argmax(1)
+        confusion += count(found.cpu().numpy(), masks.cpu().numpy(), classes)
+    tokens = (0.25 ** data.scale_maps[0].double()).sum().item() / len(data.masks)
+    return {**{name: 100 * value for name, value in scores_from(confusion).items()}, "tokens": tokens}
+
+
+def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    parts = (part.split(_BATCH) for part in (data.maps[0], data.scale_maps[0], data.masks))
+    return tqdm(zip(*parts, strict=True), "testing", -(-len(data.masks) // _BATCH), leave=False)
