@@ -101,7 +101,7 @@ def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, s
         "options": {name: _content(value) for name, value in variant.options.items()},
         "size": size,
     }
-    own |= {"frozen": args.frozen, "new parameters": "at the head's rate"}  # were at the backbone's before
+    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate"}  # were at the backbone's before
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:

@@ -123,16 +123,16 @@ def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
     assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
 
 
-def test_what_only_apt_has_learns_as_fast_as_the_head(folders: Path, whole: Path) -> None:
+def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole: Path) -> None:
     plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
     model = training.build(plan, Variant("a", {"cell_offsets": True}, tokens=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    fast, slow = training.parameter_groups(model, 1.0, 0.02)
-    assert (fast["lr"], slow["lr"]) == (1.0, 0.02) and len(fast["params"]) + len(slow["params"]) == len(names)
-    assert {names[id(p)].split(".")[0] for p in fast["params"] if "coarse_embed" not in names[id(p)]} == {
-        "norm", "classifier",
-    }  # fmt: skip
-    assert not [names[id(p)] for p in slow["params"] if "coarse_embed" in names[id(p)]]
+    groups = training.parameter_groups(model, 1.0, 0.1, 0.02)
+    assert [group["lr"] for group in groups] == [1.0, 0.1, 0.02]
+    head, new, rest = ({names.pop(id(parameter)) for parameter in group["params"]} for group in groups)
+    assert not names and {name.split(".")[0] for name in head} == {"norm", "classifier"}
+    assert all("coarse_embed." in name for name in new) and not [name for name in rest if "coarse_embed." in name]
+    assert len(training.parameter_groups(training.build(plan, Variant("b", {})), 1.0, 0.1, 0.02)) == 2
 
 
 # ---- a frozen backbone

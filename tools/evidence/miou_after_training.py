@@ -35,7 +35,8 @@ class Plan(NamedTuple):
     Args:
         model: a timm name.
         weights: of the backbone, a file; None for timm's, downloaded.
-        rate: of learning, in AdamW, of the head and of what only APT has, which starts neutral.
+        rate: of learning of the head, in AdamW.
+        new_rate: of what only APT has, which starts neutral, as a share of that.
         backbone_rate: of all else in the backbone, as a share of that; 0 leaves it frozen, and its features are made
             once.
         calibrated: photos tested, evenly spread, by which thresholds are chosen at most.
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     epochs: int
     batch: int = 4
     rate: float = 1e-3
+    new_rate: float = 0.1
     backbone_rate: float = 0.02
     weight_decay: float = 0.05
     calibrated: int = 100
@@ -103,7 +105,7 @@ def train(
     epochs = plan.epochs if variant.epochs is None else variant.epochs
     count, rate = len(masks), plan.rate * variant.rate
     steps = count // plan.batch * epochs
-    groups = parameter_groups(model, rate, rate * plan.backbone_rate)
+    groups = parameter_groups(model, rate, rate * plan.new_rate, rate * plan.backbone_rate)
     optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=masks.is_cuda)
     warm_up = max(1, round(steps * _WARM_UP))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -120,12 +122,13 @@ def train(
         note(loss.detach())
 
 
-def parameter_groups(model: nn.Module, rate: float, backbone_rate: float) -> list[dict[str, Any]]:
-    """Parameters of the head and those that only APT has, then all else in the backbone."""
-    named = list(model.named_parameters())
-    fast = [parameter for name, parameter in named if "backbone." not in name or is_new(name)]
-    slow = [parameter for name, parameter in named if "backbone." in name and not is_new(name)]
-    return [{"params": fast, "lr": rate}, {"params": slow, "lr": backbone_rate}]
+def parameter_groups(model: nn.Module, rate: float, new_rate: float, backbone_rate: float) -> list[dict[str, Any]]:
+    """Parameters of the head, those that only APT has, and all else in the backbone."""
+    groups: tuple[list, list, list] = [], [], []
+    for name, parameter in model.named_parameters():
+        groups[0 if "backbone." not in name else 1 if is_new(name) else 2].append(parameter)
+    rates = rate, new_rate, backbone_rate
+    return [{"params": group, "lr": each} for group, each in zip(groups, rates, strict=True) if group]
 
 
 @torch.inference_mode()
