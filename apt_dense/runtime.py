@@ -122,30 +122,31 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def _cpuinfo(field: str) -> str | None:
+    """Read a field of Linux's /proc/cpuinfo, of the first core; None where there is none."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(rf"{field}\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else None
+
+
 @cache
 def processor_vendor() -> str:
     """The maker of the CPU as it calls itself: "AuthenticAMD", "GenuineIntel", ...; "" where that cannot be read."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"vendor_id\s*:\s*(\S+)", info.read_text()) if info.exists() else None
-    return found[1] if found else next((word for word in _VENDORS if word in platform.processor()), "")
+    return _cpuinfo("vendor_id") or next((word for word in _VENDORS if word in platform.processor()), "")
 
 
 @cache
 def describe_machine() -> str:
     """Name the processor and its instruction sets as PyTorch uses them: "AMD EPYC, AVX512, bfloat16 by AMX, ..."."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     units = [f"{str(t).removeprefix('torch.')} by AMX" for t in (torch.bfloat16, torch.float16) if has_matrix_unit(t)]
-    name = found[1].strip() if found else platform.processor() or platform.machine()
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
     return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *units])
 
 
 @cache
 def processor_family() -> int:
-    """The number that x86 processors call their family, 26 for AMD's Zen 5; 0 where it cannot be read."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"cpu family\s*:\s*(\d+)", info.read_text()) if info.exists() else None
-    return int(found[1]) if found else 0
+    """The family number of an x86 processor, 26 for AMD's Zen 5; 0 where it cannot be read."""
+    return int(_cpuinfo("cpu family") or 0)
 
 
 def is_amd() -> bool:
