@@ -6,7 +6,6 @@ Minutes on a CPU where training the backbone takes hours; what adaptive patches 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
 
-from evidence.labelled_photos import count, scores_from
+from evidence.labelled_photos import percentages
 from evidence.linear_segmentor import LinearSegmentor
 from evidence.photos_in_memory import LabelledSet, resized_photos
 from shared.normalise import normalise
@@ -95,13 +94,12 @@ class FrozenSegmentor(nn.Module):
 def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet) -> dict[str, float]:
     """mIoU and pixel accuracy in per cent, and tokens of an image on average."""
     model.eval()
-    classes = model.segmentor.classifier.out_channels
-    confusion = np.zeros((classes, classes), np.int64)
-    for maps, scale_maps, masks in _batches(data):
-        found = model(maps.float(), scale_maps, masks.shape[1:]).argmax(1)
-        confusion += count(found.cpu().numpy(), masks.cpu().numpy(), classes)
-    tokens = (0.25 ** data.scale_maps[0].double()).sum().item() / len(data.masks)
-    return {**{name: 100 * value for name, value in scores_from(confusion).items()}, "tokens": tokens}
+    predictions = (
+        (model(maps.float(), scale_maps, masks.shape[1:]).argmax(1), masks)
+        for maps, scale_maps, masks in _batches(data)
+    )
+    scores = percentages(predictions, model.segmentor.classifier.out_channels)
+    return {**scores, "tokens": (0.25 ** data.scale_maps[0].double()).sum().item() / len(data.masks)}
 
 
 def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

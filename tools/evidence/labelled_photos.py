@@ -1,11 +1,12 @@
 """Photos with masks of classes, and the mIoU of what was found on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from apt_dense.hosts.mask_file_names import common_ending
 
@@ -73,3 +74,11 @@ def scores_from(confusion: np.ndarray) -> Mapping[str, float]:
         "mIoU": float((right[union > 0] / union[union > 0]).mean()),
         "accuracy": float(right.sum() / max(confusion.sum(), 1)),
     }
+
+
+def percentages(predictions: Iterable[tuple[Tensor, Tensor]], classes: int) -> dict[str, float]:
+    """mIoU and pixel accuracy in per cent, of batches of predicted and true classes (B, H, W)."""
+    confusion = np.zeros((classes, classes), np.int64)
+    for found, masks in predictions:
+        confusion += count(found.cpu().numpy(), masks.cpu().numpy(), classes)
+    return {name: 100 * value for name, value in scores_from(confusion).items()}

@@ -1,12 +1,11 @@
 """mIoU of a linear head and a pretrained ViT trained together, for one variant and seed."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
 from evidence.frozen_features import FrozenSegmentor, FrozenSet, LastFeatures, evaluate_frozen, features_of
-from evidence.labelled_photos import IGNORED, count, scores_from
+from evidence.labelled_photos import IGNORED, percentages
 from evidence.linear_segmentor import LinearSegmentor
 from evidence.match_token_counts import mean_share, scores_of, thresholds_for
 from evidence.model_forms import set_thresholds, with_thresholds
@@ -135,15 +134,16 @@ def parameter_groups(model: nn.Module, rate: float, new_rate: float, backbone_ra
 def evaluate(model: LinearSegmentor, data: LabelledSet, size: tuple[int, int], batch: int = 8) -> Mapping[str, float]:
     """mIoU and pixel accuracy in per cent, and tokens of an image on average, with photos resized to ``size``."""
     model.eval()
-    classes = model.classifier.out_channels
-    confusion, tokens = np.zeros((classes, classes), np.int64), 0
-    photos = resized_photos(data, size, batch)
-    for grey_levels, masks in tqdm(zip(photos, data.masks.split(batch), strict=True), "testing", leave=False):
-        tokens += int((model.backbone.patches.count(normalise(grey_levels, model.backbone.pixel_format))).sum())
-        logits = model(grey_levels, masks.shape[1:])
-        confusion += count(logits.argmax(1).cpu().numpy(), masks.cpu().numpy(), classes)
-    scores = {name: 100 * value for name, value in scores_from(confusion).items()}
-    return {**scores, "tokens": tokens / len(data.masks)}
+    net, tokens = model.backbone, []
+
+    def predictions() -> Iterator[tuple[Tensor, Tensor]]:
+        batches = zip(resized_photos(data, size, batch), data.masks.split(batch), strict=True)
+        for grey_levels, masks in tqdm(batches, "testing", leave=False):
+            tokens.append(int(net.patches.count(normalise(grey_levels, net.pixel_format)).sum()))
+            yield model(grey_levels, masks.shape[1:]).argmax(1), masks
+
+    scores = percentages(predictions(), model.classifier.out_channels)
+    return {**scores, "tokens": sum(tokens) / len(data.masks)}
 
 
 def run(
