@@ -1,6 +1,6 @@
-"""What the cells of a coarse patch have beyond its token, so that labels may differ inside of it.
+"""Per-cell offsets for coarse patches, so that labels can differ within a patch.
 
-Shape letters: B images, h x w cells of the base grid, n coarse patches of a scale s, S = 2**s cells of their sides.
+Shape letters: B images, h x w cells of the base grid, n coarse patches of scale s, S = 2**s cells a side.
 """
 
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from apt_dense.ops.cpu_layers import call_layer
 
 
 class CellOffsets(nn.Module):
-    """Adds to each quarter of a coarse patch what a linear layer, which starts at zero, makes of its token; of patches
-    of higher scales to the quarters of each quarter in the same way. The mirror of ``CoarseEmbed``'s way in."""
+    """Split each coarse patch into quarters with a zero-initialized linear layer of its token, once per scale.
+
+    The inverse of the repeated 2 x 2 convolution in ``CoarseEmbed``.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -25,7 +27,7 @@ class CellOffsets(nn.Module):
         nn.init.zeros_(self.quarters.bias)
 
     def forward(self, feature_map: Tensor, layout: TokenLayout) -> Tensor:
-        """Feature map (B, C, h, w) whose cells hold the token that covers them -> the same with offsets."""
+        """Add the offsets to a scattered feature map (B, C, h, w), see ``scatter_tokens``."""
         cells = feature_map.permute(0, 2, 3, 1)
         for patches in layout.candidates[1:]:
             tokens = patches.take(top_left_cells(cells, patches.scale))
@@ -34,7 +36,7 @@ class CellOffsets(nn.Module):
         return cells.permute(0, 3, 1, 2).contiguous()
 
     def tiles(self, tokens: Tensor, scale: int) -> Tensor:
-        """Tokens (n, C) of patches of a scale -> their cells (n, S, S, C)."""
+        """Expand tokens (n, C) of one scale into their cells (n, S, S, C)."""
         tiles = tokens[:, None, None]
         for _ in range(scale):
             quarters = call_layer(self.quarters, tiles).unflatten(-1, (2, 2, -1))
