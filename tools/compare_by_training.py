@@ -44,10 +44,11 @@ with needed_packages("compare_by_training"):
     from evidence.labelled_photos import find_pairs
     from evidence.miou_after_training import Plan, run
     from evidence.photos_in_memory import LabelledSet, load_set
-    from evidence.resumable_rows import KeptRows, markdown, write_csv
+    from evidence.resumable_rows import KeptRows
     from evidence.training_variants import Variant, in_order, parse_variant
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, device, number, whole
+    from shared.tables import markdown, write_csv
 
 COLUMNS = {
     "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",

@@ -32,8 +32,8 @@ with needed_packages("fit_scorer"):
     from evidence.equal_token_rows import parse_size
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import LabelledSet, load_set
-    from evidence.resumable_rows import markdown
     from shared.option_types import PIXELS, SEEDS, device, whole
+    from shared.tables import markdown
 
 HELD_OUT = 10  # every tenth photo
 TOKENS = 0.8, 0.6, 0.4  # shares that are printed

@@ -40,14 +40,15 @@ with needed_packages("measure_accuracy"):
     from evidence.labelled_photos import find_pairs
     from evidence.model_forms import PLAIN, Form, check_names, parse_form
     from evidence.plot_accuracy_curves import plot
-    from evidence.resumable_rows import KeptRows, markdown, write_csv
+    from evidence.resumable_rows import KeptRows
     from shared.machine_and_versions import environment
     from shared.option_types import device, whole
+    from shared.tables import markdown, write_csv
 
 MEASURES = {"features": "cosine", "labels": "mIoU"}
 COLUMNS = {
     "size": "{}", "variant": "{}", "share": "{:.0%}", "tokens": "{:.1%}", "cosine": "{:.4f}", "least_cosine": "{:.4f}",
-    "mIoU": "{:.2f}", "accuracy": "{:.2f}", "ms": "{:.1f}", "photos": "{}", "images": "{}",
+    "mIoU": "{:.2f}", "boundary": "{:.2f}", "accuracy": "{:.2f}", "ms": "{:.1f}", "photos": "{}", "images": "{}",
 }  # fmt: skip
 
 

@@ -37,10 +37,11 @@ with needed_packages("train_over_seeds"):
     from apt_dense.weights.files import write_text_whole
 
     from evidence.queued_trainers import DetectionTrainer, SegmentationTrainer, Trainer, TrainingFailed
-    from evidence.resumable_rows import KeptRows, markdown, write_csv
+    from evidence.resumable_rows import KeptRows
     from evidence.training_queue import Run, parse_setting, result_of, summary
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, whole
+    from shared.tables import markdown, write_csv
 
 COLUMNS = {"deviation": "{:.2f}", "least": "{:.2f}", "greatest": "{:.2f}", "tokens": "{:.1%}", "steps": "{}"}
 

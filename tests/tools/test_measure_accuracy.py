@@ -23,7 +23,8 @@ from evidence import feature_similarity as features
 from evidence import match_token_counts as token_shares
 from evidence import plot_accuracy_curves as curves
 from evidence.model_forms import Form, check_names, parse_form
-from evidence.resumable_rows import KeptRows, markdown, write_csv
+from evidence.resumable_rows import KeptRows
+from shared.tables import markdown, write_csv
 from support.references import noise, normalise, randomise
 from support.threads import one_thread  # noqa: F401
 
