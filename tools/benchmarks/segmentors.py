@@ -80,6 +80,7 @@ def _build_segmentor(case: Case, head: str, choice: Mapping[str, Any] | None) ->
     outputs = tuple(depth * (i + 1) // count - 1 for i in range(count))
     if choice is None:
         model.type, model.backbone = "EncoderDecoder", _mmseg_backbone(case, outputs, model.backbone.final_norm)
+        model.decode_head.type = model.decode_head.type.removeprefix("APT")
         model.test_cfg = {"mode": "whole"}
     else:
         model.backbone.update({**sizes, **choice, "out_indices": outputs, "class_token": not case.is_vitdet})

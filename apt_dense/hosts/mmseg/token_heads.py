@@ -12,12 +12,13 @@ from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
 from apt_dense import vit
+from apt_dense.hosts.mmseg.uper_head import APTUPerHead
 from apt_dense.nn.feature_pyramid import may_scatter_late
 from apt_dense.nn.unscattered_maps import TokenMap
 from apt_dense.runtime import is_traced
 
 # Known to pass their inputs to layers and torch functions alone. Others get scattered maps.
-_NECKS, _HEADS = (Feature2Pyramid,), (FCNHead, UPerHead)
+_NECKS, _HEADS = (Feature2Pyramid,), (FCNHead, UPerHead, APTUPerHead)
 
 
 class TokenHeads:

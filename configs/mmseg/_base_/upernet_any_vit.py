@@ -6,7 +6,7 @@ model = dict(
     neck=dict(type="Feature2Pyramid", rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(
         _delete_=True,
-        type="UPerHead",
+        type="APTUPerHead",
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,

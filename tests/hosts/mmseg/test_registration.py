@@ -36,7 +36,7 @@ def registered(code: str) -> list[str]:
 
 def test_the_import_of_configs_registers_everything() -> None:
     pytest.importorskip("mmseg")
-    models = "MODELS APTEncoderDecoder APTSegTTAModel APTViT"
+    models = "MODELS APTEncoderDecoder APTSegTTAModel APTUPerHead APTViT"
     data = "TRANSFORMS APTLoadAnnotations APTLoadImage APTLoadLabels CheckLabels", "DATASETS APTFolders SeededDataset"
     assert registered(PRINT) == [models, *WITHOUT_MMSEG[1:3], *data, WITHOUT_MMSEG[5]]
 

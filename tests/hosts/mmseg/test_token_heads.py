@@ -35,6 +35,7 @@ MODELS_OF: dict[str, dict[str, Any]] = {
     "1 x 1 convolutions": {"decode_head": {**LINEAR, "num_convs": 2, "kernel_size": 1, "concat_input": True}},
     "3 x 3 convolution": {"decode_head": {**LINEAR, "num_convs": 1, "channels": 8}},
     "upernet": {"decode_head": UPER, "neck": NECK, "auxiliary_head": [AUXILIARY, LINEAR], "backbone": QUARTERS},
+    "our upernet": {"decode_head": {**UPER, "type": "APTUPerHead"}, "neck": NECK, "backbone": QUARTERS},
     "upernet on one scale": {"decode_head": UPER, "auxiliary_head": AUXILIARY, "backbone": QUARTERS},
 }
 PATCHES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,8 @@ def segmentor(kind: str, name: str, patches: str) -> nn.Module:
     heads = [config["decode_head"], *(h for h in _listed(config.get("auxiliary_head")))]
     for head in heads:
         head.update({**COMMON, **head})
+        if kind == "EncoderDecoder":
+            head["type"] = head["type"].removeprefix("APT")
     model = MODELS.build({"type": kind, "data_preprocessor": PREPROCESSOR, "test_cfg": {"mode": "whole"}, **config})
     return randomise(model, 0.2)
 
