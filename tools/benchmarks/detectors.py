@@ -109,7 +109,7 @@ def _detectron2_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping
 
     model = _build_detectron2(case, choice)
     load_weights(model, state)
-    batch = _detectron2_batch(case.images)
+    batch = detectron2_batch(case.images)
 
     def losses() -> Mapping[str, Tensor]:
         with EventStorage():  # the heads log there
@@ -119,7 +119,8 @@ def _detectron2_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping
     return task_variant(model, case, lambda: model(batch), losses, net)
 
 
-def _detectron2_batch(images: Tensor) -> list[dict[str, Any]]:
+def detectron2_batch(images: Tensor) -> list[dict[str, Any]]:
+    """Normalised images (B, 3, S, S) and drawn objects as Detectron2's models take them."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     size = images.shape[-1]

@@ -1,0 +1,99 @@
+"""The training step of a config of MMSegmentation or Detectron2, on photos with labels drawn at random."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apt_dense import APTViT
+
+from benchmarks.detectors import detectron2_batch
+from benchmarks.photos import photos
+from benchmarks.step_parts import Step
+from evidence.match_token_counts import scores_of, thresholds_for
+from evidence.model_forms import set_thresholds
+from shared.token_counts import choose_patches
+
+#: Where the weights of a whole detector or segmentor come from; a step's time does not depend on them.
+_WEIGHTS = {"pretrained": None, "init_cfg": None}
+
+
+def segmentor_step(config: Path, batch: int, keep: float | None) -> tuple[Step, float]:
+    """The step of a segmentor at its config's size, and the share of tokens kept.
+
+    Args:
+        keep: the share that thresholds are scaled to; None for the config's own.
+
+    Raises:
+        FileNotFoundError, ValueError: if the config cannot be read, or is not one of an APTViT at one square size.
+    """
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import init_default_scope
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+
+    from apt_dense.hosts.mmseg.training_config import load_config
+
+    cfg = load_config(str(config))
+    if (cfg.model.get("backbone") or {}).get("type") != "APTViT":
+        raise ValueError(f"{config}: its backbone is no APTViT")
+    cfg.model.backbone.update(_WEIGHTS)
+    size = _square(config, cfg.model.data_preprocessor.size)
+    init_default_scope("mmseg")
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    images, share = _images(model.backbone, size, batch, keep)
+    labels = torch.randint(0, model.decode_head.num_classes, (batch, 1, *size))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+    return Step(model, lambda: _sum(model(images, samples, mode="loss"))), share
+
+
+def detector_step(config: Path, batch: int, keep: float | None) -> tuple[Step, float]:
+    """The step of a detector at its config's size, and the share of tokens kept; see :func:`segmentor_step`."""
+    from detectron2.config import instantiate
+    from detectron2.utils.events import EventStorage
+
+    from apt_dense.hosts.detectron2.read_lazy_config import load_config
+
+    cfg = load_config(str(config))
+    model = instantiate(cfg.model).train()
+    net = next((module for module in model.modules() if isinstance(module, APTViT)), None)
+    if net is None:
+        raise ValueError(f"{config}: its backbone is no APTViT")
+    images, share = _images(net, _square(config, net.img_size), batch, keep)
+    samples = detectron2_batch(images)
+
+    def losses() -> Tensor:
+        with EventStorage():  # the heads log there
+            return _sum(model(samples))
+
+    return Step(model, losses), share
+
+
+STEPS: Mapping[str, Callable[[Path, int, float | None], tuple[Step, float]]] = {
+    "seg": segmentor_step,
+    "det": detector_step,
+}
+
+
+def _square(config: Path, size: object) -> tuple[int, int]:
+    """Height and width of the images of a config."""
+    height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+    if height != width or not height:
+        raise ValueError(f"{config}: photos are cut to squares, and its images are {height} x {width}")
+    return height, width
+
+
+def _images(net: nn.Module, size: tuple[int, int], batch: int, keep: float | None) -> tuple[Tensor, float]:
+    """Normalised photos, by which the thresholds are scaled, and the share of tokens that they keep."""
+    images = photos(size[0], batch)
+    if keep is not None and net.thresholds:
+        scores = [scores_of(net.patches, image[None]) for image in images]
+        set_thresholds(net, thresholds_for(scores, net.thresholds, keep))
+    return images, choose_patches(net.patches, images).tokens_kept
+
+
+def _sum(losses: Mapping[str, Tensor]) -> Tensor:
+    """The loss that is trained with, of a host's named losses and other figures."""
+    return sum(loss for name, loss in losses.items() if "loss" in name)

@@ -1,0 +1,87 @@
+"""Say which parts of a model a training step's time goes to, for a config of MMSegmentation or Detectron2.
+
+    python tools/profile_step.py seg configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py
+    python tools/profile_step.py det configs/detectron2/mask_rcnn_apt_vitdet_b_100ep.py --keep 0.6 --depth 3
+
+Weights are random, photos those inside scikit-image at the config's size, labels drawn at random: no data is needed.
+The step is one forward and backward pass and one of AdamW; the medians of several are printed, each part without those
+inside of it. What is "apt_dense" is this package's: attention, matrix products, and, in the backbone's own line,
+scores, partition, layout and scatter. The rest is the host's.
+"""
+
+import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.option_types import number, whole
+from shared.packages import needed_packages
+
+with needed_packages("profile_step"):
+    import torch
+    from tqdm import tqdm
+
+    from benchmarks.recipes import STEPS
+    from benchmarks.step_parts import Part, Step, parts_of_step
+    from shared.machine_and_versions import environment
+    from shared.tables import markdown
+
+COLUMNS = {"part": "{}", "of": "{}", "forward ms": "{:.0f}", "backward ms": "{:.0f}", "share": "{:.1%}"}
+_LEAST = 0.001  # of the step, for a line of its own
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("host", choices=STEPS, help="seg: MMSegmentation, det: Detectron2")
+    add("config", type=Path, nargs="+", help="one or several")
+    add("--batch", type=whole(1), default=2, help="photos (default: 2; with 1, batch norm of pooled maps fails)")
+    add(
+        "--keep",
+        type=number(above=0),
+        metavar="SHARE",
+        help="scale the thresholds so that this share of tokens is kept",
+    )
+    add("--depth", type=whole(1), default=2, help="of the paths of modules (default: 2)")
+    add("--rounds", type=whole(1), default=3, help="steps that count (default: 3)")
+    return parser.parse_args(argv)
+
+
+def profile(step: Step, rounds: int, depth: int) -> list[Part]:
+    """Medians over steps, after one that does not count."""
+    optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-5)
+    found = [parts_of_step(step, optimizer, depth) for _ in tqdm(range(rounds + 1), "steps", leave=False)][1:]
+    return [
+        Part(*same[0][:2], *(statistics.median(values) for values in zip(*(part[2:] for part in same), strict=True)))
+        for same in zip(*found, strict=True)
+    ]
+
+
+def rows_of(parts: Sequence[Part]) -> list[dict]:
+    """Lines of the table: the total, and the parts that take more than a thousandth of it."""
+    total = sum(part.forward + part.backward for part in parts)
+    own = Part("all", "", sum(part.forward for part in parts), sum(part.backward for part in parts))
+    lines = [(part, (part.forward + part.backward) / total) for part in (own, *parts)]
+    return [dict(zip(COLUMNS, (*part, share), strict=True)) for part, share in lines if share >= _LEAST]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    for config in options.config:
+        torch.manual_seed(0)
+        try:
+            step, share = STEPS[options.host](config, options.batch, options.keep)
+        except (OSError, ValueError) as error:
+            sys.exit(f"profile_step: {error}")
+        print(f"{config.name}: {options.batch} photos, {share:.0%} of the tokens, {environment(torch.device('cpu'))}\n")
+        print(markdown(rows_of(profile(step, options.rounds, options.depth)), COLUMNS), "\n", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs its own steps
+    with needed_packages("profile_step"):
+        shared.interrupts.run(main)
