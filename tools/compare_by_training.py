@@ -9,7 +9,8 @@
 
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
-weights it starts from; "epochs"; "rate", as a share of --rate. All photos are held in memory and need one size. It
+weights it starts from; "epochs"; "rate", as a share of --rate; "rival", other ways to that share of tokens: "merging"
+alike ones, "pruning" with a way back, patches merged at "random". All photos are held in memory and need one size. It
 needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
@@ -42,8 +43,8 @@ with needed_packages("compare_by_training"):
     from evidence.file_digest import digest
     from evidence.frozen_features import LastFeatures
     from evidence.labelled_photos import find_pairs
-    from evidence.miou_after_training import Plan, run
-    from evidence.photos_in_memory import LabelledSet, load_set
+    from evidence.miou_after_training import Plan, Sets, run, scale_maps_of
+    from evidence.photos_in_memory import load_set
     from evidence.resumable_rows import KeptRows
     from evidence.training_variants import Variant, in_order, parse_variant
     from shared.machine_and_versions import environment
@@ -52,8 +53,10 @@ with needed_packages("compare_by_training"):
 
 COLUMNS = {
     "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",
-    "spread": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
+    "spread": "{:.2f}", "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}",
+    "loss": "{:.3f}", "step ms": "{:.0f}", "ms": "{:.1f}",
 }  # fmt: skip
+_MEANS = "share", "tokens", "mIoU", "boundary", "fine", "coarse", "accuracy", "loss", "step ms", "ms"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -78,6 +81,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the head (default: %(default)s); the backbone's is a fiftieth",
     )
     add("--frozen", action="store_true", help="train the head and cell_offsets only, on features made once: minutes")
+    add(
+        "--group-by", metavar="ROW", help="scores also of the pixels under its fine and its coarse patches, in all rows"
+    )
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
@@ -88,6 +94,9 @@ def check(args: argparse.Namespace) -> None:
     """Turn text into values. Raises ValueError."""
     args.size = parse_size(args.size)
     args.rows = in_order([parse_variant(text) for text in args.row])
+    groups = next((row for row in args.rows if row.name == args.group_by), None)
+    if args.group_by is not None and (groups is None or not groups.is_adaptive):
+        raise ValueError(f"--group-by {args.group_by!r}: expected the name of a row with adaptive patches")
     for name, least in (("classes", 2), ("epochs", 1), ("batch", 2), ("limit", args.batch)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -104,6 +113,10 @@ def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, s
     }
     own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate"}  # were at the backbone's before
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
+    if variant.rival is not None:
+        own["rival"] = variant.rival
+    if args.group_by is not None:
+        own["groups"] = [row for row in args.row if row.partition(":")[0].strip() == args.group_by]
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:
         own["start"] = settings_of(next(row for row in args.rows if row.name == variant.start), args, data)
@@ -126,7 +139,7 @@ class Trainings:
         for name, found in zip(("trained", "tested"), pairs, strict=True):
             self.data[name] = digest([path for pair in found for path in pair])
         self.args, self.kept, self._pairs = args, kept, pairs
-        self._sets: list[LabelledSet] = []
+        self._sets: Sets | None = None
         self._features = LastFeatures()
 
     def rows(self) -> Iterator[dict]:
@@ -145,12 +158,11 @@ class Trainings:
     def _make(self, variant: Variant, seed: int, settings: Mapping[str, Any]) -> dict:
         start = None if variant.start is None else self._weights(variant.start, seed)
         args = self.args
-        if not self._sets:
-            device = torch.device(args.device)
-            self._sets = [load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs]
         plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
         plan = plan._replace(backbone_rate=0.0) if args.frozen else plan
-        results, state = run(plan, variant, seed, *self._sets, start, self._features)
+        if self._sets is None:
+            self._sets = self._load(plan)
+        results, state = run(plan, variant, seed, self._sets, start, self._features)
         results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
             with write_whole(self._path(settings)) as partial:
@@ -159,6 +171,14 @@ class Trainings:
             f"{variant.name}, seed {seed}: mIoU {results['mIoU']:.2f} with {results['tokens']:.0f} tokens", flush=True
         )
         return self.kept.add(settings, results)
+
+    def _load(self, plan: Plan) -> Sets:
+        args, device = self.args, torch.device(self.args.device)
+        sets = Sets(*(load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs))
+        if args.group_by is None:
+            return sets
+        groups = next(row for row in args.rows if row.name == args.group_by)
+        return sets._replace(scale_maps=scale_maps_of(plan, groups, sets.tested))
 
     def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
         """Weights of a row that was trained; trained again if they are gone."""
@@ -182,8 +202,8 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["row"] for row in rows):
         same = [row for row in rows if row["row"] == name]
         line = {**same[0], "seeds": len(same)}
-        for key in ("share", "tokens", "mIoU", "accuracy", "loss"):
-            values = [row[key] for row in same if row[key] is not None]
+        for key in _MEANS:
+            values = [row[key] for row in same if row.get(key) is not None]
             line[key] = statistics.fmean(values) if values else None
         line["spread"] = statistics.stdev(row["mIoU"] for row in same) if len(same) > 1 else None
         lines.append(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ ROWS = (
     "adaptive: tokens=0.5, thresholds=(5.5,)",
     "smaller: size=(16, 32)",
     "switched: tokens=0.5, start='uniform', epochs=0",
+    "merging: tokens=0.75, rival='merging'",
     "finer: tokens=1.0, patch_size=8",
 )
 
@@ -62,13 +64,18 @@ def test_rows_at_equal_tokens_over_seeds(whole: Path) -> None:
     rows = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines() if line.startswith("| ")]
     head, *lines = ([cell.strip("| ") for cell in row] for row in rows if "---" not in row[0])
     found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    assert list(found) == ["uniform", "adaptive", "smaller", "switched", "finer"]
+    assert list(found) == ["uniform", "adaptive", "smaller", "switched", "merging", "finer"]
     assert {name: row["tokens"] for name, row in found.items()} == {
-        "uniform": "6", "adaptive": "3", "smaller": "2", "switched": "3", "finer": "6",
+        "uniform": "6", "adaptive": "3", "smaller": "2", "switched": "3", "finer": "6", "merging": "4",
     }  # fmt: skip
     assert {row["seeds"] for row in found.values()} == {"2"}
     assert all(0 <= float(row["mIoU"]) <= 100 and float(row["spread"]) >= 0 for row in found.values())
     assert found["switched"]["loss"] == "" and float(found["uniform"]["loss"]) > 0
+
+
+def without_times(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.endswith("ms")} for row in csv.DictReader(file)]
 
 
 def test_interrupted_it_continues_with_the_same_figures(
@@ -91,7 +98,7 @@ def test_interrupted_it_continues_with_the_same_figures(
     tool.main(arguments(folders, out, "--seeds", "0", "1"))
     # The third was not kept; the uniform one is trained again where a row of its seed starts from it.
     assert calls[:6] == ["uniform", "adaptive", "smaller", "smaller", "uniform", "switched"]
-    assert (out / "table.csv").read_text() == (whole / "table.csv").read_text()
+    assert without_times(out) == without_times(whole)
 
 
 def test_weights_of_another_command_are_not_started_from(folders: Path, whole: Path, tmp_path: Path) -> None:
@@ -104,8 +111,9 @@ def test_a_row_that_starts_from_another_has_its_weights(folders: Path, whole: Pa
     """With nothing merged, switching without training gives the mIoU that was measured."""
     plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
-    first, state = training.run(plan, Variant("a", {}), 3, data, data, None)
-    again, _ = training.run(plan, Variant("b", {"thresholds": (0.0,)}, start="a", epochs=0), 4, data, data, state)
+    sets = training.Sets(data, data)
+    first, state = training.run(plan, Variant("a", {}), 3, sets, None)
+    again, _ = training.run(plan, Variant("b", {"thresholds": (0.0,)}, start="a", epochs=0), 4, sets, state)
     assert again["mIoU"] == first["mIoU"] and again["loss"] is None
     with pytest.raises(ValueError, match="starts from a model of another form"):
         training._load(training.build(plan, Variant("c", {})), {"norm.weights": state.pop("norm.weight"), **state})
@@ -165,7 +173,7 @@ def test_masks_are_mirrored_with_their_features() -> None:
     maps = torch.arange(4.0).view(1, 1, 1, 1, 4).expand(2, 3, 1, 2, 4).clone().half()
     maps[1] = maps[1].flip(-1)
     masks = torch.arange(4, dtype=torch.uint8).expand(3, 2, 4)
-    data = frozen.FrozenSet(maps, torch.zeros(2, 3, 2, 4, dtype=torch.int8), masks)
+    data = frozen.FrozenSet(maps, torch.zeros(2, 3, 2, 4, dtype=torch.int8), masks, 8.0, 1.0)
     generator, seen = torch.Generator().manual_seed(0), set()
     for _ in range(8):
         (found, _), wanted = data.views(torch.tensor([0, 2]), generator)
@@ -179,12 +187,25 @@ def test_frozen_nothing_but_head_and_offsets_is_trained(folders: Path, whole: Pa
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     torch.manual_seed(0)
     before = training.build(plan, FROZEN).state_dict()
-    results, after = training.run(plan, FROZEN, 0, data, data, None)
+    results, after = training.run(plan, FROZEN, 0, training.Sets(data, data), None)
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] if ".cells." not in name else "cells" for name in moved} == {
         "norm", "classifier", "cells",
     }  # fmt: skip
     assert results["loss"] > 0 and results["tokens"] == pytest.approx(3, abs=1)
+
+
+def test_scores_are_grouped_by_the_patches_of_a_row(folders: Path, whole: Path, tmp_path: Path) -> None:
+    rows = ["--row", "random: tokens=0.5, thresholds=(1.0,), rival='random'"]
+    tool.main(arguments(folders, tmp_path, "--seeds", "0", "--frozen", "--group-by", "adaptive", *rows))
+    head, _, *lines = (tmp_path / "table.md").read_text().split("\n\n")[1].splitlines()
+    names = [name.strip() for name in head.strip("|").split("|")]
+    assert {"boundary", "fine", "coarse", "ms"} < set(names) and "step ms" not in names
+    for line in lines:
+        row = dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+        assert all(0 <= float(row[name]) <= 100 for name in ("boundary", "fine", "coarse")) and float(row["ms"]) > 0
+    with pytest.raises(SystemExit, match="expected the name of a row with adaptive patches"):
+        tool.main(arguments(folders, tmp_path, "--group-by", "uniform"))
 
 
 def test_frozen_all_seeds_share_the_features(

@@ -97,15 +97,6 @@ def test_the_scores_are_those_of_the_host(folder: Path, tmp_path: Path) -> None:
     assert found["smaller image"]["tokens"] == pytest.approx(20 / 24) and 0.7 < found["half"]["tokens"] <= 0.8
 
 
-def test_classes_that_do_not_occur_are_left_out() -> None:
-    labels = np.array([[0, 0, 1, 255]], np.uint8)
-    confusion = segmentation.count(np.array([[0, 1, 1, 2]]), labels, 4)
-    assert confusion.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert segmentation.scores_from(confusion) == {"mIoU": pytest.approx(0.5), "accuracy": pytest.approx(2 / 3)}
-    with pytest.raises(ValueError, match="class 1, and the model 1 classes"):
-        segmentation.count(np.zeros((1, 4), int), labels, 1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

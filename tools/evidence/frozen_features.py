@@ -3,6 +3,7 @@
 Minutes on a CPU where training the backbone takes hours; what adaptive patches cost without training them.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from apt_dense import APTViT
 from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
 
-from evidence.labelled_photos import percentages
 from evidence.linear_segmentor import LinearSegmentor
 from evidence.photos_in_memory import LabelledSet, resized_photos
+from evidence.rival_backbones import mean_tokens
+from evidence.segmentation_scores import score
 from shared.normalise import normalise
 
 _BATCH = 8
@@ -25,11 +27,18 @@ _BATCH = 8
 
 class FrozenSet(NamedTuple):
     """Features (V, N, C, h, w) float16, before offsets of cells, and scale maps (V, N, h, w) int8 of V views of N
-    photos: as they are, and mirrored if V is 2. Masks (N, H, W) uint8."""
+    photos: as they are, and mirrored if V is 2. Masks (N, H, W) uint8.
+
+    Args:
+        tokens: of a photo as it is, on average over photos and blocks.
+        milliseconds: of the backbone for a photo, the median over batches.
+    """
 
     maps: Tensor
     scale_maps: Tensor
     masks: Tensor
+    tokens: float
+    milliseconds: float
 
     def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Features and scale maps of some photos, mirrored half of the time, and their masks (B, H, W) int64."""
@@ -43,20 +52,25 @@ class FrozenSet(NamedTuple):
 def features_of(net: APTViT, data: LabelledSet, size: tuple[int, int], mirrored: bool) -> FrozenSet:
     """Run a backbone over all photos, resized to ``size``, in bfloat16."""
     net.eval()
-    maps, scale_maps = [], []
+    views = []
     for flip in (False, True)[: 1 + mirrored]:
         photos = tqdm(resized_photos(data, size, _BATCH), "features", -(-len(data.masks) // _BATCH), leave=False)
-        found = [_features(net, part.flip(-1) if flip else part) for part in photos]
-        maps.append(torch.cat([part[0] for part in found]))
-        scale_maps.append(torch.cat([part[1] for part in found]))
-    return FrozenSet(torch.stack(maps), torch.stack(scale_maps), data.masks)
+        found = [_features(net, normalise(part.flip(-1) if flip else part, net.pixel_format)) for part in photos]
+        views.append([torch.cat(parts) for parts in zip(*found, strict=True)])
+    maps, scale_maps, tokens, seconds = (torch.stack(parts) for parts in zip(*views, strict=True))
+    return FrozenSet(maps, scale_maps, data.masks, tokens[0].double().mean().item(), 1000 * seconds.median().item())
 
 
-def _features(net: APTViT, grey_levels: Tensor) -> tuple[Tensor, Tensor]:
-    images = normalise(grey_levels, net.pixel_format)
+def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features of normalised images (B, C, h, w) float16, scale maps (B, h, w), tokens (B,), seconds (B,)."""
+    start = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16):
         rows, layout = net.forward_tokens(images)
-    return scatter_tokens(rows[-1], layout).half(), net.partition(images)
+        maps = scatter_tokens(rows[-1], layout)
+    if maps.is_cuda:
+        torch.cuda.synchronize(maps.device)
+    seconds = (time.perf_counter() - start) / len(images)
+    return maps.half(), net.partition(images), mean_tokens(net, images), torch.full((len(images),), seconds)
 
 
 class LastFeatures:
@@ -91,15 +105,15 @@ class FrozenSegmentor(nn.Module):
 
 
 @torch.inference_mode()
-def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet) -> dict[str, float]:
-    """mIoU and pixel accuracy in per cent, and tokens of an image on average."""
+def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet, scale_maps: Tensor | None = None) -> dict[str, float]:
+    """Scores, by the patches of ``scale_maps`` if there are any (``score``); tokens and milliseconds of an image."""
     model.eval()
     predictions = (
         (model(maps.float(), scale_maps, masks.shape[1:]).argmax(1), masks)
         for maps, scale_maps, masks in _batches(data)
     )
-    scores = percentages(predictions, model.segmentor.classifier.out_channels)
-    return {**scores, "tokens": (0.25 ** data.scale_maps[0].double()).sum().item() / len(data.masks)}
+    scores = score(predictions, model.segmentor.classifier.out_channels, scale_maps)
+    return {**scores, "tokens": data.tokens, "ms": data.milliseconds}
 
 
 def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

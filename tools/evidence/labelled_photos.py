@@ -1,12 +1,11 @@
-"""Photos with masks of classes, and the mIoU of what was found on them."""
+"""Photos with masks of classes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from apt_dense.hosts.mask_file_names import common_ending
 
@@ -51,34 +50,3 @@ def read_labels(path: Path, zero_is_void: bool) -> np.ndarray:
     if not zero_is_void:
         return labels
     return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1).astype(np.uint8)
-
-
-def count(found: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class (row) that were given each class (column).
-
-    Raises:
-        ValueError: for a label that the model does not know.
-    """
-    counted = labels != IGNORED
-    if labels[counted].max(initial=0) >= classes:
-        raise ValueError(f"a mask has class {labels[counted].max()}, and the model {classes} classes, from 0")
-    pairs = labels[counted].astype(np.int64) * classes + found[counted]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def scores_from(confusion: np.ndarray) -> Mapping[str, float]:
-    """Mean intersection over union of the classes that occur, and the share of pixels that are right."""
-    right = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    return {
-        "mIoU": float((right[union > 0] / union[union > 0]).mean()),
-        "accuracy": float(right.sum() / max(confusion.sum(), 1)),
-    }
-
-
-def percentages(predictions: Iterable[tuple[Tensor, Tensor]], classes: int) -> dict[str, float]:
-    """mIoU and pixel accuracy in per cent, of batches of predicted and true classes (B, H, W)."""
-    confusion = np.zeros((classes, classes), np.int64)
-    for found, masks in predictions:
-        confusion += count(found.cpu().numpy(), masks.cpu().numpy(), classes)
-    return {name: 100 * value for name, value in scores_from(confusion).items()}

@@ -1,6 +1,8 @@
 """mIoU of a linear head and a pretrained ViT trained together, for one variant and seed."""
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,11 +18,13 @@ from apt_dense.weights.parameter_rules import is_new
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
 from evidence.frozen_features import FrozenSegmentor, FrozenSet, LastFeatures, evaluate_frozen, features_of
-from evidence.labelled_photos import IGNORED, percentages
+from evidence.labelled_photos import IGNORED
 from evidence.linear_segmentor import LinearSegmentor
-from evidence.match_token_counts import mean_share, scores_of, thresholds_for
+from evidence.match_token_counts import mean_share, scores_of, thresholds_for, timed
 from evidence.model_forms import set_thresholds, with_thresholds
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views, resized_photos
+from evidence.rival_backbones import RANDOM, RIVALS, RivalViT, mean_tokens, random_scores
+from evidence.segmentation_scores import score
 from evidence.training_variants import Variant
 from shared.normalise import normalise
 
@@ -57,11 +61,21 @@ class Plan(NamedTuple):
 def build(plan: Plan, variant: Variant) -> LinearSegmentor:
     """Build the model of a variant with the pretrained weights; patches of another size are resampled."""
     options = {"thresholds": (1.0,) if variant.is_adaptive else (), **variant.options}
+    options |= {"scorer": random_scores} if variant.rival == RANDOM else {}
     resize = "patch_size" in options
-    backbone = APTViT.from_timm(plan.model, pretrained=plan.weights is None, **options)
+    kind = RIVALS.get(variant.rival, APTViT)
+    backbone = kind.from_timm(plan.model, pretrained=plan.weights is None, **options)
     if plan.weights is not None:
         load_backbone(backbone, plan.weights, resize_patches=resize)
+    if isinstance(backbone, RivalViT):
+        backbone.share = variant.tokens / cells_of(backbone, variant, plan)
     return LinearSegmentor(backbone, plan.classes)
+
+
+def cells_of(model: APTViT, variant: Variant, plan: Plan) -> float:
+    """Cells of an image as a share of those of the uniform model at the plan's size."""
+    size, base = variant.size or plan.size, plain_patch_size(plan)
+    return math.prod(n // model.patch_size for n in size) / math.prod(n // base for n in plan.size)
 
 
 def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, data: LabelledSet) -> float:
@@ -70,14 +84,14 @@ def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, data: Labelle
     Returns:
         Tokens per image as a share of those of the uniform model at the plan's size.
     """
-    size, base = variant.size or plan.size, plain_patch_size(plan)
-    cells = math.prod(n // model.patch_size for n in size) / math.prod(n // base for n in plan.size)
+    cells = cells_of(model, variant, plan)
     if not variant.is_adaptive:
-        return cells
+        return cells * getattr(model, "share", 1.0)
     ratios = model.thresholds
     some = LabelledSet(*(part[:: max(1, len(part) // plan.calibrated)] for part in data))
     selector = with_thresholds(model.patches, ratios)
-    images = (image.cpu() for part in resized_photos(some, size, 8) for image in part.split(1))
+    photos = resized_photos(some, variant.size or plan.size, 8)
+    images = (image.cpu() for part in photos for image in part.split(1))
     scores = [scores_of(selector, normalise(image, model.pixel_format)) for image in images]
     thresholds = thresholds_for(scores, ratios, variant.tokens / cells)
     set_thresholds(model, thresholds)
@@ -92,13 +106,16 @@ def plain_patch_size(plan: Plan) -> int:
 def train(
     model: nn.Module, views: Views, masks: Tensor, plan: Plan, variant: Variant, seed: int,
     note: Callable[[Tensor], None],
-) -> None:  # fmt: skip
+) -> float | None:  # fmt: skip
     """Train in place, with AdamW, a linear warm-up and a linear decay to zero; bfloat16 on GPUs.
 
     Args:
         views: numbers of photos -> inputs of the model, and masks (B, h, w).
         masks: of all photos.
         note: called with the loss of each step, on the device.
+
+    Returns:
+        Seconds of a step; None if there were none.
     """
     generator = torch.Generator().manual_seed(seed)
     epochs = plan.epochs if variant.epochs is None else variant.epochs
@@ -111,6 +128,7 @@ def train(
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
     )
     model.train()
+    start = time.perf_counter()
     for numbers in tqdm(epochs_of(count, plan.batch, epochs, generator), variant.name, steps, leave=False):
         inputs, wanted = views(numbers, generator)
         loss = F.cross_entropy(model(*inputs, wanted.shape[1:]), wanted, ignore_index=IGNORED)
@@ -119,6 +137,9 @@ def train(
         optimizer.step()
         schedule.step()
         note(loss.detach())
+    if masks.is_cuda:
+        torch.cuda.synchronize(masks.device)
+    return (time.perf_counter() - start) / steps if steps else None
 
 
 def parameter_groups(model: nn.Module, rate: float, new_rate: float, backbone_rate: float) -> list[dict[str, Any]]:
@@ -130,24 +151,48 @@ def parameter_groups(model: nn.Module, rate: float, new_rate: float, backbone_ra
     return [{"params": group, "lr": each} for group, each in zip(groups, rates, strict=True) if group]
 
 
+class Sets(NamedTuple):
+    """What is trained and tested on.
+
+    Args:
+        scale_maps: (N, h, w) of the photos tested, by which all rows' scores are grouped (``score``).
+    """
+
+    trained: LabelledSet
+    tested: LabelledSet
+    scale_maps: Tensor | None = None
+
+
 @torch.inference_mode()
-def evaluate(model: LinearSegmentor, data: LabelledSet, size: tuple[int, int], batch: int = 8) -> Mapping[str, float]:
-    """mIoU and pixel accuracy in per cent, and tokens of an image on average, with photos resized to ``size``."""
+def evaluate(
+    model: LinearSegmentor, data: LabelledSet, size: tuple[int, int], scale_maps: Tensor | None = None, batch: int = 8
+) -> Mapping[str, float]:
+    """Scores of photos resized to ``size`` (``score``), and tokens and milliseconds of one on average."""
     model.eval()
-    net, tokens = model.backbone, []
+    net, tokens, seconds = model.backbone, [], []
 
     def predictions() -> Iterator[tuple[Tensor, Tensor]]:
         batches = zip(resized_photos(data, size, batch), data.masks.split(batch), strict=True)
         for grey_levels, masks in tqdm(batches, "testing", leave=False):
-            tokens.append(int(net.patches.count(normalise(grey_levels, net.pixel_format)).sum()))
-            yield model(grey_levels, masks.shape[1:]).argmax(1), masks
+            tokens.append(mean_tokens(net, normalise(grey_levels, net.pixel_format)))
+            found, took = timed(lambda photos=grey_levels, size=masks.shape[1:]: model(photos, size).argmax(1))
+            seconds.append(took / len(found))
+            yield found, masks
 
-    scores = percentages(predictions(), model.classifier.out_channels)
-    return {**scores, "tokens": sum(tokens) / len(data.masks)}
+    scores = score(predictions(), model.classifier.out_channels, scale_maps)
+    return {**scores, "tokens": torch.cat(tokens).double().mean().item(), "ms": 1000 * statistics.median(seconds)}
+
+
+def scale_maps_of(plan: Plan, variant: Variant, data: LabelledSet) -> Tensor:
+    """Which patches a variant cuts photos into, (N, h, w)."""
+    net = build(plan, variant).backbone
+    choose_thresholds(net, variant, plan, data)
+    batches = resized_photos(data, variant.size or plan.size, 8)
+    return torch.cat([net.partition(normalise(part.cpu(), net.pixel_format)) for part in batches])
 
 
 def run(
-    plan: Plan, variant: Variant, seed: int, trained: LabelledSet, tested: LabelledSet, start: Mapping[str, Any] | None,
+    plan: Plan, variant: Variant, seed: int, sets: Sets, start: Mapping[str, Any] | None,
     features: LastFeatures | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
     """Train and test one variant with one seed; return its results and its weights on the CPU.
@@ -158,42 +203,41 @@ def run(
     """
     torch.manual_seed(seed)
     model = build(plan, variant)
-    share = choose_thresholds(model.backbone, variant, plan, tested)
+    share = choose_thresholds(model.backbone, variant, plan, sets.tested)
     if start is not None:
         _load(model, start)
-    model.to(trained.photos.device)
+    model.to(sets.trained.photos.device)
     losses: list[Tensor] = []
     if plan.backbone_rate:
         size = variant.size or plan.size
-        train(model, partial(random_views, trained, size), trained.masks, plan, variant, seed, losses.append)
-        results = evaluate(model, tested, size)
+        views = partial(random_views, sets.trained, size)
+        seconds = train(model, views, sets.trained.masks, plan, variant, seed, losses.append)
+        results = {**evaluate(model, sets.tested, size, sets.scale_maps), "step ms": seconds and 1000 * seconds}
     else:
         options = {name: value for name, value in variant.options.items() if name != "cell_offsets"}
-        same = plan, variant.size, variant.tokens, options  # offsets come after the features
-        sets = (features or LastFeatures()).get(same, lambda: _features(model, plan, variant, trained, tested))
-        results = _train_on_features(model, plan, variant, seed, sets, losses.append)
+        same = plan, variant.size, variant.tokens, variant.rival, options  # offsets come after the features
+        frozen = (features or LastFeatures()).get(same, lambda: _features(model, plan, variant, sets))
+        results = _train_on_features(model, plan, variant, seed, frozen, sets.scale_maps, losses.append)
     loss = torch.stack(losses[-len(losses) // 10 :]).mean().item() if losses else None
     found = {"share": share, "loss": loss, "thresholds": list(model.backbone.thresholds), **results}
     return found, {name: value.cpu() for name, value in model.state_dict().items()}
 
 
-def _features(
-    model: LinearSegmentor, plan: Plan, variant: Variant, trained: LabelledSet, tested: LabelledSet
-) -> tuple[FrozenSet, FrozenSet]:
+def _features(model: LinearSegmentor, plan: Plan, variant: Variant, sets: Sets) -> tuple[FrozenSet, FrozenSet]:
     size = variant.size or plan.size
-    return features_of(model.backbone, trained, size, True), features_of(model.backbone, tested, size, False)
+    return features_of(model.backbone, sets.trained, size, True), features_of(model.backbone, sets.tested, size, False)
 
 
 def _train_on_features(
-    model: LinearSegmentor, plan: Plan, variant: Variant, seed: int, sets: tuple[FrozenSet, ...],
-    note: Callable[[Tensor], None],
+    model: LinearSegmentor, plan: Plan, variant: Variant, seed: int, sets: tuple[FrozenSet, FrozenSet],
+    scale_maps: Tensor | None, note: Callable[[Tensor], None],
 ) -> Mapping[str, float]:  # fmt: skip
     """Train the head, and offsets of cells."""
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(".cells." in name)
     frozen, (trained, tested) = FrozenSegmentor(model), sets
     train(frozen, trained.views, trained.masks, plan, variant, seed, note)
-    return evaluate_frozen(frozen, tested)
+    return evaluate_frozen(frozen, tested, scale_maps)
 
 
 def _load(model: LinearSegmentor, state: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,9 @@
 """mIoU of one trained MMSegmentation model with the same weights: uniform, adaptive, on smaller images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
@@ -17,9 +16,10 @@ from apt_dense.hosts.mmseg.safe_checkpoints import check_weights, load_from_safe
 from apt_dense.hosts.mmseg.training_config import load_config
 
 from evidence.equal_token_rows import SMALLER, Case, check_size
-from evidence.labelled_photos import Labelled, count, read_labels, scores_from
+from evidence.labelled_photos import Labelled, read_labels
 from evidence.match_token_counts import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
+from evidence.segmentation_scores import score
 from shared.normalise import to_grey_levels
 from shared.photo_files import read_photo
 
@@ -82,24 +82,27 @@ def switch_for(model: nn.Module, case: Case, ratios: Sequence[float], photos: Se
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, switch: Switch, pairs: Sequence[Labelled], void: bool) -> dict[str, Any]:
-    """The results of a row: mIoU and pixel accuracy in per cent over all pairs, tokens, milliseconds of the whole model
-    (median over images of a forward pass).
+    """The results of a row: mIoU, boundary IoU and pixel accuracy in per cent over all pairs, tokens, milliseconds of
+    the whole model (median over images of a forward pass).
 
     Args:
         void: whether label 0 is not counted, and label n is class n - 1.
     """
     set_thresholds(model.backbone, switch.thresholds)
     classes = model.decode_head.num_classes
-    confusion, seconds = np.zeros((classes, classes), np.int64), []
-    for pair in tqdm(pairs, "images", leave=False):
-        picture = resized(to_grey_levels(read_photo(pair.photo)), switch.size)
-        labels = read_labels(pair.mask, void)
-        found, took = timed(lambda picture=picture, size=labels.shape: predict(model, picture, size))
-        seconds.append(took)
-        confusion += count(found.numpy(), labels, classes)
+    seconds = []
+
+    def predictions() -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in tqdm(pairs, "images", leave=False):
+            picture = resized(to_grey_levels(read_photo(pair.photo)), switch.size)
+            labels = torch.from_numpy(read_labels(pair.mask, void))[None]
+            found, took = timed(lambda picture=picture, size=labels.shape[1:]: predict(model, picture, size))
+            seconds.append(took)
+            yield found[None], labels
+
     return {
         "tokens": switch.share,
-        **{name: 100 * value for name, value in scores_from(confusion).items()},
+        **score(predictions(), classes),
         "ms": 1000 * sorted(seconds)[len(seconds) // 2],
         "images": len(pairs),
         "thresholds": list(switch.thresholds),

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evidence.model_forms import parse_form
+from evidence.rival_backbones import RANDOM, RIVALS
 
-OWN = "size", "tokens", "start", "epochs", "rate"
+OWN = "size", "tokens", "start", "epochs", "rate", "rival"
 
 
 class Variant(NamedTuple):
@@ -22,6 +23,8 @@ class Variant(NamedTuple):
         start: the row whose trained weights this one starts from; None for the pretrained ones.
         epochs: of training; None for those of the command. With ``start``, 0 tests its weights as they are.
         rate: of learning, as a share of the command's.
+        rival: another way to that share of tokens than adaptive patches: "merging" alike tokens, "pruning" with a way
+            back, or patches merged at "random" (``rival_backbones``).
     """
 
     name: str
@@ -31,10 +34,11 @@ class Variant(NamedTuple):
     start: str | None = None
     epochs: int | None = None
     rate: float = 1.0
+    rival: str | None = None
 
     @property
     def is_adaptive(self) -> bool:
-        return self.tokens is not None
+        return self.tokens is not None and self.rival not in RIVALS
 
 
 def parse_variant(text: str) -> Variant:
@@ -53,6 +57,8 @@ def parse_variant(text: str) -> Variant:
         ("epochs", variant.epochs is None or (type(variant.epochs) is int and variant.epochs >= 0), "0 or more"),
         ("rate", _is_positive(variant.rate), "a number above 0"),
         ("start", variant.start is None or isinstance(variant.start, str), "the name of a row"),
+        ("rival", variant.rival in (None, RANDOM, *RIVALS), f"one of {', '.join((RANDOM, *RIVALS))}"),
+        ("tokens", variant.rival is None or variant.tokens is not None, "a share of tokens, as there is a rival"),
     ):
         if not is_right:
             raise ValueError(f"row {text!r}: {field}={getattr(variant, field)!r}, expected {expected}")
