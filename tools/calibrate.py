@@ -62,23 +62,10 @@ with needed_packages("calibrate"):
     from calibration.report import describe, draw_histogram, draw_worst, shares_at, snippets
     from calibration.thresholds_for_latency import find_thresholds
     from calibration.token_curves import Sizes, Source, measure_curves
-    from shared.photo_files import PHOTO_SUFFIXES, evenly_spread, is_photo
+    from shared.photo_files import evenly_spread, find_photos
 
 NAMED = 10  # unreadable photos that are named
 PIPELINE_PHOTOS = 100  # that go through a pipeline, unless --photos says otherwise
-
-
-def find_photos(inputs: Sequence[Path], most: int | None) -> Sequence[Path]:
-    """List the photos of all inputs, each once; of more than ``most``, so many at even distances. Raises ValueError."""
-    photos: dict[Path, None] = {}
-    for path in inputs:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; give a photo or a folder of photos")
-        found = sorted(filter(is_photo, path.rglob("*"))) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
-        photos |= dict.fromkeys(found)
-    return evenly_spread(list(photos), most)
 
 
 def target_of(options: argparse.Namespace, hidden: HiddenLabels | None = None) -> Target:
@@ -124,7 +111,7 @@ def photos_and_source(options: argparse.Namespace) -> tuple[Sequence[Path | str]
             from calibration.objects_of_photos import read_objects_of
         objects = read_objects_of(options.coco, options.photos)
         return list(objects.ids), Source(selector, sizes, {}, objects=objects)
-    photos = find_photos(options.inputs, options.photos)
+    photos = evenly_spread(find_photos(options.inputs, subfolders=True), options.photos)
     masks = find_masks(photos, options.masks) if options.masks else {}
     return photos, Source(selector, sizes, masks, options.void)
 
@@ -227,7 +214,7 @@ def _task(options: argparse.Namespace) -> tuple[Any, Any]:
         from calibration.drawn_photos import draw_photos
         from calibration.training_pipeline import read_task
     options.photos = options.photos or PIPELINE_PHOTOS
-    return read_task(options, find_photos(options.inputs, options.photos)), draw_photos
+    return read_task(options, evenly_spread(find_photos(options.inputs, subfolders=True), options.photos)), draw_photos
 
 
 def show_pipeline(options: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ with needed_packages("measure_accuracy"):
     from apt_dense.weights.timm_arguments import create_timm_model
 
     from evidence.equal_token_rows import Case, cases, check_size, crossings, parse_size
-    from evidence.feature_similarity import find_photos, load_model, measure, photo_at, reference_at
+    from evidence.feature_similarity import load_model, measure, photo_at, reference_at
     from evidence.file_digest import digest
     from evidence.labelled_photos import find_pairs
     from evidence.model_forms import PLAIN, Form, check_names, parse_form
@@ -43,6 +43,7 @@ with needed_packages("measure_accuracy"):
     from evidence.resumable_rows import KeptRows
     from shared.machine_and_versions import environment
     from shared.option_types import device, whole
+    from shared.photo_files import evenly_spread, find_photos
     from shared.tables import markdown, write_csv
 
 MEASURES = {"features": "cosine", "labels": "mIoU"}
@@ -107,7 +108,7 @@ def settings_of(case: Case, common: Mapping[str, Any], args: argparse.Namespace)
 
 def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     """The rows of the first table, made or found."""
-    photos = find_photos(args.photos, args.limit)
+    photos = evenly_spread(find_photos(args.photos, subfolders=True), args.limit)
 
     @cache
     def model(index: int) -> torch.nn.Module:

@@ -33,7 +33,7 @@ from shared.packages import needed_packages
 
 with needed_packages("report"):
     import tqdm  # before what asks for it by another tool's name
-    from calibrate import find_photos, sizes_of
+    from calibrate import sizes_of
     from visualize import read_config, selector_of
 
     from apt_dense.weights.files import write_text_whole
@@ -49,6 +49,7 @@ with needed_packages("report"):
     from reporting.predicted_speed import MODELS
     from reporting.report_content import Report
     from shared.option_types import PIXELS, SCORER_HELP, share_or_count, whole
+    from shared.photo_files import evenly_spread, find_photos
 
 PAGE = "report.html"
 DRAWN = 8
@@ -106,7 +107,7 @@ def report(args: argparse.Namespace, command: str) -> Report:
     calibration = None if args.calibration is None else read_calibration(args.calibration)
     quality = None if args.quality is None else read_quality(args.quality)
     source = choose_source(args, calibration)
-    paths = find_photos(args.inputs, args.photos)
+    paths = evenly_spread(find_photos(args.inputs, subfolders=True), args.photos)
     if args.masks is not None:
         source = source._replace(masks=find_masks(paths, args.masks), void=args.void)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from calibration.curve_record import PhotoCurve, read_curves
 from calibration.masks_of_photos import find_masks
 from calibration.objects_of_photos import read_objects_of
 from calibration.token_curves import Sizes
-from shared.photo_files import read_photo
+from shared.photo_files import evenly_spread, find_photos, read_photo
 
 
 @pytest.fixture
@@ -167,11 +167,10 @@ def test_other_settings_are_not_mixed(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_sample_is_spread_over_the_photos(photos: Path) -> None:
-    found = calibrate.find_photos([photos], 4)
-    every = calibrate.find_photos([photos], None)
-    assert len(every) == 13 and found == [every[0], every[3], every[6], every[9]]
+    every = find_photos([photos], subfolders=True)
+    assert len(every) == 13 and evenly_spread(every, 4) == [every[0], every[3], every[6], every[9]]
     with pytest.raises(ValueError, match="does not exist"):
-        calibrate.find_photos([photos / "missing"], None)
+        find_photos([photos / "missing"])
 
 
 def test_memory_holds_no_curves(photos: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from evidence import match_token_counts as token_shares
 from evidence import plot_accuracy_curves as curves
 from evidence.model_forms import Form, check_names, parse_form
 from evidence.resumable_rows import KeptRows
+from shared.photo_files import evenly_spread, find_photos
 from shared.tables import markdown, write_csv
 from support.references import noise, normalise, randomise
 from support.threads import one_thread  # noqa: F401
@@ -160,10 +161,12 @@ def test_photos_are_cut_to_the_shape_and_never_enlarged(tmp_path: Path) -> None:
 def test_photos_are_found_in_folders_and_spread_evenly(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "a", count=5)
     (folder / "notes.txt").write_text("no photo")
-    assert [path.stem for path in features.find_photos([folder, folder / "3.png"])] == ["0", "1", "2", "3", "4", "3"]
-    assert [path.stem for path in features.find_photos([folder], 2)] == ["0", "2"]
-    with pytest.raises(ValueError, match="no photos in"):
-        features.find_photos([tmp_path / "b"])
+    found = find_photos([folder, folder / "3.png"], subfolders=True)
+    assert [path.stem for path in found] == ["0", "1", "2", "3", "4"]
+    assert [path.stem for path in evenly_spread(found, 2)] == ["0", "2"]
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no photos"):
+        find_photos([folder / "empty"])
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +264,7 @@ def test_interrupted_it_continues(tmp_path: Path, timms: torch.nn.Module, monkey
         (["--sizes", "960x1280"], "none of 2 photos is as large"),
         (["--shares", "0.2"], "cannot be reached"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
-        (["--photos", "nowhere"], "no photos in nowhere"),
+        (["--photos", "nowhere"], "nowhere does not exist"),
     ],
     ids=str,
 )

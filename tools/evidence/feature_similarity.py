@@ -17,7 +17,7 @@ from evidence.equal_token_rows import SMALLER, Case, check_size
 from evidence.match_token_counts import model_input, resized, scores_of, smaller_grid, thresholds_for, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
-from shared.photo_files import evenly_spread, is_photo, read_photo
+from shared.photo_files import read_photo
 
 
 def load_model(name: str, weights: Path | None, block: int, form: Form, thresholds: Sequence[float]) -> APTViT:
@@ -34,19 +34,6 @@ def load_model(name: str, weights: Path | None, block: int, form: Form, threshol
     if weights is not None:
         load_backbone(model, weights)
     return model.eval()
-
-
-def find_photos(folders: Sequence[Path], limit: int | None = None) -> Sequence[Path]:
-    """Photos below folders, ordered by path, and single files; at most so many, evenly spread.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    found = [path for folder in folders for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))]
-    found = [path for path in found if is_photo(path)]
-    if not found:
-        raise ValueError(f"no photos in {', '.join(map(str, folders))}")
-    return evenly_spread(found, limit)
 
 
 def photo_at(path: Path, size: tuple[int, int]) -> Tensor | None:

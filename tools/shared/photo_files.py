@@ -61,13 +61,18 @@ def evenly_spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
     return items if most is None else spread(items, most)
 
 
-def find_photos(inputs: Sequence[Path]) -> list[Path]:
-    """List the photos of all inputs, those of a folder by name, each once. Raises ValueError."""
+def find_photos(inputs: Sequence[Path], subfolders: bool = False) -> list[Path]:
+    """List the photos of all inputs, those of a folder, and perhaps of its subfolders, by name, each once.
+
+    Raises:
+        ValueError: for a path that does not exist, and a folder without photos.
+    """
     photos: dict[Path, None] = {}
     for path in inputs:
         if not path.exists():
             raise ValueError(f"{path} does not exist; give a photo or a folder of photos")
-        found = sorted(filter(is_photo, path.iterdir())) if path.is_dir() else [path]
+        inside = path.rglob("*") if subfolders else path.glob("*")
+        found = sorted(filter(is_photo, inside)) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"the folder {path} holds no photos ({' '.join(PHOTO_SUFFIXES)})")
         photos |= dict.fromkeys(found)
