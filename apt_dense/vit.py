@@ -12,6 +12,7 @@ from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
+from apt_dense.nn.coarse_affine import finish_outputs
 from apt_dense.nn.layers import init_linear_layers, make_norm
 from apt_dense.nn.output_channels_and_strides import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
@@ -94,8 +95,8 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
         prefix_positions = 0 if positions.no_embed_class else model.num_prefix
         self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
         self.patch_embed = PatchEmbed.from_options(model, self.block_options)
-        offsets = len(model.out_indices) if model.cell_offsets else 0
-        self.coarse_embed = CoarseEmbed(model.embed_dim, offsets) if self.thresholds else None
+        outputs = model.coarse_affine * len(model.out_indices)
+        self.coarse_embed = CoarseEmbed(model.embed_dim, outputs) if self.thresholds else None
         num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (
             nn.Parameter(torch.zeros(1, rows, model.embed_dim)) if rows else None
@@ -149,16 +150,14 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
             TypeError: for images that are not floating point.
         """
         outputs, layout = self.forward_tokens(images, keep_fine, keep_coarse)
-        maps = tuple(scatter_tokens(rows, layout) for rows in outputs)
-        return maps if self.coarse_embed is None else self.coarse_embed.add_offsets(maps, layout)
+        return tuple(scatter_tokens(rows, layout) for rows in outputs)
 
     def forward_tokens(
         self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None
     ) -> tuple[tuple[Tensor, ...], TokenLayout]:
         """Compute packed rows (R, embed_dim) per entry of ``out_indices``, and where they belong.
 
-        For heads that work on tokens and scatter afterwards (``SimpleFeaturePyramid.from_tokens``), without
-        ``cell_offsets``. Arguments and errors as for :meth:`forward`.
+        For heads that scatter later (``SimpleFeaturePyramid.from_tokens``). Arguments, errors: see :meth:`forward`.
         """
         x, layout, rotary = self.patches.outside_graphs(self._tokens)(images, keep_fine, keep_coarse)
         x = self.norm_pre(x)
@@ -166,8 +165,9 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
-                outputs.append(self.patches.outside_graphs(layout.real_rows)(self._normalise(x, index)))
-        return tuple(outputs), layout
+                outputs.append(self._normalise(x, index))
+        affines = () if self.coarse_embed is None else self.coarse_embed.outputs
+        return self.patches.outside_graphs(finish_outputs)(outputs, affines, layout), layout
 
     def partition(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """The scale map (B, H / p, W / p) int8 of images: ``PatchSelector.scale_map``."""
@@ -207,7 +207,7 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
             prefix_positions, table = self.pos_embed[0].tensor_split([self.num_prefix_positions])
             positions = AbsolutePositions(table.unflatten(0, self.pos_grid), self.position_options.pos_antialias)
         prefix = self._prefix_rows(prefix_positions)
-        embeddings = Embeddings(self.patch_embed, self.coarse_embed, self.options.embed_parts)
+        embeddings = Embeddings(self.patch_embed, self.coarse_embed)
         return embed_patches(images, layout, embeddings, positions, prefix)
 
     def _prefix_rows(self, positions: Tensor | None) -> Tensor | None:

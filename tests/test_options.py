@@ -50,7 +50,6 @@ BAD: dict[str, list[Any]] = {
     **{item.name: FLAGS for group in GROUPS for item in fields(group) if isinstance(item.default, bool)},
     **dict.fromkeys(["mlp_ratio", "norm_eps"], ABOVE_0),
     **dict.fromkeys(["window_block_indexes", "residual_block_indexes"], BLOCKS),
-    "embed_parts": [-0.1, 1.1, math.nan, "0.5", None, True],
     "proportional_attention": [-0.5, math.nan, math.inf, "0.5", None, True],
     "drop_path_rate": [-0.1, 1, 1.5, math.nan, "0.1", None, True],
     "out_indices": [(0, 2), (1, 0), (), -3, 0.5, "0", (1, 1), (True,)],

@@ -584,7 +584,7 @@ def test_images_of_any_content_share_the_shapes_of_products(monkeypatch: pytest.
 
 # ---- forms that differ from the paper's
 
-FORM = {"proportional_attention": 0.5, "embed_parts": 0.25}
+FORM = {"proportional_attention": 0.5}
 
 
 @pytest.mark.parametrize("options", [{}, {"class_token": True}, WINDOWED, {"token_budget": 0.8}], ids=str)

@@ -4,10 +4,9 @@ Shape letters: B images, h x w cells of the base grid, R packed rows, C channels
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.layout.tokens import Candidates, TokenLayout
+from apt_dense.layout.tokens import TokenLayout
 
 
 def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
@@ -56,27 +55,3 @@ def gather_tokens(feature_map: Tensor, layout: TokenLayout, count: int | None = 
     sums = cells.new_zeros(total + 1, cells.shape[1]).index_add_(0, index, cells)[:total]
     counts = cells.new_zeros(total + 1).index_add_(0, index, torch.ones_like(index, dtype=cells.dtype))[:total]
     return sums / counts.clamp(min=1)[:, None]
-
-
-def top_left_cells(cells: Tensor, scale: int) -> Tensor:
-    """Of each complete patch of a scale: (B, h, w, C) -> (B, h >> scale, w >> scale, C)."""
-    h, w = (side >> scale for side in cells.shape[1:3])
-    return cells[:, :: 1 << scale, :: 1 << scale][:, :h, :w]
-
-
-def add_to_cells(cells: Tensor, tiles: Tensor, patches: Candidates, layout: TokenLayout) -> Tensor:
-    """Add to cells (B, h, w, C) the tiles (n, S, S, C) of candidates of a scale, S = 2**scale, that are tokens."""
-    if patches.are_all:
-        return _add_where_chosen(cells, tiles, patches.scale, layout)
-    index = patches.cells_of(cells.shape[1:3])
-    return cells.flatten(0, 2).index_add(0, index.flatten(), tiles.flatten(0, 2)).view(cells.shape)
-
-
-def _add_where_chosen(cells: Tensor, tiles: Tensor, scale: int, layout: TokenLayout) -> Tensor:
-    """Add the tiles of all complete patches of a scale where these were chosen."""
-    scales = torch.where(layout.row_Bhw < 0, -1, layout.scale_R[layout.row_Bhw])[..., None]
-    chosen = top_left_cells(scales, scale) == scale  # (B, h >> scale, w >> scale, 1)
-    tiles = tiles.unflatten(0, chosen.shape[:3]) * chosen[..., None, None]
-    whole = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    below, right = (n - m for n, m in zip(cells.shape[1:3], whole.shape[1:3], strict=True))
-    return cells + F.pad(whole, (0, 0, 0, right, 0, below))

@@ -91,14 +91,11 @@ class Candidates:
 
     def take_parts(self, cells: Tensor) -> Tensor:
         """Values (B, h, w, C) of the base grid's cells -> those of the cells of each patch (n, 2**s, 2**s, C)."""
-        index = self.cells_of(cells.shape[1:3])
-        return cells.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, cells.shape[-1])
-
-    def cells_of(self, grid: tuple[int, int]) -> Tensor:
-        """The cells of each candidate, counted through all images' grids row by row: (n, 2**s, 2**s)."""
-        side = torch.arange(2**self.scale, device=self.image.device)
+        _, h, w, channels = cells.shape
+        side = torch.arange(2**self.scale, device=cells.device)
         y, x = self.y.view(-1, 1, 1) + side[:, None], self.x.view(-1, 1, 1) + side
-        return (self.image.view(-1, 1, 1) * grid[0] + y) * grid[1] + x
+        index = (self.image.view(-1, 1, 1) * h + y) * w + x
+        return cells.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, channels)
 
 
 @dataclass(frozen=True, eq=False)  # not a tuple, as above

@@ -135,12 +135,6 @@ def runs_as_written(module: nn.Module) -> bool:
     return not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
 
 
-def may_scatter_late(net: nn.Module) -> bool:
-    """Check whether heads may take the tokens of an ``APTViT`` and scatter them afterwards: nothing is hooked to it,
-    and all cells of a coarse patch are alike."""
-    return runs_as_written(net) and getattr(net.coarse_embed, "cells", None) is None
-
-
 def late_scatter(stage: nn.Sequential, rows: Tensor, layout: TokenLayout) -> Tensor:
     """Compute ``stage(scatter_tokens(rows, layout))`` with the leading pointwise layers applied to tokens.
 

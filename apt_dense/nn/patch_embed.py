@@ -2,18 +2,16 @@
 
 A patch P of scale s becomes E(resize(P)) + position + Zero(ConvDown(E(parts of P))): the host's patch embedding E of
 the patch shrunk to the base size, plus a correction from its base-size parts that starts at zero (paper, section 3;
-the released code's form). So a new model sees of a coarse patch just what the host would see of the shrunk image. With
-``embed_parts`` a share of E(resize(P)) is replaced by the mean of E(parts of P).
+the released code's form). So a new model sees of a coarse patch just what the host would see of the shrunk image.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import Candidates, TokenLayout
-from apt_dense.nn.cell_offsets import CellOffsets
+from apt_dense.nn.coarse_affine import CoarseAffine
 from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.ops.cpu_layers import call_layer, call_on_map
@@ -56,29 +54,22 @@ class CoarseEmbed(nn.Module):
     applied s times, then a linear layer that starts at zero.
 
     Args:
-        outputs: feature maps with offsets in the cells of coarse patches (``cells``).
+        outputs: how many of the model's outputs get a :class:`CoarseAffine`.
     """
 
     def __init__(self, embed_dim: int, outputs: int = 0) -> None:
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
         self.zero = nn.Linear(embed_dim, embed_dim)
-        self.cells = nn.ModuleList(CellOffsets(embed_dim) for _ in range(outputs)) if outputs else None
+        self.outputs = nn.ModuleList(CoarseAffine(embed_dim) for _ in range(outputs))
         self.reset_zero()
 
     def reset_zero(self) -> None:
-        """Make the correction zero, and the offsets."""
+        """Make the correction zero, and leave outputs as they are."""
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
-        for offsets in self.cells or ():
-            offsets.reset_zero()
-
-    def add_offsets(self, maps: Sequence[Tensor], layout: TokenLayout) -> tuple[Tensor, ...]:
-        """Feature maps (B, C, h, w), with the offsets of their cells if there are any."""
-        if self.cells is None:
-            return tuple(maps)
-        adds = (layout.outside_graphs(offsets.forward) for offsets in self.cells)
-        return tuple(add(each, layout) for add, each in zip(adds, maps, strict=True))
+        for affine in self.outputs:
+            affine.reset_zero()
 
     def forward(self, parts: Tensor) -> Tensor:
         """Embedded parts (N, 2**s, 2**s, C) of N patches of scale s -> corrections (N, C)."""
@@ -104,11 +95,6 @@ class Embeddings(NamedTuple):
 
     patch: PatchEmbed
     coarse: CoarseEmbed | None = None  # the correction of coarse patches; None if there are none
-    parts: float = 0.0  # the share of the mean embedding of a coarse patch's parts
-
-    def mix(self, shrunk: Tensor, means: Tensor | None) -> Tensor:
-        """Embeddings of coarse patches before the correction, from those of shrunk patches and the parts' means."""
-        return shrunk if means is None else shrunk.lerp(means.to(shrunk.dtype), self.parts)
 
 
 def embed_patches(
@@ -128,21 +114,19 @@ def embed_patches(
         positions: absolute positions; None for none.
         prefix: (num_prefix, C), positions included.
     """
-    patch_embed, coarse_embed, _ = embeddings
+    patch_embed, coarse_embed = embeddings
     cells = patch_embed(images)
-    parts, halved, means = [], cells, cells
+    parts, halved = [], cells
     for patches in layout.candidates:
         if patches.scale == 0:
             tokens = patches.take(cells)
         elif patches.are_all:
             halved = coarse_embed.halve(halved)
-            means = _halved_means(means) if embeddings.parts else None
             shrunk = _embed_shrunk(images, patches.scale, patch_embed, cells)
-            tokens = patches.take(embeddings.mix(shrunk, means) + coarse_embed.add(halved))
+            tokens = patches.take(shrunk + coarse_embed.add(halved))
         else:
-            own = patches.take_parts(cells)
             shrunk = _embed_chosen(images, patches, patch_embed)
-            tokens = embeddings.mix(shrunk, own.mean((1, 2)) if embeddings.parts else None) + coarse_embed(own)
+            tokens = shrunk + coarse_embed(patches.take_parts(cells))
         if positions is not None:
             tokens = tokens + patches.take_shared(positions.at_scale(layout.grid, patches.scale))
         parts.append(tokens)
@@ -170,12 +154,6 @@ def _embed_shrunk(images: Tensor, scale: int, patch_embed: PatchEmbed, cells: Te
         h, w = (n // patch_embed.patch_size for n in small.shape[-2:])
         return cells.new_zeros(len(images), h, w, cells.shape[-1])
     return patch_embed(small)
-
-
-def _halved_means(cells: Tensor) -> Tensor:
-    """The mean of each complete block of 2 x 2: (B, h, w, C) -> (B, h // 2, w // 2, C)."""
-    h, w = (side // 2 for side in cells.shape[1:3])
-    return cells[:, : 2 * h, : 2 * w].unflatten(2, (w, 2)).unflatten(1, (h, 2)).mean((2, 4))
 
 
 def _shrink(images: Tensor, scale: int, patch_size: int) -> Tensor:

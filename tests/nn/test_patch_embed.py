@@ -60,16 +60,11 @@ def naive_correction(coarse: CoarseEmbed, embed: PatchEmbed, patch: Tensor, scal
 
 def naive_token(
     image: Tensor, embed: PatchEmbed, coarse: CoarseEmbed, positions: Tensor, grid: tuple[int, int],
-    scale: int, y: int, x: int, share: float = 0.0,
+    scale: int, y: int, x: int,
 ) -> Tensor:  # fmt: skip
     side = PATCH << scale
     patch = image[:, y * PATCH : y * PATCH + side, x * PATCH : x * PATCH + side]
-    parts = [
-        naive_embed(embed, patch[:, row : row + PATCH, column : column + PATCH])
-        for row in range(0, side, PATCH)
-        for column in range(0, side, PATCH)
-    ]
-    token = (1 - share) * naive_embed(embed, naive_shrink(patch, scale)) + share * sum(parts) / len(parts)
+    token = naive_embed(embed, naive_shrink(patch, scale))
     if scale:
         token = token + naive_correction(coarse, embed, patch, scale)
     return token + positions_of_scale(positions, grid, scale)[y >> scale, x >> scale]
@@ -106,10 +101,10 @@ def test_coarse_embed_of_no_patches_still_gives_gradients(side: int) -> None:
     assert all(grad is not None and not grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize(("fresh", "share"), [(True, 0.0), (False, 0.0), (False, 0.25), (False, 1.0)])
+@pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("grid", [(4, 4), (6, 5), (3, 9), (1, 2)])
-def test_every_token_is_the_sum_of_its_terms(grid: tuple[int, int], fixed: bool, fresh: bool, share: float) -> None:
+def test_every_token_is_the_sum_of_its_terms(grid: tuple[int, int], fixed: bool, fresh: bool) -> None:
     scale_map = random_scale_map(random.Random(1), 2, *grid, dropped=0.0 if fixed else 0.2)
     embed, coarse = embedding(), CoarseEmbed(WIDTH)
     if not fresh:
@@ -119,12 +114,12 @@ def test_every_token_is_the_sum_of_its_terms(grid: tuple[int, int], fixed: bool,
     if fixed:
         scale_map[1] = scale_map[0]  # as many tokens
         layout = build_fixed_layout(scale_map, 3, len(tokens_of(scale_map)) // 2, num_prefix=1)
-    embeddings = Embeddings(embed, coarse, share)
+    embeddings = Embeddings(embed, coarse)
     rows = embed_patches(images, layout, embeddings, AbsolutePositions(positions), prefix)
     expected = dict.fromkeys(layout.images.offsets.tolist()[:-1], prefix[0])
     for token in tokens_of(scale_map):
         row = layout.row_Bhw[token.image, token.y, token.x].item()
-        expected[row] = naive_token(images[token.image], embed, coarse, positions, grid, *token[1:], share)
+        expected[row] = naive_token(images[token.image], embed, coarse, positions, grid, *token[1:])
     torch.testing.assert_close(rows, torch.stack([expected[row] for row in range(len(rows))]), atol=1e-5, rtol=1e-4)
 
 
@@ -152,7 +147,7 @@ def test_all_parameters_get_gradients_when_only_one_scale_is_used(scale: int) ->
     embed, coarse = embedding(), CoarseEmbed(WIDTH)
     positions = nn.Parameter(noise(4, 4, WIDTH))
     layout = build_layout(torch.full((1, 4, 4), scale), 3)
-    embeddings = Embeddings(embed, coarse, 0.25)
+    embeddings = Embeddings(embed, coarse)
     embed_patches(noise(1, 3, 16, 16), layout, embeddings, AbsolutePositions(positions)).sum().backward()
     assert all(p.grad is not None for p in [*embed.parameters(), *coarse.parameters(), positions])
 
@@ -162,7 +157,7 @@ def test_no_tokens_at_all() -> None:
     rows = embed_patches(
         noise(2, 3, 16, 16),
         layout,
-        Embeddings(embedding(), CoarseEmbed(WIDTH), 0.25),
+        Embeddings(embedding(), CoarseEmbed(WIDTH)),
         AbsolutePositions(noise(4, 4, WIDTH)),
     )
     assert rows.shape == (0, WIDTH)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apt_dense import APTViT
-from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
 
 from evidence.linear_segmentor import LinearSegmentor
@@ -26,7 +25,7 @@ _BATCH = 8
 
 
 class FrozenSet(NamedTuple):
-    """Features (V, N, C, h, w) float16, before offsets of cells, and scale maps (V, N, h, w) int8 of V views of N
+    """Features (V, N, C, h, w) float16, before any ``CoarseAffine``, and scale maps (V, N, h, w) int8 of V views of N
     photos: as they are, and mirrored if V is 2. Masks (N, H, W) uint8.
 
     Args:
@@ -89,7 +88,7 @@ class LastFeatures:
 
 
 class FrozenSegmentor(nn.Module):
-    """A segmentor from its backbone's features on: offsets of cells, and the head."""
+    """A segmentor from its backbone's features on: what scales and shifts those of coarse patches, and the head."""
 
     def __init__(self, segmentor: LinearSegmentor) -> None:
         super().__init__()
@@ -97,10 +96,8 @@ class FrozenSegmentor(nn.Module):
 
     def forward(self, maps: Tensor, scale_maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (B, classes, *size)."""
-        net = self.segmentor.backbone
-        if net.coarse_embed is not None:
-            layout = build_layout(scale_maps, net.patches.num_scales)
-            (maps,) = net.coarse_embed.add_offsets((maps,), layout)
+        for affine in getattr(self.segmentor.backbone.coarse_embed, "outputs", ()):
+            maps = affine.where(scale_maps > 0, maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.interpolate(self.segmentor.head(maps), size=size, mode="bilinear", align_corners=False)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.layout.scatter import scatter_tokens
-from apt_dense.nn.feature_pyramid import check_patch_size, late_scatter, may_scatter_late
+from apt_dense.nn.feature_pyramid import check_patch_size, late_scatter, runs_as_written
 from apt_dense.ops.cpu_layers import call_on_map
 
 
@@ -42,7 +42,7 @@ class SimpleFeaturePyramid(PlainFeaturePyramid):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the levels of normalised images (B, 3, H, W): {"p2": (B, C, H / 4, W / 4), ...}, with upstream's
         values."""
-        if not isinstance(self.net, APTViT) or not may_scatter_late(self.net):
+        if not isinstance(self.net, APTViT) or not runs_as_written(self.net):
             features = self.net(x)
             results = [call_on_map(stage, features[self.in_feature]) for stage in self.stages]
             return self._with_top_block(results, features.get)

@@ -58,8 +58,7 @@ def add_apt_config(cfg: CfgNode) -> None:
         "MIN_TOKENS": PatchOptions.min_tokens,
         "ATTENTION_BACKEND": BlockOptions.attention_backend,
         "PROPORTIONAL_ATTENTION": BlockOptions.proportional_attention,
-        "EMBED_PARTS": ModelOptions.embed_parts,
-        "CELL_OFFSETS": ModelOptions.cell_offsets,
+        "COARSE_AFFINE": ModelOptions.coarse_affine,
         "SCORER": PatchOptions.scorer,
         "DROP_PADDING": PatchOptions.drop_padding,
         "PRETRAINED": {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apt_dense import vit
 from apt_dense.hosts.mmseg.uper_head import APTUPerHead
-from apt_dense.nn.feature_pyramid import may_scatter_late
+from apt_dense.nn.feature_pyramid import runs_as_written
 from apt_dense.nn.unscattered_maps import TokenMap
 from apt_dense.runtime import is_traced
 
@@ -39,7 +39,7 @@ class TokenHeads:
 
     def _takes_tokens(self) -> bool:
         net = self.backbone
-        if not isinstance(net, vit.APTViT) or not may_scatter_late(net) or is_traced():
+        if not isinstance(net, vit.APTViT) or not runs_as_written(net) or is_traced():
             return False
         parts = [self.decode_head, *_listed(getattr(self, "auxiliary_head", None))]
         known = all(type(head) in _HEADS for head in parts) and all(

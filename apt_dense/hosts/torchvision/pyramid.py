@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense.nn.feature_pyramid import SCALE_FACTORS, SimpleFeaturePyramid, check_patch_size, may_scatter_late
+from apt_dense.nn.feature_pyramid import SCALE_FACTORS, SimpleFeaturePyramid, check_patch_size, runs_as_written
 from apt_dense.vit import APTViT
 
 
@@ -53,7 +53,7 @@ class PyramidBackbone(SimpleFeaturePyramid):
             {"p2": (B, C, H/4, W/4), ..., "p6": (B, C, H/64, W/64)} for patches of 16 pixels, the size of the last level
             rounded up.
         """
-        if may_scatter_late(self.net):
+        if runs_as_written(self.net):
             outputs, layout = self.net.forward_tokens(images)
             levels = self.from_tokens(outputs[-1], layout)
         else:

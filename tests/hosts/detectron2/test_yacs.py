@@ -47,11 +47,11 @@ def test_yacs_config_takes_a_token_budget() -> None:
     add_apt_config(cfg)
     cfg.merge_from_file(str(YAML))
     cfg.merge_from_list([*TINY_YACS, "MODEL.APT.TOKEN_BUDGET", 0.7, "MODEL.APT.ATTENTION_BACKEND", "mask"])
-    cfg.merge_from_list(["MODEL.APT.PROPORTIONAL_ATTENTION", 0.5, "MODEL.APT.EMBED_PARTS", 0.25])
+    cfg.merge_from_list(["MODEL.APT.PROPORTIONAL_ATTENTION", 0.5])
     model = build_model(cfg).eval()
     net = model.backbone.net
     assert net.token_budget == 0.7 and {block.attn.backend for block in net.blocks} == {"mask"}
-    assert net.options.embed_parts == 0.25 and {block.attn.proportional for block in net.blocks} == {0.5}
+    assert {block.attn.proportional for block in net.blocks} == {0.5}
     assert isinstance(detect(model), Instances)
 
 
@@ -69,4 +69,4 @@ def test_options_of_apt_alone_have_the_core_s_defaults() -> None:
     assert found == {"thresholds": (), "token_budget": None, "scorer": "entropy", "drop_padding": False}
     assert found == {name: arguments[name].default for name in found}
     assert cfg.MODEL.APT.ATTENTION_BACKEND == "auto"
-    assert cfg.MODEL.APT.PROPORTIONAL_ATTENTION == cfg.MODEL.APT.EMBED_PARTS == 0
+    assert cfg.MODEL.APT.PROPORTIONAL_ATTENTION == 0
