@@ -117,6 +117,16 @@ def to_device(tensors: Sequence[Tensor | None], device: torch.device) -> list[Te
     return [None if t is None else next(parts).view(t.shape).to(t.dtype) for t in tensors]
 
 
+def has_16_bits(dtype: torch.dtype) -> bool:
+    """Check for the floating-point types of half the width."""
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def computes_in_16_bits(x: Tensor) -> bool:
+    """Check whether layers on the CPU compute in such a type, the operand's own or autocast's."""
+    return has_16_bits(x.dtype) or torch.is_autocast_enabled("cpu")
+
+
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which operations on the tensor's device keep the types of their operands."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from apt_dense.layout.scatter import scatter_tiles, tile_of_cells
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.ops.onednn_matmul import linear
+from apt_dense.runtime import has_16_bits
 
 
 class TokenMap:
@@ -133,7 +134,7 @@ def _batch_norm(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> TokenMap:  # fmt: skip
     """Batch norm, whose statistics over cells are those of tiles weighted by the cells that they cover."""
-    values = x.tiles.float() if x.tiles.dtype in (torch.float16, torch.bfloat16) else x.tiles
+    values = x.tiles.float() if has_16_bits(x.tiles.dtype) else x.tiles
     mean, var = running_mean, running_var
     if training:
         mean, var = _moments(x, values)

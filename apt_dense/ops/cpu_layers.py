@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from apt_dense.ops.onednn_matmul import linear
-from apt_dense.runtime import is_compiling, is_exporting
+from apt_dense.runtime import computes_in_16_bits, is_compiling, is_exporting
 
 Result = TypeVar("Result")
 
@@ -33,7 +32,7 @@ def call_on_map(layer: nn.Module, x: Tensor) -> Tensor:
     In 16 bits on CPUs they are not for all maps of one column or row: there values come from memory that nobody wrote,
     or rows are mixed up, with processors and PyTorch versions.
     """
-    if x.device.type != "cpu" or not _is_in_16_bits(x) or _is_inside_products():
+    if x.device.type != "cpu" or not computes_in_16_bits(x) or _is_inside_products():
         return layer(x)
     with _SafeConvolutions():
         return layer(x)
@@ -60,7 +59,7 @@ class _SafeConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if kwargs or func not in (F.conv2d, F.conv_transpose2d) or not _is_in_16_bits(args[0]):
+        if kwargs or func not in (F.conv2d, F.conv_transpose2d) or not computes_in_16_bits(args[0]):
             return func(*args, **(kwargs or {}))
         return _conv2d(_Convolution(*args)) if func is F.conv2d else _conv_transpose2d(*args)
 
@@ -76,10 +75,6 @@ class _Products(_SafeConvolutions):
         if func is F.conv2d and not kwargs and _takes_blocks(_Convolution(*args)) and _lies_in_blocks(*args[:2]):
             return _conv_of_blocks(*_Convolution(*args)[:3])
         return super().__torch_function__(func, types, args, kwargs)
-
-
-def _is_in_16_bits(x: Tensor) -> bool:
-    return x.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
 
 
 class _Convolution(NamedTuple):

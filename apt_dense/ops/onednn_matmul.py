@@ -20,7 +20,7 @@ from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from apt_dense.ops.measured_kernel_choice import Case, fastest
-from apt_dense.runtime import has_avx512, has_slow_mkl, is_amd, runs_on_host
+from apt_dense.runtime import computes_in_16_bits, has_avx512, has_slow_mkl, is_amd, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -60,11 +60,7 @@ def fill_rows(rows: Tensor, spare: int = 0) -> Tensor:
     that matters: on CPUs, for products of oneDNN's, which has those of 16 bits anyway."""
     if not runs_on_host(rows):
         return rows
-    by_onednn = (
-        is_enabled(rows.requires_grad)
-        or torch.is_autocast_enabled("cpu")
-        or rows.dtype in (torch.bfloat16, torch.float16)
-    )
+    by_onednn = is_enabled(rows.requires_grad) or computes_in_16_bits(rows)
     return fill_up(rows, whole_rows(len(rows) + spare) if by_onednn else len(rows) + spare)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from apt_dense.patches.calibration import FACTORS
 
-HIDDEN = 6  # columns of what coarse patches hide
+#: What coarse patches hide, by column: coarse patches, those with more than one class, pixels on borders between
+#: classes under coarse patches, and in all, small objects under coarse patches, and in all.
+HIDDEN = "coarse", "mixed", "border", "borders", "hidden_objects", "small_objects"
 
 
 class PhotoCurve(NamedTuple):
@@ -23,9 +25,7 @@ class PhotoCurve(NamedTuple):
 
     Args:
         patches: (F, num_scales).
-        hidden: (F, 6), with labels: coarse patches, those with more than one class, pixels on borders between classes
-            under coarse patches, and in all, small objects under coarse patches, and in all
-            (``apt_dense.patches.labels_under_coarse_patches``).
+        hidden: (F, 6), with labels, the columns ``HIDDEN`` (``apt_dense.patches.labels_under_coarse_patches``).
         padded: cells of an image with its padding, where it may have some.
     """
 
@@ -116,6 +116,6 @@ def _from_line(line: str) -> PhotoCurve:
     if "error" in entry:
         return PhotoCurve(entry["photo"], None, entry["error"])
     hidden = _unpack(entry["hidden"]) if "hidden" in entry else None
-    if hidden is not None and hidden.shape[1] != HIDDEN:
-        raise ValueError(f"{hidden.shape[1]} columns of labels, expected {HIDDEN}")
+    if hidden is not None and hidden.shape[1] != len(HIDDEN):
+        raise ValueError(f"{hidden.shape[1]} columns of labels, expected {len(HIDDEN)}")
     return PhotoCurve(entry["photo"], _unpack(entry["patches"]), hidden=hidden, padded=entry.get("padded"))

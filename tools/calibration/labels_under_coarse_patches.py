@@ -8,7 +8,7 @@ import numpy as np
 
 from apt_dense.patches.calibration import FACTORS
 
-from calibration.curve_record import PhotoCurve
+from calibration.curve_record import HIDDEN, PhotoCurve
 
 
 class HiddenLabels(NamedTuple):
@@ -34,17 +34,18 @@ class HiddenLabels(NamedTuple):
 
 def hidden_labels(curves: Iterable[PhotoCurve]) -> HiddenLabels:
     """Sum up the curves of labelled photos. Raises ValueError if no photo has a mask with a border."""
-    tokens, images, totals = np.zeros(len(FACTORS)), 0, np.zeros((len(FACTORS), 6))
+    tokens, images, totals = np.zeros(len(FACTORS)), 0, np.zeros((len(FACTORS), len(HIDDEN)))
     for curve in curves:
         if curve.patches is None or curve.hidden is None:
             continue
         tokens, images = tokens + curve.patches.sum(1) / curve.cells, images + 1
         totals += curve.hidden
-    coarse, mixed, border, borders, hidden, small = totals.T
-    if not images or not borders[0]:
+    of = dict(zip(HIDDEN, totals.T, strict=True))
+    if not images or not of["borders"][0]:
         raise ValueError("the labels hold no border between two classes, so that nothing can be said about them")
     with np.errstate(invalid="ignore"):
-        return HiddenLabels(tokens / images, mixed / coarse, border / borders, hidden / small)
+        small = of["hidden_objects"] / of["small_objects"]
+        return HiddenLabels(tokens / images, of["mixed"] / of["coarse"], of["border"] / of["borders"], small)
 
 
 def draw_hidden(path: Path, found: HiddenLabels, factor: float) -> None:

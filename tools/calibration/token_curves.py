@@ -143,7 +143,7 @@ class _Photos(Dataset):
         boxes = torch.from_numpy(sizes.apply_to_boxes(labels.small, before, after))
         found = mixing_by_factor(selector, image, plain, factors, boxes)
         borders, small = (torch.full_like(found.border, number) for number in (found.borders, len(boxes)))
-        hidden = torch.stack([found.coarse, found.mixed, found.border, borders, found.boxes, small], 1)
+        hidden = torch.stack([found.coarse, found.mixed, found.border, borders, found.boxes, small], 1)  # as HIDDEN
         return PhotoCurve(str(path), patches, hidden=hidden.numpy().astype(np.int32))
 
 

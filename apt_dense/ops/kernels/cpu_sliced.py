@@ -24,7 +24,7 @@ from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.sdpa_bias_as_mask import mask
 from apt_dense.ops.onednn_matmul import fill_up, is_enabled, product, whole_rows
-from apt_dense.runtime import has_matrix_unit, has_slow_mkl, runs_on_host, without_autocast
+from apt_dense.runtime import has_16_bits, has_matrix_unit, has_slow_mkl, runs_on_host, without_autocast
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
 _FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
@@ -55,8 +55,8 @@ def _suits(inputs: Inputs) -> bool:
     length = inputs.segments.mean_length
     if has_slow_mkl() and is_enabled():
         return length >= _LONG_SEGMENT
-    in_16_bits = inputs.q.dtype in (torch.bfloat16, torch.float16)
-    return inputs.bias is not None and length >= _LONG_WITH_BIAS * (2 if in_16_bits and inputs.trains else 1)
+    factor = 2 if has_16_bits(inputs.q.dtype) and inputs.trains else 1
+    return inputs.bias is not None and length >= _LONG_WITH_BIAS * factor
 
 
 KERNEL = Kernel(rows, _obstacle, _suits)

@@ -12,6 +12,7 @@ from torch import Tensor
 from apt_dense.layout.tokens import Segments
 from apt_dense.ops.bias import Channels, PaddingKey, augment, bias_channels
 from apt_dense.ops.kernels.interface import Inputs, Kernel
+from apt_dense.runtime import has_16_bits
 
 _MAX_WIDTH = 256  # channels of a head that flash kernels take
 #: (q, k, v, offsets of queries, offsets of keys, longest queries, longest keys, scale) -> out, all (R, H, D)
@@ -73,7 +74,7 @@ def _obstacle(inputs: Inputs) -> str | None:
     q, bias = inputs.q, inputs.bias
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, not cuda"
-    if q.dtype not in (torch.float16, torch.bfloat16):
+    if not has_16_bits(q.dtype):
         return f"they are {q.dtype}; use autocast to float16 or bfloat16"
     if _KERNEL is None:
         return "neither torch.nn.attention.varlen nor the flash-attn package is installed"
