@@ -48,8 +48,6 @@ class ModelOptions(Options):
         depth: number of blocks. It also sets the drop path rates, but blocks after the last output are not built.
         patch_bias: whether the patch embedding has a bias.
         embed_norm: a norm of the patch embedding, before the positions (AIMv2).
-        coarse_affine: scale and shift the output channels of coarse tokens, from the identity, so that a head can treat
-            them otherwise than fine ones (docs/EVIDENCE.md).
         drop_path_rate: stochastic depth of the last block, rising linearly from 0, drawn per image.
         window_size: cells of the attention windows of the blocks in ``window_block_indexes``; other blocks attend
             over the image. Windows cut short by the edge of the grid attend to padding as Detectron2's do.
@@ -71,7 +69,6 @@ class ModelOptions(Options):
     depth: int = option(12, whole(1))
     patch_bias: bool = option(True, flag)
     embed_norm: bool = option(False, flag, brings="patch_embed.norm.")
-    coarse_affine: bool = option(False, flag, brings="coarse_embed.outputs.#.")
     drop_path_rate: float = option(0.0, number(least=0, below=1))
     window_size: int = option(0, whole(0))
     window_block_indexes: tuple[int, ...] = option((), indexes)

@@ -12,7 +12,6 @@ from apt_dense.layout.packed import build_layout
 from apt_dense.layout.scatter import scatter_tokens
 from apt_dense.layout.tokens import TokenLayout
 from apt_dense.nn.block import Block
-from apt_dense.nn.coarse_affine import finish_outputs
 from apt_dense.nn.layers import init_linear_layers, make_norm
 from apt_dense.nn.output_channels_and_strides import DescribedOutputs
 from apt_dense.nn.patch_embed import CoarseEmbed, Embeddings, PatchEmbed, embed_patches
@@ -95,8 +94,7 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
         prefix_positions = 0 if positions.no_embed_class else model.num_prefix
         self.num_prefix_positions = prefix_positions if model.num_prefix else int(positions.pretrain_use_cls_token)
         self.patch_embed = PatchEmbed.from_options(model, self.block_options)
-        outputs = model.coarse_affine * len(model.out_indices)
-        self.coarse_embed = CoarseEmbed(model.embed_dim, outputs) if self.thresholds else None
+        self.coarse_embed = CoarseEmbed(model.embed_dim) if self.thresholds else None
         num_positions = self.num_prefix_positions + math.prod(self.pos_grid) if positions.use_abs_pos else 0
         self.cls_token, self.reg_token, self.pos_embed = (
             nn.Parameter(torch.zeros(1, rows, model.embed_dim)) if rows else None
@@ -165,9 +163,8 @@ class APTViT(DescribedOutputs, ChoosesPatches, LoadableViT):
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, layout, rotary)
             if index in self.out_indices:
-                outputs.append(self._normalise(x, index))
-        affines = () if self.coarse_embed is None else self.coarse_embed.outputs
-        return self.patches.outside_graphs(finish_outputs)(outputs, affines, layout), layout
+                outputs.append(self.patches.outside_graphs(layout.real_rows)(self._normalise(x, index)))
+        return tuple(outputs), layout
 
     def partition(self, images: Tensor, keep_fine: Region | None = None, keep_coarse: Region | None = None) -> Tensor:
         """The scale map (B, H / p, W / p) int8 of images: ``PatchSelector.scale_map``."""

@@ -18,7 +18,7 @@ from support.references import noise, randomise
 
 SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 WINDOWS = {"window_size": 5, "window_block_indexes": (0,)}
-FORM = {"proportional_attention": 0.5, "coarse_affine": True}
+FORM = {"proportional_attention": 0.5}
 BUDGET = {"thresholds": (5.0, 5.0), "token_budget": 0.6}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -80,7 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=1e-3,
         help="of the head (default: %(default)s); the backbone's is a fiftieth",
     )
-    add("--frozen", action="store_true", help="train the head (and coarse_affine) only, on features made once: minutes")
+    add("--frozen", action="store_true", help="train the head only, on features made once: minutes")
     add(
         "--group-by", metavar="ROW", help="scores also of the pixels under its fine and its coarse patches, in all rows"
     )

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense.layout.tokens import Candidates, TokenLayout
-from apt_dense.nn.coarse_affine import CoarseAffine
 from apt_dense.nn.layers import make_norm
 from apt_dense.nn.positions import AbsolutePositions
 from apt_dense.ops.cpu_layers import call_layer, call_on_map
@@ -51,25 +50,18 @@ class PatchEmbed(nn.Module):
 
 class CoarseEmbed(nn.Module):
     """The correction Zero(ConvDown(parts)) of coarse patches: one 2 x 2 convolution of stride 2 for all scales,
-    applied s times, then a linear layer that starts at zero.
+    applied s times, then a linear layer that starts at zero."""
 
-    Args:
-        outputs: how many of the model's outputs get a :class:`CoarseAffine`.
-    """
-
-    def __init__(self, embed_dim: int, outputs: int = 0) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(embed_dim, embed_dim, kernel_size=2, stride=2)
         self.zero = nn.Linear(embed_dim, embed_dim)
-        self.outputs = nn.ModuleList(CoarseAffine(embed_dim) for _ in range(outputs))
         self.reset_zero()
 
     def reset_zero(self) -> None:
-        """Make the correction zero, and leave outputs as they are."""
+        """Make the correction zero."""
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
-        for affine in self.outputs:
-            affine.reset_zero()
 
     def forward(self, parts: Tensor) -> Tensor:
         """Embedded parts (N, 2**s, 2**s, C) of N patches of scale s -> corrections (N, C)."""

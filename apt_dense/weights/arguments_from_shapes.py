@@ -57,7 +57,6 @@ def frame_arguments(state: StateDict) -> dict[str, Any]:
         "final_norm": "norm.weight" in state,
         "residual_block_indexes": tuple(_numbers(re.compile(r"blocks\.(\d+)\.residual\."), state)),
         "use_rel_pos": "blocks.0.attn.rel_pos_h" in state,
-        "coarse_affine": "coarse_embed.outputs.0.weight" in state,
     }
 
 

@@ -22,7 +22,7 @@ CHOICES = (
     "out_indices", "norm_intermediates", "pos_antialias",
 )  # fmt: skip
 #: Options that a model without coarse patches has no use for.
-_OF_COARSE_PATCHES = "thresholds", "token_budget", "min_tokens", "scorer", "coarse_affine"
+_OF_COARSE_PATCHES = "thresholds", "token_budget", "min_tokens", "scorer"
 
 
 def options_of(model: nn.Module) -> dict[str, Any]:

@@ -206,8 +206,7 @@ def _check_places(strange: list[str], target: str) -> None:
 
 def _coarse_to_leave_out(state: StateDict, target: str, drop_coarse: bool) -> list[str]:
     coarse = [name for name in state if is_new(name)]
-    corrections = f"{COARSE}zero.", f"{COARSE}outputs."
-    trained = [name for name in coarse if name.startswith(corrections) and state[name].any()]
+    trained = [name for name in coarse if name.startswith(f"{COARSE}zero.") and state[name].any()]
     if trained and not drop_coarse:
         raise ValueError(
             f"{FORMATS[target].title} has no place for {trained[0]}, which was trained for coarse patches and is not "

@@ -35,7 +35,7 @@ FEATURES = parameters_of(ModelOptions, BlockOptions) | {
     "swiglu": rf"{_BLOCK}mlp\.fc1_[gx]{_LAYER}",
 }
 _PLAIN = "fused qkv", "plain mlp"
-_OF_DETECTORS = "thresholds", "coarse_affine", "use_rel_pos", "residual_block_indexes"
+_OF_DETECTORS = "thresholds", "use_rel_pos", "residual_block_indexes"
 _TIMM = tuple(feature for feature in FEATURES if feature not in _OF_DETECTORS)
 
 

@@ -133,7 +133,7 @@ def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
 
 def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole: Path) -> None:
     plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
-    model = training.build(plan, Variant("a", {"coarse_affine": True}, tokens=0.5))
+    model = training.build(plan, Variant("a", {}, tokens=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = training.parameter_groups(model, 1.0, 0.1, 0.02)
     assert [group["lr"] for group in groups] == [1.0, 0.1, 0.02]
@@ -146,7 +146,7 @@ def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole:
 # ---- a frozen backbone
 
 
-FROZEN = Variant("a", {"thresholds": (5.5,), "coarse_affine": True, "proportional_attention": 0.5}, tokens=0.5)
+FROZEN = Variant("a", {"thresholds": (5.5,), "proportional_attention": 0.5}, tokens=0.5)
 
 
 def test_features_made_once_give_the_model_s_own_logits(folders: Path, whole: Path) -> None:
@@ -155,12 +155,10 @@ def test_features_made_once_give_the_model_s_own_logits(folders: Path, whole: Pa
     model = training.build(plan, FROZEN).eval()
     training.choose_thresholds(model.backbone, FROZEN, plan, data)
     features = frozen.features_of(model.backbone, data, SIZE, mirrored=True)
-    for parameter in model.backbone.coarse_embed.outputs.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
     assert features.maps.shape[:2] == (2, 4) and features.maps.dtype == torch.float16
     for view, photos in enumerate((data.photos, data.photos.flip(-1))):
         expected = model(next(memory.resized_photos(data._replace(photos=photos), SIZE, 4)), (60, 80))
-        found = frozen.FrozenSegmentor(model)(features.maps[view].float(), features.scale_maps[view], (60, 80))
+        found = frozen.FrozenSegmentor(model)(features.maps[view].float(), (60, 80))
         torch.testing.assert_close(
             found, expected, atol=0.02 * float(expected.detach().abs().max()), rtol=0.05
         )  # bfloat16's
@@ -174,25 +172,23 @@ def test_masks_are_mirrored_with_their_features() -> None:
     maps = torch.arange(4.0).view(1, 1, 1, 1, 4).expand(2, 3, 1, 2, 4).clone().half()
     maps[1] = maps[1].flip(-1)
     masks = torch.arange(4, dtype=torch.uint8).expand(3, 2, 4)
-    data = frozen.FrozenSet(maps, torch.zeros(2, 3, 2, 4, dtype=torch.int8), masks, 8.0, 1.0)
+    data = frozen.FrozenSet(maps, masks, 8.0, 1.0)
     generator, seen = torch.Generator().manual_seed(0), set()
     for _ in range(8):
-        (found, _), wanted = data.views(torch.tensor([0, 2]), generator)
+        (found,), wanted = data.views(torch.tensor([0, 2]), generator)
         assert torch.equal(found[:, 0].long(), wanted)
         seen |= {int(first) for first in wanted[:, 0, 0]}
     assert seen == {0, 3}
 
 
-def test_frozen_nothing_but_head_and_affine_is_trained(folders: Path, whole: Path) -> None:
+def test_frozen_nothing_but_the_head_is_trained(folders: Path, whole: Path) -> None:
     plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 20, 2, rate=0.01, backbone_rate=0.0)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     torch.manual_seed(0)
     before = training.build(plan, FROZEN).state_dict()
     results, after = training.run(plan, FROZEN, 0, training.Sets(data, data), None)
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[0] if ".outputs." not in name else "outputs" for name in moved} == {
-        "norm", "classifier", "outputs",
-    }  # fmt: skip
+    assert {name.split(".")[0] for name in moved} == {"norm", "classifier"}
     assert results["loss"] > 0 and results["tokens"] == pytest.approx(3, abs=1)
 
 
@@ -214,8 +210,7 @@ def test_frozen_all_seeds_share_the_features(
 ) -> None:
     made, make = [], training.features_of
     monkeypatch.setattr(training, "features_of", lambda *args: made.append(1) or make(*args))
-    affine = "affine: tokens=1.0, patch_size=8, coarse_affine=True"  # after the row "finer"
-    tool.main(arguments(folders, tmp_path, "--seeds", "0", "1", "2", "--frozen", "--row", affine))
+    tool.main(arguments(folders, tmp_path, "--seeds", "0", "1", "2", "--frozen"))
     assert len(made) == 2 * len(ROWS)
     assert "| 3 |" in (tmp_path / "table.md").read_text()
 

@@ -132,7 +132,7 @@ def test_no_feature_has_parameters_that_are_those_of_another() -> None:
     """Each name belongs to one feature, so that leaving a feature out of a project leaves its parameters out."""
     options = {
         "class_token": True, "reg_tokens": 2, "pre_norm": True, "final_norm": True, "embed_norm": True,
-        "thresholds": (4.0,), "coarse_affine": True, "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True,
+        "thresholds": (4.0,), "qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True,
         "init_values": 1.0, "k_bias": False,
     }  # fmt: skip
     names = set()

@@ -25,26 +25,26 @@ _BATCH = 8
 
 
 class FrozenSet(NamedTuple):
-    """Features (V, N, C, h, w) float16, before any ``CoarseAffine``, and scale maps (V, N, h, w) int8 of V views of N
-    photos: as they are, and mirrored if V is 2. Masks (N, H, W) uint8.
+    """Features of V views of N photos: as they are, and mirrored if V is 2.
 
     Args:
+        maps: (V, N, C, h, w) float16.
+        masks: (N, H, W) uint8.
         tokens: of a photo as it is, on average over photos and blocks.
         milliseconds: of the backbone for a photo, the median over batches.
     """
 
     maps: Tensor
-    scale_maps: Tensor
     masks: Tensor
     tokens: float
     milliseconds: float
 
-    def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Features and scale maps of some photos, mirrored half of the time, and their masks (B, H, W) int64."""
+    def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[tuple[Tensor], Tensor]:
+        """Features of some photos, mirrored half of the time, and their masks (B, H, W) int64."""
         mirrored = (torch.rand(len(numbers), generator=generator) < 0.5).long()
         masks = self.masks[numbers].long()
         masks = torch.where(mirrored.bool().view(-1, 1, 1).to(masks.device), masks.flip(-1), masks)
-        return (self.maps[mirrored, numbers].float(), self.scale_maps[mirrored, numbers]), masks
+        return (self.maps[mirrored, numbers].float(),), masks
 
 
 @torch.inference_mode()
@@ -56,12 +56,12 @@ def features_of(net: APTViT, data: LabelledSet, size: tuple[int, int], mirrored:
         photos = tqdm(resized_photos(data, size, _BATCH), "features", -(-len(data.masks) // _BATCH), leave=False)
         found = [_features(net, normalise(part.flip(-1) if flip else part, net.pixel_format)) for part in photos]
         views.append([torch.cat(parts) for parts in zip(*found, strict=True)])
-    maps, scale_maps, tokens, seconds = (torch.stack(parts) for parts in zip(*views, strict=True))
-    return FrozenSet(maps, scale_maps, data.masks, tokens[0].double().mean().item(), 1000 * seconds.median().item())
+    maps, tokens, seconds = (torch.stack(parts) for parts in zip(*views, strict=True))
+    return FrozenSet(maps, data.masks, tokens[0].double().mean().item(), 1000 * seconds.median().item())
 
 
-def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features of normalised images (B, C, h, w) float16, scale maps (B, h, w), tokens (B,), seconds (B,)."""
+def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of normalised images (B, C, h, w) float16, tokens (B,), seconds (B,)."""
     start = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16):
         rows, layout = net.forward_tokens(images)
@@ -69,7 +69,7 @@ def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     if maps.is_cuda:
         torch.cuda.synchronize(maps.device)
     seconds = (time.perf_counter() - start) / len(images)
-    return maps.half(), net.partition(images), mean_tokens(net, images), torch.full((len(images),), seconds)
+    return maps.half(), mean_tokens(net, images), torch.full((len(images),), seconds)
 
 
 class LastFeatures:
@@ -88,16 +88,14 @@ class LastFeatures:
 
 
 class FrozenSegmentor(nn.Module):
-    """A segmentor from its backbone's features on: what scales and shifts those of coarse patches, and the head."""
+    """A segmentor from its backbone's features on."""
 
     def __init__(self, segmentor: LinearSegmentor) -> None:
         super().__init__()
         self.segmentor = segmentor
 
-    def forward(self, maps: Tensor, scale_maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (B, classes, *size)."""
-        for affine in getattr(self.segmentor.backbone.coarse_embed, "outputs", ()):
-            maps = affine.where(scale_maps > 0, maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.interpolate(self.segmentor.head(maps), size=size, mode="bilinear", align_corners=False)
 
 
@@ -105,14 +103,11 @@ class FrozenSegmentor(nn.Module):
 def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet, scale_maps: Tensor | None = None) -> dict[str, float]:
     """Scores, by the patches of ``scale_maps`` if there are any (``score``); tokens and milliseconds of an image."""
     model.eval()
-    predictions = (
-        (model(maps.float(), scale_maps, masks.shape[1:]).argmax(1), masks)
-        for maps, scale_maps, masks in _batches(data)
-    )
+    predictions = ((model(maps.float(), masks.shape[1:]).argmax(1), masks) for maps, masks in _batches(data))
     scores = score(predictions, model.segmentor.classifier.out_channels, scale_maps)
     return {**scores, "tokens": data.tokens, "ms": data.milliseconds}
 
 
-def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    parts = (part.split(_BATCH) for part in (data.maps[0], data.scale_maps[0], data.masks))
+def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor]]:
+    parts = (part.split(_BATCH) for part in (data.maps[0], data.masks))
     return tqdm(zip(*parts, strict=True), "testing", -(-len(data.masks) // _BATCH), leave=False)

@@ -214,8 +214,7 @@ def run(
         seconds = train(model, views, sets.trained.masks, plan, variant, seed, losses.append)
         results = {**evaluate(model, sets.tested, size, sets.scale_maps), "step ms": seconds and 1000 * seconds}
     else:
-        options = {name: value for name, value in variant.options.items() if name != "coarse_affine"}
-        same = plan, variant.size, variant.tokens, variant.rival, options  # what comes before the features
+        same = plan, variant.size, variant.tokens, variant.rival, variant.options
         frozen = (features or LastFeatures()).get(same, lambda: _features(model, plan, variant, sets))
         results = _train_on_features(model, plan, variant, seed, frozen, sets.scale_maps, losses.append)
     loss = torch.stack(losses[-len(losses) // 10 :]).mean().item() if losses else None
@@ -232,9 +231,8 @@ def _train_on_features(
     model: LinearSegmentor, plan: Plan, variant: Variant, seed: int, sets: tuple[FrozenSet, FrozenSet],
     scale_maps: Tensor | None, note: Callable[[Tensor], None],
 ) -> Mapping[str, float]:  # fmt: skip
-    """Train the head, and the affine of coarse patches."""
-    for name, parameter in model.backbone.named_parameters():
-        parameter.requires_grad_(".outputs." in name)
+    """Train and test the head."""
+    model.backbone.requires_grad_(False)
     frozen, (trained, tested) = FrozenSegmentor(model), sets
     train(frozen, trained.views, trained.masks, plan, variant, seed, note)
     return evaluate_frozen(frozen, tested, scale_maps)

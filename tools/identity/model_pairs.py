@@ -27,7 +27,7 @@ _NEUTRAL = {
     "type", "_target_", "thresholds", "token_budget", "min_tokens", "keep_fine", "keep_coarse", "scorer",
     "drop_padding", "pixel_mean", "pixel_std", "channel_order", "pretrained", "init_cfg", "with_cp", "frozen_stages",
     "norm_eval", "drop_path_rate", "checkpoint_blocks", "attention_backend", "strict_loading",
-    "proportional_attention", "coarse_affine",
+    "proportional_attention",
 }  # fmt: skip
 #: Means of random vectors by pattern of their names; 0 for biases.
 _CENTRES = {r"norm.*weight$": 1.0, r"gamma(_[12])?$": 0.3}

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from apt_dense.hosts.detectron2.backbone import APTViT
 from apt_dense.hosts.detectron2.class_names_of_run import write_classes
 from apt_dense.hosts.detectron2.feature_pyramid import SimpleFeaturePyramid
-from apt_dense.options import BlockOptions, ModelOptions, PatchOptions
+from apt_dense.options import BlockOptions, PatchOptions
 from apt_dense.weights.files import CheckpointError, write_text_whole
 
 #: Arguments that a file of weights tells, whatever the config says.
@@ -58,7 +58,6 @@ def add_apt_config(cfg: CfgNode) -> None:
         "MIN_TOKENS": PatchOptions.min_tokens,
         "ATTENTION_BACKEND": BlockOptions.attention_backend,
         "PROPORTIONAL_ATTENTION": BlockOptions.proportional_attention,
-        "COARSE_AFFINE": ModelOptions.coarse_affine,
         "SCORER": PatchOptions.scorer,
         "DROP_PADDING": PatchOptions.drop_padding,
         "PRETRAINED": {
