@@ -9,9 +9,9 @@
 
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
-weights it starts from; "epochs"; "rate", as a share of --rate; "rival", other ways to that share of tokens: "merging"
-alike ones, "pruning" with a way back, patches merged at "random". All photos are held in memory and need one size. It
-needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
+weights it starts from; "epochs"; "rate", as a share of --rate; "rival", another way to that share of tokens: "merging"
+of similar ones, "pruning" with a way back, patches merged at "random". All photos are held in memory and need one size.
+It needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
@@ -54,9 +54,9 @@ with needed_packages("compare_by_training"):
 COLUMNS = {
     "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",
     "spread": "{:.2f}", "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}",
-    "loss": "{:.3f}", "step ms": "{:.0f}", "ms": "{:.1f}",
+    "loss": "{:.3f}", "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
 }  # fmt: skip
-_MEANS = "share", "tokens", "mIoU", "boundary", "fine", "coarse", "accuracy", "loss", "step ms", "ms"
+_MEANS = "share", "tokens", "mIoU", "boundary", "fine", "coarse", "accuracy", "loss", "step ms", "ms", "backbone ms"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -111,12 +111,14 @@ def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, s
         "options": {name: _content(value) for name, value in variant.options.items()},
         "size": size,
     }
-    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate"}  # were at the backbone's before
+    # Rows of before had what only APT has learn at the backbone's rate, and no scores of borders and no times.
+    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate", "scores": 2}
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     if variant.rival is not None:
         own["rival"] = variant.rival
     if args.group_by is not None:
-        own["groups"] = [row for row in args.row if row.partition(":")[0].strip() == args.group_by]
+        groups = next(row for row in args.rows if row.name == args.group_by)
+        own["groups"] = settings_of(groups, argparse.Namespace(**{**vars(args), "group_by": None}), data)
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:
         own["start"] = settings_of(next(row for row in args.rows if row.name == variant.start), args, data)

@@ -24,7 +24,7 @@ def build(kind: str, share: float, **options: object) -> tuple[rivals.RivalViT, 
     plain = randomise(APTViT(**SIZES, **options), 0.2).eval()
     net = rivals.RIVALS[kind](**SIZES, **options).eval()
     net.load_state_dict(plain.state_dict())
-    net.share = share
+    net.keep(share)
     return net, plain
 
 
@@ -37,33 +37,56 @@ def test_with_all_tokens_it_is_the_uniform_model(kind: str, options: dict) -> No
     torch.testing.assert_close(net(images), plain(images), atol=1e-5, rtol=1e-4)
 
 
-@given(share=st.floats(0.6, 1.0), cells=st.integers(40, 900), depth=st.integers(5, 24))
+@given(part=st.floats(0.0, 1.0), cells=st.integers(60, 900), depth=st.integers(5, 24))
 @pytest.mark.parametrize("kind", rivals.RIVALS)
-def test_blocks_see_the_share_on_average(kind: str, share: float, cells: int, depth: int) -> None:
+def test_blocks_see_the_share_on_average(kind: str, part: float, cells: int, depth: int) -> None:
     net = rivals.RIVALS[kind](**{**SIZES, "depth": depth, "embed_dim": 2})
-    net.share = share
+    net.keep(net.lowest_share + part * (1 - net.lowest_share))
     counts = net.counts(cells)
     assert len(counts) == depth and min(counts) >= 0 and counts[0] == cells
-    assert sum(counts) / depth == pytest.approx(share * cells, abs=1)
+    assert net.mean_count(cells) == pytest.approx(net.share * cells, abs=1)
     assert kind == "merging" or counts[-1] == cells
 
 
-def test_a_share_that_cannot_be_kept_is_refused() -> None:
-    net, _ = build("merging", 0.4)
-    with pytest.raises(ValueError, match="cannot keep that share"):
-        net(noise(1, 3, 64, 64))
+@pytest.mark.parametrize("kind", rivals.RIVALS)
+def test_a_share_that_cannot_be_kept_is_refused(kind: str) -> None:
+    net, _ = build(kind, 1.0)
+    net.keep(net.lowest_share)
+    assert net(noise(1, 3, 64, 64))[-1].isfinite().all()
+    for share in (net.lowest_share - 0.01, 1.01):
+        with pytest.raises(ValueError, match=f"a rival of 5 blocks keeps {net.lowest_share:.0%} to 100%"):
+            net.keep(share)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresholds": (5.0,)}, "thresholds"),
+        ({"window_size": 4, "window_block_indexes": (0,), "class_token": False}, "windows"),
+        ({"use_rel_pos": True, "class_token": False}, "relative positions"),
+        ({"proportional_attention": 0.5}, "proportional attention"),
+        ({"class_token": False}, "no class token"),
+    ],
+)
+def test_what_a_rival_would_ignore_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rivals.PruningViT(**{**SIZES, **options}).keep(0.7)
 
 
 @pytest.mark.parametrize("kind", rivals.RIVALS)
-def test_attention_sees_as_many_tokens_as_it_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, _ = build(kind, 0.6)
+def test_blocks_see_as_many_tokens_as_it_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention and MLPs, which are the work."""
+    net, _ = build(kind, 0.7)
     seen, plain = [], rivals.attend
-    monkeypatch.setattr(rivals, "attend", lambda block, x, bias: seen.append(x.shape[1]) or plain(block, x, bias))
+    monkeypatch.setattr(rivals, "attend", lambda block, x, bias: seen.append(x.shape[1] - 1) or plain(block, x, bias))
+    mlps = []
+    for block in net.blocks:
+        block.mlp.register_forward_hook(lambda module, args, out: mlps.append(out.shape[1] - 1))
     output = net(noise(2, 3, 64, 64))[-1]
-    assert output.shape == (2, 16, 8, 8)
-    assert [count - 1 for count in seen] == net.counts(64)
-    assert rivals.mean_tokens(net, noise(2, 3, 64, 64)).tolist() == pytest.approx([sum(net.counts(64)) / 5] * 2)
-    assert sum(net.counts(64)) / 5 == pytest.approx(0.6 * 64, abs=1)
+    assert output.shape == (2, 16, 8, 8) and seen == net.counts(64)
+    mean = (sum(seen) + sum(mlps)) / 10
+    assert rivals.mean_tokens(net, noise(2, 3, 64, 64)).tolist() == pytest.approx([mean] * 2)
+    assert mean == pytest.approx(0.7 * 64, abs=1)
     output.sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 

@@ -3,7 +3,6 @@
 Minutes on a CPU where training the backbone takes hours; what adaptive patches cost without training them.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from apt_dense import APTViT
 from apt_dense.layout.scatter import scatter_tokens
 
 from evidence.linear_segmentor import LinearSegmentor
+from evidence.match_token_counts import timed
 from evidence.photos_in_memory import LabelledSet, resized_photos
 from evidence.rival_backbones import mean_tokens
 from evidence.segmentation_scores import score
@@ -62,14 +62,14 @@ def features_of(net: APTViT, data: LabelledSet, size: tuple[int, int], mirrored:
 
 def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features of normalised images (B, C, h, w) float16, tokens (B,), seconds (B,)."""
-    start = time.perf_counter()
+    maps, seconds = timed(lambda: _feature_map(net, images))
+    return maps.to(images.device), mean_tokens(net, images), torch.full((len(images),), seconds / len(images))
+
+
+def _feature_map(net: APTViT, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16):
         rows, layout = net.forward_tokens(images)
-        maps = scatter_tokens(rows[-1], layout)
-    if maps.is_cuda:
-        torch.cuda.synchronize(maps.device)
-    seconds = (time.perf_counter() - start) / len(images)
-    return maps.half(), mean_tokens(net, images), torch.full((len(images),), seconds)
+        return scatter_tokens(rows[-1], layout).half()
 
 
 class LastFeatures:
@@ -101,11 +101,12 @@ class FrozenSegmentor(nn.Module):
 
 @torch.inference_mode()
 def evaluate_frozen(model: FrozenSegmentor, data: FrozenSet, scale_maps: Tensor | None = None) -> dict[str, float]:
-    """Scores, by the patches of ``scale_maps`` if there are any (``score``); tokens and milliseconds of an image."""
+    """Scores, by the patches of ``scale_maps`` if there are any (``score``); tokens of an image, and
+    milliseconds of the backbone."""
     model.eval()
     predictions = ((model(maps.float(), masks.shape[1:]).argmax(1), masks) for maps, masks in _batches(data))
     scores = score(predictions, model.segmentor.classifier.out_channels, scale_maps)
-    return {**scores, "tokens": data.tokens, "ms": data.milliseconds}
+    return {**scores, "tokens": data.tokens, "backbone ms": data.milliseconds}
 
 
 def _batches(data: FrozenSet) -> Iterator[tuple[Tensor, Tensor]]:

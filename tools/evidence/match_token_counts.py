@@ -79,6 +79,8 @@ def model_input(grey_levels: Tensor, model: torch.nn.Module) -> Tensor:
 
 def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """The result, on the CPU, and the seconds until it is known."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     result = function()
     if result.is_cuda:

@@ -61,14 +61,15 @@ class Plan(NamedTuple):
 def build(plan: Plan, variant: Variant) -> LinearSegmentor:
     """Build the model of a variant with the pretrained weights; patches of another size are resampled."""
     options = {"thresholds": (1.0,) if variant.is_adaptive else (), **variant.options}
-    options |= {"scorer": random_scores} if variant.rival == RANDOM else {}
+    if variant.rival == RANDOM:
+        options["scorer"] = random_scores
     resize = "patch_size" in options
     kind = RIVALS.get(variant.rival, APTViT)
     backbone = kind.from_timm(plan.model, pretrained=plan.weights is None, **options)
     if plan.weights is not None:
         load_backbone(backbone, plan.weights, resize_patches=resize)
     if isinstance(backbone, RivalViT):
-        backbone.share = variant.tokens / cells_of(backbone, variant, plan)
+        backbone.keep(variant.tokens / cells_of(backbone, variant, plan))
     return LinearSegmentor(backbone, plan.classes)
 
 
@@ -174,8 +175,8 @@ def evaluate(
     def predictions() -> Iterator[tuple[Tensor, Tensor]]:
         batches = zip(resized_photos(data, size, batch), data.masks.split(batch), strict=True)
         for grey_levels, masks in tqdm(batches, "testing", leave=False):
-            tokens.append(mean_tokens(net, normalise(grey_levels, net.pixel_format)))
             found, took = timed(lambda photos=grey_levels, size=masks.shape[1:]: model(photos, size).argmax(1))
+            tokens.append(mean_tokens(net, normalise(grey_levels, net.pixel_format)))
             seconds.append(took / len(found))
             yield found, masks
 

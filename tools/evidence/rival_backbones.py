@@ -1,7 +1,7 @@
-"""Other ways to spend fewer tokens, on the same weights: merging alike tokens, pruning, patches merged at random.
+"""Other ways to spend fewer tokens, on the same weights: merging similar tokens, pruning, patches merged at random.
 
-Plain forms of what is published, for comparisons at equal tokens. In a block a rival has, on average over blocks, the
-share of tokens that an adaptive model has in all of them.
+Plain forms of what is published, for comparisons at equal tokens. A rival keeps, averaged over its blocks, the share
+that an adaptive model keeps in every block.
 """
 
 import math
@@ -38,10 +38,36 @@ class Tokens(NamedTuple):
 class RivalViT(APTViT):
     """A uniform ViT with global attention whose blocks see fewer tokens; its maps have all cells.
 
-    Set ``share``, of the tokens that blocks see on average, before the first forward pass.
+    :meth:`keep` sets the share of the tokens that blocks see on average.
     """
 
     share = 1.0
+    needs_class_token = False
+
+    def keep(self, share: float) -> None:
+        """Keep that share of the tokens.
+
+        Raises:
+            ValueError: for a share that cannot be kept, and a model of another kind.
+        """
+        options, blocks = self.options, self.block_options
+        checks = {
+            "thresholds": self.thresholds, "windows": options.windowed, "relative positions": options.use_rel_pos,
+            "rotary positions": self.rotary, "convolutional residuals": options.residual_block_indexes,
+            "drop path": options.drop_path_rate, "proportional attention": blocks.proportional_attention,
+            "no class token": self.needs_class_token and not options.class_token,
+        }  # fmt: skip
+        unsupported = [name for name, value in checks.items() if value]
+        if unsupported:
+            raise ValueError(f"a rival cannot be built with {', '.join(unsupported)}: it is a plain uniform ViT")
+        if not self.lowest_share <= share <= 1:
+            raise ValueError(f"a rival of {self.depth} blocks keeps {self.lowest_share:.0%} to 100%, not {share:.0%}")
+        self.share = share
+
+    @property
+    def lowest_share(self) -> float:
+        """The smallest share that :meth:`keep` takes."""
+        raise NotImplementedError
 
     def forward_tokens(self, images: Tensor, *_: None) -> tuple[tuple[Tensor, ...], TokenLayout]:
         """Packed rows of all cells, and where they belong, as ``APTViT.forward_tokens``."""
@@ -57,28 +83,36 @@ class RivalViT(APTViT):
         """Patches that attention sees in each block: fewer by the same number each time, all at first."""
         raise NotImplementedError
 
+    def mean_count(self, cells: int) -> float:
+        """Patches of an image with so many that a half of a block, attention or MLP, sees on average."""
+        return sum(self.counts(cells)) / self.depth
 
-def falling(cells: int, blocks: int, mean: float) -> list[int]:
-    """Numbers of tokens that fall evenly from ``cells`` and have that mean, as a share of it.
 
-    Raises:
-        ValueError: if they would fall below nothing.
-    """
-    step = 2 * (1 - mean) / max(blocks - 1, 1)
-    if not 0.5 <= mean <= 1:
-        raise ValueError(
-            f"a rival cannot keep that share of the tokens: {blocks} blocks would have {mean:.0%} of them on average; "
-            f"evenly fewer from all on, 50% to 100% can be kept there"
-        )
+def falling(cells: int, blocks: int, step: float) -> list[int]:
+    """So many tokens, and each time fewer by that share of them."""
     return [round(cells * (1 - i * step)) for i in range(blocks)]
 
 
 class MergingViT(RivalViT):
-    """Token merging (arXiv 2210.09461): after each attention the most alike tokens, by their keys, are averaged, as
+    """Token merging (arXiv 2210.09461): after each attention the most similar tokens, by their keys, are averaged, as
     many in every block; attention is proportional to what tokens stand for. At the end each cell gets its token."""
 
+    @property
+    def lowest_share(self) -> float:
+        """At most half of the tokens can be merged at once. With as many each time, the last time decides."""
+        return 1 - self._mean_merges / self.depth
+
+    @property
+    def _mean_merges(self) -> float:
+        """Times that tokens were merged before attention and before an MLP, on average over both and all blocks."""
+        return (self.depth - 1) * (self.depth + 1) / (2 * self.depth)
+
     def counts(self, cells: int) -> list[int]:
-        return falling(cells, self.depth, self.share)
+        return falling(cells, self.depth, (1 - self.share) / self._mean_merges)
+
+    def mean_count(self, cells: int) -> float:
+        counts = self.counts(cells)  # an MLP has the tokens of the next attention
+        return (sum(counts) + sum(counts[1:]) + counts[-1]) / (2 * self.depth)
 
     def run_blocks(self, x: Tensor) -> Tensor:
         batch, total, _ = x.shape
@@ -95,11 +129,20 @@ class MergingViT(RivalViT):
 
 
 class PruningViT(RivalViT):
-    """Pruning with a way back (arXiv 2412.00965, 2202.07800): before each block those tokens leave that the first
-    prefix token attends to least in the block before, as many each time; all are there again in the last block."""
+    """Pruning with a way back (arXiv 2412.00965, 2202.07800): before each block those tokens leave that the class token
+    attends to least in the block before, as many each time; all are there again in the last block."""
+
+    needs_class_token = True
+
+    @property
+    def lowest_share(self) -> float:
+        """None of the tokens would be left in the last block but one."""
+        return 1 - (self.depth - 1) / (2 * self.depth)
 
     def counts(self, cells: int) -> list[int]:
-        return [*falling(cells, self.depth - 1, (self.share * self.depth - 1) / (self.depth - 1)), cells]
+        early = self.depth - 1
+        step = 2 * (1 - self.share) * self.depth / (early * (early - 1))
+        return [*falling(cells, early, step), cells]
 
     def run_blocks(self, x: Tensor) -> Tensor:
         counts = self.counts(x.shape[1] - self.num_prefix)
@@ -134,8 +177,8 @@ def attend(block: Block, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def merged(tokens: Tokens, keys: Tensor, count: int, num_prefix: int) -> Tokens:
-    """Merge ``count`` tokens into others: every second token may go to the most alike of those between, the most alike
-    ones do. Prefix tokens stay."""
+    """Merge ``count`` tokens into others: every second token may go to the most similar of those between, and the most
+    similar ones do. Prefix tokens stay."""
     x, sizes, place = tokens
     batch, total, channels = x.shape
     rows = torch.arange(num_prefix, total, device=x.device)
@@ -168,8 +211,7 @@ def mean_tokens(net: APTViT, images: Tensor) -> Tensor:
     if not isinstance(net, RivalViT):
         return net.patches.count(images).sum(1)
     cells = math.prod(side // net.patch_size for side in images.shape[-2:])
-    counts = net.counts(cells)
-    return images.new_full((len(images),), sum(counts) / len(counts))
+    return images.new_full((len(images),), net.mean_count(cells))
 
 
 RIVALS: dict[str, type[RivalViT]] = {"merging": MergingViT, "pruning": PruningViT}

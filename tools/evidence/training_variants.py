@@ -23,8 +23,8 @@ class Variant(NamedTuple):
         start: the row whose trained weights this one starts from; None for the pretrained ones.
         epochs: of training; None for those of the command. With ``start``, 0 tests its weights as they are.
         rate: of learning, as a share of the command's.
-        rival: another way to that share of tokens than adaptive patches: "merging" alike tokens, "pruning" with a way
-            back, or patches merged at "random" (``rival_backbones``).
+        rival: another way to that share of tokens than adaptive patches: "merging" of similar tokens, "pruning" with a
+            way back, or patches merged at "random" (``rival_backbones``).
     """
 
     name: str
@@ -59,6 +59,7 @@ def parse_variant(text: str) -> Variant:
         ("start", variant.start is None or isinstance(variant.start, str), "the name of a row"),
         ("rival", variant.rival in (None, RANDOM, *RIVALS), f"one of {', '.join((RANDOM, *RIVALS))}"),
         ("tokens", variant.rival is None or variant.tokens is not None, "a share of tokens, as there is a rival"),
+        ("rival", variant.rival is None or "scorer" not in variant.options, "no scorer beside it"),
     ):
         if not is_right:
             raise ValueError(f"row {text!r}: {field}={getattr(variant, field)!r}, expected {expected}")
