@@ -21,6 +21,8 @@ CHOICES = (
     "thresholds", "token_budget", "min_tokens", "keep_fine", "keep_coarse", "scorer", "drop_padding", "partial_patches",
     "out_indices", "norm_intermediates", "pos_antialias",
 )  # fmt: skip
+#: Options of earlier versions, and the values at which a model is the same without them.
+REMOVED: dict[str, Any] = {"embed_parts": 0.0, "cell_offsets": False}
 #: Options that a model without coarse patches has no use for.
 _OF_COARSE_PATCHES = "thresholds", "token_budget", "min_tokens", "scorer"
 
@@ -47,14 +49,23 @@ def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
 
     Args:
         has_coarse: whether the weights have parts for coarse patches.
+
+    Raises:
+        ValueError: for a model that needs an option which there is no longer.
     """
     metadata = getattr(state, "_metadata", None)
     entries = metadata.values() if isinstance(metadata, Mapping) else ()
     found = [entry["options"] for entry in entries if isinstance(entry, Mapping) and "options" in entry]
     if not found or not isinstance(found[0], Mapping) or any(other != found[0] for other in found):
         return {}
+    for name, neutral in REMOVED.items():
+        if has_coarse and found[0].get(name, neutral) != neutral:
+            raise ValueError(
+                f"these weights are of a model with {name}={found[0][name]!r}, an option that was removed since it "
+                f"gained nothing; train the model again without it, or use the version of apt_dense that it was saved by"
+            )
     left_out = () if has_coarse else _OF_COARSE_PATCHES
-    return {name: value for name, value in found[0].items() if name not in (*NOT_NOTED, *left_out)}
+    return {name: value for name, value in found[0].items() if name not in (*NOT_NOTED, *REMOVED, *left_out)}
 
 
 def with_notes(state: Mapping[str, Tensor], prefix: str, source: Mapping, grid: Grid | None) -> dict[str, Tensor]:

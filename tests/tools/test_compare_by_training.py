@@ -200,7 +200,10 @@ def test_scores_are_grouped_by_the_patches_of_a_row(folders: Path, whole: Path, 
     assert {"boundary", "fine", "coarse", "backbone ms"} < set(names) and "step ms" not in names
     for line in lines:
         row = dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
-        assert all(0 <= float(row[name]) <= 100 for name in ("boundary", "fine", "coarse")) and float(row["backbone ms"]) > 0
+        assert (
+            all(0 <= float(row[name]) <= 100 for name in ("boundary", "fine", "coarse"))
+            and float(row["backbone ms"]) > 0
+        )
     with pytest.raises(SystemExit, match="expected the name of a row with adaptive patches"):
         tool.main(arguments(folders, tmp_path, "--group-by", "uniform"))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apt_dense import APTViT
 from apt_dense.options import Rotary
-from apt_dense.weights.arguments_in_own_metadata import NOT_NOTED, noted_options, options_of
+from apt_dense.weights.arguments_in_own_metadata import NOT_NOTED, REMOVED, noted_options, options_of
 from apt_dense.weights.files import CheckpointError, read_checkpoint, write_checkpoint
 
 SMALL = {"img_size": 36, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -111,3 +111,13 @@ def test_notes_of_another_kind_are_ignored(noted: Any) -> None:
     state = small().state_dict()
     state._metadata[""]["options"] = noted
     assert noted_options(state, True) == {}
+
+
+def test_options_that_were_removed_are_read_past_where_they_changed_nothing() -> None:
+    model = small(thresholds=(4.0,))
+    back = APTViT.from_weights(with_options(model, **REMOVED))
+    assert options_of(back) == options_of(model)
+    assert APTViT.from_weights(with_options(small(), embed_parts=0.25)).thresholds == ()  # of no use there
+    for name, value in (("embed_parts", 0.25), ("cell_offsets", True)):
+        with pytest.raises(ValueError, match=f"{name}={value!r}, an option that was removed"):
+            APTViT.from_weights(with_options(model, **{name: value}))
