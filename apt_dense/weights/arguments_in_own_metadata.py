@@ -62,7 +62,7 @@ def noted_options(state: Mapping, has_coarse: bool) -> dict[str, Any]:
         if has_coarse and found[0].get(name, neutral) != neutral:
             raise ValueError(
                 f"these weights are of a model with {name}={found[0][name]!r}, an option that was removed since it "
-                f"gained nothing; train the model again without it, or use the version of apt_dense that it was saved by"
+                f"gained nothing; train the model again without it, or use the version of apt_dense that saved it"
             )
     left_out = () if has_coarse else _OF_COARSE_PATCHES
     return {name: value for name, value in found[0].items() if name not in (*NOT_NOTED, *REMOVED, *left_out)}

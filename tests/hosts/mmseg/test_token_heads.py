@@ -141,6 +141,15 @@ def test_fewer_rows_reach_the_layers() -> None:
     assert len(seen[0].tiles) < 0.8 * seen[0].shape[0] * 80
 
 
+def test_the_largest_map_is_never_scattered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """APTUPerHead's first layer takes its tokens, and nothing else looks at it."""
+    ours, _ = pair("our upernet", "thresholds")
+    seen, plain = [], ours.decode_head.forward
+    monkeypatch.setattr(ours.decode_head, "forward", lambda inputs: seen.extend(inputs) or plain(inputs))
+    ours.eval()(batch(), mode="tensor")
+    assert len(seen) == 4 and seen[0]._map is None and seen[1]._map is None
+
+
 @pytest.mark.parametrize("change", ["hook", "unknown head", "uniform"])
 def test_other_heads_get_maps(change: str) -> None:
     ours, _ = pair("linear", "thresholds")
