@@ -5,8 +5,8 @@
 
 Weights are random, photos those inside scikit-image at the config's size, labels drawn at random: no data is needed.
 The step is one forward and backward pass and one of AdamW; the medians of several are printed, each part without those
-inside of it. What is "apt_dense" is this package's: attention, matrix products, and, in the backbone's own line,
-scores, partition, layout and scatter. The rest is the host's.
+inside of it, and the package that defines it; what is left is in the line of the model itself. The backbone's own line
+is scores, partition, layout and gathers; heads on tokens scatter in their own.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -55,10 +55,16 @@ def profile(step: Step, rounds: int, depth: int) -> list[Part]:
     """Medians over steps, after one that does not count."""
     optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-5)
     found = [parts_of_step(step, optimizer, depth) for _ in tqdm(range(rounds + 1), "steps", leave=False)][1:]
-    return [
-        Part(*same[0][:2], *(statistics.median(values) for values in zip(*(part[2:] for part in same), strict=True)))
-        for same in zip(*found, strict=True)
-    ]
+    by_name = [{part.name: part for part in parts} for parts in found]
+    names = dict.fromkeys(part.name for parts in found for part in parts)
+    return [_median([parts[name] for parts in by_name if name in parts], rounds) for name in names]
+
+
+def _median(same: Sequence[Part], rounds: int) -> Part:
+    """Of one part; in rounds that did not need it, it took no time."""
+    absent = [0.0] * (rounds - len(same))
+    times = (statistics.median([*(getattr(part, way) for part in same), *absent]) for way in ("forward", "backward"))
+    return Part(*same[0][:2], *times)
 
 
 def rows_of(parts: Sequence[Part]) -> list[dict]:
@@ -75,10 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         try:
             step, share = STEPS[options.host](config, options.batch, options.keep)
+            rows = rows_of(profile(step, options.rounds, options.depth))
         except (OSError, ValueError) as error:
             sys.exit(f"profile_step: {error}")
         print(f"{config.name}: {options.batch} photos, {share:.0%} of the tokens, {environment(torch.device('cpu'))}\n")
-        print(markdown(rows_of(profile(step, options.rounds, options.depth)), COLUMNS), "\n", flush=True)
+        print(markdown(rows, COLUMNS), "\n", flush=True)
 
 
 if __name__ == "__main__":

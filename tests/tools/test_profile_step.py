@@ -82,6 +82,17 @@ def test_backward_times_belong_to_the_modules_that_ran_forward() -> None:
     assert found[OPTIMIZER].forward > 0 and found[OPTIMIZER].backward == 0
 
 
+def test_nothing_is_counted_twice() -> None:
+    model, x = Model(), torch.ones(3, requires_grad=True)
+    step, optimizer = Step(model, lambda: model.head.loss(model(x))), torch.optim.SGD(model.parameters(), 0.1)
+    parts_of_step(step, optimizer, 2)  # the profiler's own start takes time
+    start = time.perf_counter()
+    found = parts_of_step(step, optimizer, 2)
+    total = sum(part.forward + part.backward for part in found)
+    slept = 1000 * (0.03 + 0.03 + 0.06 + 0.09 + 0.15 + 0.03 + 0.12)
+    assert slept <= total <= 1000 * (time.perf_counter() - start)
+
+
 def test_parts_deeper_than_asked_for_count_for_those_around_them() -> None:
     found = parts(depth=1)
     assert close(found["stages.#"], 0.06, 0.24) and "stages.#.child" not in found
@@ -101,11 +112,37 @@ def test_a_config_of_mmsegmentation(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| backbone.blocks.# | apt_dense |" in printed and "| decode_head.loss_decode | mmseg |" in printed
 
 
+def test_parts_that_a_round_did_not_need_took_no_time_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [[Part("b", "timm", 9.0, 9.0)], [Part("a", "torch", 1.0, 4.0), Part("b", "timm", 1.0, 1.0)]]
+    rounds += [[Part("b", "timm", 2.0, 1.0)], [Part("b", "timm", 3.0, 1.0), Part("a", "torch", 3.0, 4.0)]]
+    monkeypatch.setattr(tool, "parts_of_step", lambda *_: rounds.pop(0))
+    found = tool.profile(Step(nn.Linear(1, 1), lambda: torch.zeros(())), 3, 1)
+    assert found == [Part("a", "torch", 1.0, 4.0), Part("b", "timm", 2.0, 1.0)]
+
+
+def test_a_config_of_detectron2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("detectron2")
+    config = CONFIG.parents[1] / "detectron2" / "mask_rcnn_apt_vitdet_b_100ep.py"
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        "from detectron2.config import LazyConfig\n"
+        "from benchmarks.detectors import shrink_detectron2\n"
+        f"config = LazyConfig.load({str(config)!r})\n"
+        "model, dataloader = config.model, config.dataloader\n"
+        "model.backbone.net.update(img_size=64, embed_dim=32, depth=4, num_heads=2, window_block_indexes=[0, 1, 2])\n"
+        "shrink_detectron2(model)\n",
+        encoding="utf-8",
+    )
+    tool.main(["det", str(path), "--batch", "1", "--rounds", "1", "--depth", "1"])
+    printed = capsys.readouterr().out
+    assert "| backbone | apt_dense |" in printed and "| roi_heads | detectron2 |" in printed
+
+
 def test_a_config_of_another_backbone_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
     path = tmp_path / "other.py"
     path.write_text("model = dict(type='EncoderDecoder', backbone=dict(type='ResNet'))\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="its backbone is no APTViT"):
+    with pytest.raises(SystemExit, match="its backbone is not an APTViT"):
         tool.main(["seg", str(path)])
     with pytest.raises(SystemExit, match="no config file"):
         tool.main(["seg", str(tmp_path / "none.py")])

@@ -88,11 +88,12 @@ def _build_detectron2(case: Case, choice: Mapping[str, Any] | None) -> nn.Module
         for name in ("thresholds", "drop_padding", "pixel_mean", "pixel_std", "channel_order"):
             del backbone.net[name]
     if case.is_tiny:
-        _shrink_detectron2(model)
+        shrink_detectron2(model)
     return instantiate(model)
 
 
-def _shrink_detectron2(model: Any) -> None:
+def shrink_detectron2(model: Any) -> None:
+    """Make the heads of a Mask R-CNN's config as small as a tiny backbone."""
     heads, channels = model.roi_heads, TINY_CHANNELS
     model.backbone.out_channels = model.proposal_generator.head.in_channels = channels
     model.proposal_generator.post_nms_topk = (50, 20)

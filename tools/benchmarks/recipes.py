@@ -15,7 +15,7 @@ from evidence.match_token_counts import scores_of, thresholds_for
 from evidence.model_forms import set_thresholds
 from shared.token_counts import choose_patches
 
-#: Where the weights of a whole detector or segmentor come from; a step's time does not depend on them.
+#: Where a segmentor's backbone gets its weights; a step's time does not depend on them.
 _WEIGHTS = {"pretrained": None, "init_cfg": None}
 
 
@@ -38,7 +38,7 @@ def segmentor_step(config: Path, batch: int, keep: float | None) -> tuple[Step, 
 
     cfg = load_config(str(config))
     if (cfg.model.get("backbone") or {}).get("type") != "APTViT":
-        raise ValueError(f"{config}: its backbone is no APTViT")
+        raise ValueError(f"{config}: its backbone is not an APTViT")
     cfg.model.backbone.update(_WEIGHTS)
     size = _square(config, cfg.model.data_preprocessor.size)
     init_default_scope("mmseg")
@@ -60,7 +60,7 @@ def detector_step(config: Path, batch: int, keep: float | None) -> tuple[Step, f
     model = instantiate(cfg.model).train()
     net = next((module for module in model.modules() if isinstance(module, APTViT)), None)
     if net is None:
-        raise ValueError(f"{config}: its backbone is no APTViT")
+        raise ValueError(f"{config}: its backbone is not an APTViT")
     images, share = _images(net, _square(config, net.img_size), batch, keep)
     samples = detectron2_batch(images)
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 _PART, _BACKWARD = "part: ", "autograd::engine::evaluate_function: "
 # What hosts call: MMSegmentation asks heads for their loss, and heads on tokens ask the backbone for tokens.
 _METHODS = "forward", "loss", "forward_tokens", "from_tokens"
-OPTIMIZER, REST = "optimizer", "outside of modules"
+OPTIMIZER, REST = "optimizer", "the model itself"
 
 
 class Step(NamedTuple):

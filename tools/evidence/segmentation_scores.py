@@ -1,4 +1,4 @@
-"""Scores of predicted classes: mIoU, boundary IoU, by the patches under the pixels, and the share that is right."""
+"""Scores of predicted classes: mIoU, also by the patches under the pixels, boundary IoU, pixel accuracy."""
 
 from collections.abc import Iterable, Mapping
 from itertools import repeat

@@ -62,7 +62,7 @@ def evenly_spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
 
 
 def find_photos(inputs: Sequence[Path], subfolders: bool = False) -> list[Path]:
-    """List the photos of all inputs, those of a folder, and perhaps of its subfolders, by name, each once.
+    """List photos and those in folders (with ``subfolders`` at any depth), a folder's by name, each once.
 
     Raises:
         ValueError: for a path that does not exist, and a folder without photos.
