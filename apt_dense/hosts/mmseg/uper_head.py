@@ -72,11 +72,13 @@ class APTUPerHead(UPerHead):
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """Levels of the backbone or neck, large to small -> (B, channels, H, W) of the largest."""
-        inputs = self._transform_inputs(inputs)
+        return self.fpn_bottleneck(self._levels(self._transform_inputs(inputs)))
+
+    def _levels(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The levels of the feature pyramid. Its laterals are let go here, before the last convolution."""
         laterals = [lateral(x) for lateral, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
         laterals.append(self.psp_forward(inputs))
         for i in reversed(range(len(self.lateral_convs))):
             above = resize(laterals[i + 1], laterals[i].shape[2:], mode="bilinear", align_corners=self.align_corners)
             laterals[i] = laterals[i] + above
-        levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)]
-        return self.fpn_bottleneck([*levels, laterals[-1]])
+        return [*(conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)), laterals[-1]]
