@@ -31,7 +31,7 @@ with needed_packages("profile_step"):
     from shared.tables import markdown
 
 COLUMNS = {"part": "{}", "of": "{}", "forward ms": "{:.0f}", "backward ms": "{:.0f}", "share": "{:.1%}"}
-_LEAST = 0.001  # of the step, for a line of its own
+_LEAST = 0.001  # share of the step below which a part is not listed
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
