@@ -106,18 +106,19 @@ def shrink_detectron2(model: Any) -> None:
 
 
 def _detectron2_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, Any] | None) -> Variant:
-    from detectron2.utils.events import EventStorage
-
     model = _build_detectron2(case, choice)
     load_weights(model, state)
     batch = detectron2_batch(case.images)
-
-    def losses() -> Mapping[str, Tensor]:
-        with EventStorage():  # the heads log there
-            return model(batch)
-
     net = model.backbone.net if choice is not None else None
-    return task_variant(model, case, lambda: model(batch), losses, net)
+    return task_variant(model, case, lambda: model(batch), lambda: detectron2_losses(model, batch), net)
+
+
+def detectron2_losses(model: nn.Module, batch: list[dict[str, Any]]) -> Mapping[str, Tensor]:
+    """The losses that a Detectron2 model is trained with."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():  # the heads log there
+        return model(batch)
 
 
 def detectron2_batch(images: Tensor) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from apt_dense import APTViT
 
-from benchmarks.detectors import detectron2_batch
+from benchmarks.detectors import detectron2_batch, detectron2_losses
 from benchmarks.photos import photos
+from benchmarks.segmentors import drawn_labels, segmentor_losses
 from benchmarks.step_parts import Step
 from evidence.match_token_counts import scores_of, thresholds_for
 from evidence.model_forms import set_thresholds
@@ -30,9 +30,7 @@ def segmentor_step(config: Path, batch: int, keep: float | None) -> tuple[Step, 
     """
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import init_default_scope
-    from mmengine.structures import PixelData
     from mmseg.registry import MODELS
-    from mmseg.structures import SegDataSample
 
     from apt_dense.hosts.mmseg.training_config import load_config
 
@@ -44,15 +42,13 @@ def segmentor_step(config: Path, batch: int, keep: float | None) -> tuple[Step, 
     init_default_scope("mmseg")
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     images, share = _images(model.backbone, size, batch, keep)
-    labels = torch.randint(0, model.decode_head.num_classes, (batch, 1, *size))
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
-    return Step(model, lambda: _sum(model(images, samples, mode="loss"))), share
+    samples = drawn_labels(images, model.decode_head.num_classes)
+    return Step(model, lambda: sum(segmentor_losses(model, images, samples).values())), share
 
 
 def detector_step(config: Path, batch: int, keep: float | None) -> tuple[Step, float]:
     """The step of a detector at its config's size, and the share of tokens kept; see :func:`segmentor_step`."""
     from detectron2.config import instantiate
-    from detectron2.utils.events import EventStorage
 
     from apt_dense.hosts.detectron2.read_lazy_config import load_config
 
@@ -63,12 +59,7 @@ def detector_step(config: Path, batch: int, keep: float | None) -> tuple[Step, f
         raise ValueError(f"{config}: its backbone is not an APTViT")
     images, share = _images(net, _square(config, net.img_size), batch, keep)
     samples = detectron2_batch(images)
-
-    def losses() -> Tensor:
-        with EventStorage():  # the heads log there
-            return _sum(model(samples))
-
-    return Step(model, losses), share
+    return Step(model, lambda: sum(detectron2_losses(model, samples).values())), share
 
 
 STEPS: Mapping[str, Callable[[Path, int, float | None], tuple[Step, float]]] = {
@@ -92,8 +83,3 @@ def _images(net: nn.Module, size: tuple[int, int], batch: int, keep: float | Non
         scores = [scores_of(net.patches, image[None]) for image in images]
         set_thresholds(net, thresholds_for(scores, net.thresholds, keep))
     return images, choose_patches(net.patches, images).tokens_kept
-
-
-def _sum(losses: Mapping[str, Tensor]) -> Tensor:
-    """The loss that is trained with, of a host's named losses and other figures."""
-    return sum(loss for name, loss in losses.items() if "loss" in name)

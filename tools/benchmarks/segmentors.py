@@ -121,10 +121,10 @@ def _segmentor_variant(
     model = _build_segmentor(case, head, choice)
     if state is not None:
         load_weights(model, state)
-    samples = _labels(case) if case.training else None
+    samples = drawn_labels(case.images, 150) if case.training else None
 
     def losses() -> dict[str, Tensor]:
-        return {name: loss for name, loss in model(case.images, samples, mode="loss").items() if "loss" in name}
+        return segmentor_losses(model, case.images, samples)
 
     net = model.backbone if choice is not None else None
     variant = task_variant(model, case, lambda: model(case.images, mode="tensor"), losses, net)
@@ -135,11 +135,17 @@ def _segmentor_variant(
     return variant
 
 
-def _labels(case: Case) -> list[object]:
+def segmentor_losses(model: nn.Module, images: Tensor, samples: Sequence[object]) -> dict[str, Tensor]:
+    """The losses that an MMSegmentation model is trained with, without the other figures that it returns."""
+    return {name: loss for name, loss in model(images, samples, mode="loss").items() if "loss" in name}
+
+
+def drawn_labels(images: Tensor, classes: int) -> list[object]:
+    """Samples of MMSegmentation for images (B, 3, H, W), with the same random labels each time."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
     generator = torch.Generator().manual_seed(0)
-    shape = (len(case.images), 1, case.size, case.size)
-    maps = torch.randint(0, 150, shape, generator=generator).to(case.images.device)
+    shape = (len(images), 1, *images.shape[2:])
+    maps = torch.randint(0, classes, shape, generator=generator).to(images.device)
     return [SegDataSample(gt_sem_seg=PixelData(data=labels)) for labels in maps]
