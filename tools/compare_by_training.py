@@ -94,7 +94,7 @@ def check(args: argparse.Namespace) -> None:
     """Turn text into values. Raises ValueError."""
     args.size = parse_size(args.size)
     args.rows = in_order([parse_variant(text) for text in args.row])
-    groups = next((row for row in args.rows if row.name == args.group_by), None)
+    groups = row_named(args, args.group_by)
     if args.group_by is not None and (groups is None or not groups.is_adaptive):
         raise ValueError(f"--group-by {args.group_by!r}: expected the name of a row with adaptive patches")
     for name, least in (("classes", 2), ("epochs", 1), ("batch", 2), ("limit", args.batch)):
@@ -103,8 +103,19 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {value}: expected {least} or more")
 
 
-def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, str]) -> dict[str, Any]:
-    """All that the results of a row depend on besides its seed and versions; those of the row it starts from, too."""
+def row_named(args: argparse.Namespace, name: str | None) -> Variant | None:
+    """The row of that name; None if there is none."""
+    return next((row for row in args.rows if row.name == name), None)
+
+
+def settings_of(
+    variant: Variant, args: argparse.Namespace, data: Mapping[str, str], is_grouped: bool = True
+) -> dict[str, Any]:
+    """All that the results of a row depend on besides its seed and versions; those of the row it starts from, too.
+
+    Args:
+        is_grouped: whether they depend on --group-by.
+    """
     size = "x".join(map(str, variant.size or args.size))
     own = {
         "row": variant.name,
@@ -116,12 +127,11 @@ def settings_of(variant: Variant, args: argparse.Namespace, data: Mapping[str, s
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     if variant.rival is not None:
         own["rival"] = variant.rival
-    if args.group_by is not None:
-        groups = next(row for row in args.rows if row.name == args.group_by)
-        own["groups"] = settings_of(groups, argparse.Namespace(**{**vars(args), "group_by": None}), data)
+    if is_grouped and args.group_by is not None:
+        own["groups"] = settings_of(row_named(args, args.group_by), args, data, is_grouped=False)
     own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
     if variant.start is not None:
-        own["start"] = settings_of(next(row for row in args.rows if row.name == variant.start), args, data)
+        own["start"] = settings_of(row_named(args, variant.start), args, data, is_grouped)
     return own
 
 
@@ -179,12 +189,11 @@ class Trainings:
         sets = Sets(*(load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs))
         if args.group_by is None:
             return sets
-        groups = next(row for row in args.rows if row.name == args.group_by)
-        return sets._replace(scale_maps=scale_maps_of(plan, groups, sets.tested))
+        return sets._replace(scale_maps=scale_maps_of(plan, row_named(args, args.group_by), sets.tested))
 
     def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
         """Weights of a row that was trained; trained again if they are gone."""
-        variant = next(row for row in self.args.rows if row.name == name)
+        variant = row_named(self.args, name)
         settings = {**settings_of(variant, self.args, self.data), "seed": seed}
         if not self._path(settings).is_file():
             self._make(variant, seed, settings)
