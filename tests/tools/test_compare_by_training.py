@@ -175,7 +175,7 @@ def test_masks_are_mirrored_with_their_features() -> None:
     data = frozen.FrozenSet(maps, masks, 8.0, 1.0)
     generator, seen = torch.Generator().manual_seed(0), set()
     for _ in range(8):
-        (found,), wanted = data.views(torch.tensor([0, 2]), generator)
+        found, wanted = data.views(torch.tensor([0, 2]), generator)
         assert torch.equal(found[:, 0].long(), wanted)
         seen |= {int(first) for first in wanted[:, 0, 0]}
     assert seen == {0, 3}
@@ -280,7 +280,7 @@ def test_wrong_arguments_end_in_a_line(
 def test_views_are_parts_of_photo_and_mask_alike() -> None:
     masks = torch.arange(6 * 8, dtype=torch.uint8).view(1, 6, 8).repeat_interleave(10, 1).repeat_interleave(10, 2)
     data = memory.LabelledSet(masks[:, None].expand(-1, 3, -1, -1).contiguous(), masks)
-    (photos,), labels = memory.random_views(data, (60, 80), torch.zeros(32, dtype=torch.long), torch.Generator())
+    photos, labels = memory.random_views(data, (60, 80), torch.zeros(32, dtype=torch.long), torch.Generator())
     assert photos.shape == (32, 3, 60, 80) and labels.shape == (32, 60, 80) and labels.dtype == torch.int64
     inner = F.max_pool2d(labels[:, None].float(), 5, 1, 2) == -F.max_pool2d(-labels[:, None].float(), 5, 1, 2)
     assert torch.equal(photos[:, :1][inner], labels[:, None].float()[inner])  # away from borders, where photos mix

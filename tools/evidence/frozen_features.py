@@ -39,12 +39,12 @@ class FrozenSet(NamedTuple):
     tokens: float
     milliseconds: float
 
-    def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[tuple[Tensor], Tensor]:
+    def views(self, numbers: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features of some photos, mirrored half of the time, and their masks (B, H, W) int64."""
         mirrored = (torch.rand(len(numbers), generator=generator) < 0.5).long()
         masks = self.masks[numbers].long()
         masks = torch.where(mirrored.bool().view(-1, 1, 1).to(masks.device), masks.flip(-1), masks)
-        return (self.maps[mirrored, numbers].float(),), masks
+        return self.maps[mirrored, numbers].float(), masks
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from evidence.training_variants import Variant
 from shared.normalise import normalise
 
 _WARM_UP = 0.05  # of the steps
-Views = Callable[[Tensor, torch.Generator], tuple[tuple[Tensor, ...], Tensor]]
+Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class Plan(NamedTuple):
@@ -111,7 +111,7 @@ def train(
     """Train in place, with AdamW, a linear warm-up and a linear decay to zero; bfloat16 on GPUs.
 
     Args:
-        views: numbers of photos -> inputs of the model, and masks (B, h, w).
+        views: numbers of photos -> the model's input, and masks (B, h, w).
         masks: of all photos.
         note: called with the loss of each step, on the device.
 
@@ -132,7 +132,7 @@ def train(
     start = time.perf_counter()
     for numbers in tqdm(epochs_of(count, plan.batch, epochs, generator), variant.name, steps, leave=False):
         inputs, wanted = views(numbers, generator)
-        loss = F.cross_entropy(model(*inputs, wanted.shape[1:]), wanted, ignore_index=IGNORED)
+        loss = F.cross_entropy(model(inputs, wanted.shape[1:]), wanted, ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -153,7 +153,7 @@ def parameter_groups(model: nn.Module, rate: float, new_rate: float, backbone_ra
 
 
 class Sets(NamedTuple):
-    """What is trained and tested on.
+    """The training set and the test set.
 
     Args:
         scale_maps: (N, h, w) of the photos tested, by which all rows' scores are grouped (``score``).

@@ -68,17 +68,17 @@ def epochs_of(count: int, batch: int, epochs: int, generator: torch.Generator) -
 
 def random_views(
     data: LabelledSet, size: tuple[int, int], numbers: Tensor, generator: torch.Generator
-) -> tuple[tuple[Tensor], Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Parts of photos enlarged to ``size``, mirrored half of the time.
 
     A part is 1 / zoom as high and as wide as the photo, with zooms drawn evenly from 1 to ``LARGEST_ZOOM``.
 
     Returns:
-        Grey levels (B, 3, *size) float32, the only input of a model, and classes (B, *size) int64.
+        Grey levels (B, 3, *size) float32 and classes (B, *size) int64.
     """
     views = [_view(data, int(number), size, torch.rand(5, generator=generator).tolist()) for number in numbers]
     photos, masks = zip(*views, strict=True)
-    return (torch.cat(photos),), torch.cat(masks)
+    return torch.cat(photos), torch.cat(masks)
 
 
 def _view(data: LabelledSet, number: int, size: tuple[int, int], draws: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ class MergingViT(RivalViT):
             tokens = tokens._replace(x=x)
             if i + 1 < self.depth:
                 tokens = merged(tokens, keys, counts[i] - counts[i + 1], self.num_prefix)
-            tokens = tokens._replace(x=tokens.x + block.ls2(block.mlp(block.norm2(tokens.x))))
+            tokens = tokens._replace(x=transform(block, tokens.x))
         return tokens.restored()
 
 
@@ -149,14 +149,14 @@ class PruningViT(RivalViT):
         whole, kept = x, torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         for i, block in enumerate(self.blocks[:-1]):
             x, _, weights = attend(block, x, None)
-            x = x + block.ls2(block.mlp(block.norm2(x)))
+            x = transform(block, x)
             whole = whole.scatter(1, kept[..., None].expand_as(x), x)
             if i + 2 < self.depth:
                 best = weights[:, self.num_prefix :].topk(counts[i + 1]).indices + self.num_prefix
                 stay = torch.cat([torch.arange(self.num_prefix, device=x.device).expand(len(x), -1), best], 1)
                 x, kept = x.gather(1, stay[..., None].expand(-1, -1, x.shape[2])), kept.gather(1, stay)
-        last, _, _ = attend(self.blocks[-1], whole, None)
-        return last + self.blocks[-1].ls2(self.blocks[-1].mlp(self.blocks[-1].norm2(last)))
+        last = self.blocks[-1]
+        return transform(last, attend(last, whole, None)[0])
 
 
 def attend(block: Block, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,6 +174,11 @@ def attend(block: Block, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
     first = (q[:, :, :1] @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).float().softmax(-1)
     return x + block.ls1(attn.proj(attn.norm(out))), k.mean(1), first[:, :, 0].mean(1)
+
+
+def transform(block: Block, x: Tensor) -> Tensor:
+    """The second half of a block, its MLP."""
+    return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 def merged(tokens: Tokens, keys: Tensor, count: int, num_prefix: int) -> Tokens:

@@ -59,7 +59,7 @@ def parse_variant(text: str) -> Variant:
         ("start", variant.start is None or isinstance(variant.start, str), "the name of a row"),
         ("rival", variant.rival in (None, RANDOM, *RIVALS), f"one of {', '.join((RANDOM, *RIVALS))}"),
         ("tokens", variant.rival is None or variant.tokens is not None, "a share of tokens, as there is a rival"),
-        ("rival", variant.rival is None or "scorer" not in variant.options, "no scorer beside it"),
+        ("rival", variant.rival is None or "scorer" not in variant.options, "None where a scorer is given"),
     ):
         if not is_right:
             raise ValueError(f"row {text!r}: {field}={getattr(variant, field)!r}, expected {expected}")
