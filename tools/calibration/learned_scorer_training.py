@@ -72,7 +72,7 @@ def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0) -> list[Layer]:
     order = epochs_of(len(data.masks), fit.batch, fit.epochs, generator)
     bar = tqdm(order, "training the scorer", steps, leave=False)
     for numbers in bar:
-        (photos,), masks = random_views(data, fit.size, numbers, generator)
+        photos, masks = random_views(data, fit.size, numbers, generator)
         lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
         pixels = (photos * lightness.to(device)).clamp(0, 255)
         loss = sum(_loss(network, pixels, masks, fit.patch_size << s) for s in range(1, fit.scales + 1))
