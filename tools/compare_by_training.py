@@ -1,4 +1,4 @@
-"""Train a pretrained ViT and a linear head in several variants over several seeds, and compare their mIoU.
+"""Train a pretrained ViT and a head in several variants over several seeds, and compare their mIoU or AP.
 
     python tools/compare_by_training.py --model vit_small_patch14_dinov2 --weights dinov2_s14.pth --size 364x476 \\
         --classes 11 --zero-is-void --images data/camvid/images/training --masks data/camvid/annotations/training \\
@@ -7,11 +7,18 @@
         --row "finer: tokens=1.0, patch_size=7, thresholds=(5.5,4.0)" \\
         --row "switched: tokens=0.6, start='uniform', epochs=1, rate=0.1" --out runs/camvid
 
+    python tools/compare_by_training.py --coco data/nuclei --frozen --model vit_small_patch14_dinov2 \\
+        --weights dinov2_s14.pth --size 512 --row uniform --row "adaptive: tokens=0.6, thresholds=(5.5,4.0)" \\
+        --row "smaller image: size=(400,400)" --batch 2 --epochs 4 --out runs/nuclei
+
+With masks the head is a linear one, and with --coco torchvision's Faster R-CNN on ViTDet's pyramid, narrow (64
+channels) so that two cores can train it; patches are of 16 pixels there, and photos lie in the corner of a square.
+
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
 weights it starts from; "epochs"; "rate", as a share of --rate; "rival", another way to that share of tokens: "merging"
-of similar ones, "pruning" with a way back, patches merged at "random". All photos are held in memory and need one size.
-It needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
+of similar ones, "pruning" with a way back, patches merged at "random". All photos are held in memory; those with masks
+need one size. It needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
@@ -39,24 +46,26 @@ with needed_packages("compare_by_training"):
     from apt_dense.patches.learned_scores import SUFFIX
     from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
 
+    from evidence.ap_after_training import DetectionTask
     from evidence.equal_token_rows import parse_size
     from evidence.file_digest import digest
-    from evidence.frozen_features import LastFeatures
     from evidence.labelled_photos import find_pairs
-    from evidence.miou_after_training import Plan, Sets, run, scale_maps_of
-    from evidence.photos_in_memory import load_set
+    from evidence.miou_after_training import SegmentationTask
     from evidence.resumable_rows import KeptRows
     from evidence.training_variants import Variant, in_order, parse_variant
+    from evidence.variant_backbones import Plan
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, device, number, whole
     from shared.tables import markdown, write_csv
 
 COLUMNS = {
-    "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}", "mIoU": "{:.2f}",
-    "spread": "{:.2f}", "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}",
-    "loss": "{:.3f}", "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
+    "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}",
+    "mIoU": "{:.2f}", "AP": "{:.2f}", "spread": "{:.2f}", "AP50": "{:.2f}", "APs": "{:.2f}", "APm": "{:.2f}",
+    "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
+    "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
 }  # fmt: skip
-_MEANS = "share", "tokens", "mIoU", "boundary", "fine", "coarse", "accuracy", "loss", "step ms", "ms", "backbone ms"
+Task = SegmentationTask | DetectionTask
+_MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread"))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,12 +73,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="a timm name")
     add("--weights", type=Path, metavar="FILE", help="default: timm's, downloaded")
-    add("--size", required=True, metavar="HxW", help="pixels, whole patches")
-    add("--classes", type=int, required=True, help="number of classes, without void")
+    add("--size", required=True, metavar="HxW", help="pixels, whole patches; N of the longer side of COCO's")
+    add("--coco", type=Path, metavar="DATA", help="detection data in COCO's layout, in place of the next six")
+    add("--classes", type=int, help="number of classes, without void")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, and label n is class n - 1")
     for name, whose in (("", "to train on"), ("test-", "to test on")):
-        add(f"--{name}images", type=Path, nargs="+", required=True, metavar="DIR", help=f"folders of photos {whose}")
-        add(f"--{name}masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files, 8-bit labels")
+        add(f"--{name}images", type=Path, nargs="+", metavar="DIR", help=f"folders of photos {whose}")
+        add(f"--{name}masks", type=Path, nargs="+", metavar="DIR", help="PNG files, 8-bit labels")
     add("--row", action="append", required=True, metavar="TEXT", help='"NAME" or "NAME: OPTION=VALUE, ..."')
     add("--seeds", type=whole(0, SEEDS), nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=20)
@@ -92,7 +102,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Turn text into values. Raises ValueError."""
-    args.size = parse_size(args.size)
+    _check_data(args)
+    args.size = parse_size(f"{args.size}x{args.size}" if args.coco is not None else args.size)
     args.rows = in_order([parse_variant(text) for text in args.row])
     groups = row_named(args, args.group_by)
     if args.group_by is not None and (groups is None or not groups.is_adaptive):
@@ -101,6 +112,15 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Raise a ValueError unless there is one data set."""
+    labelled = [getattr(args, name) for name in ("classes", "images", "masks", "test_images", "test_masks")]
+    if args.coco is None and None in labelled:
+        raise ValueError("give --classes, --images, --masks, --test-images and --test-masks, or --coco")
+    if args.coco is not None and (args.zero_is_void or any(value is not None for value in [*labelled, args.group_by])):
+        raise ValueError("--coco brings classes, photos and labels; leave out options for masks, and --group-by")
 
 
 def row_named(args: argparse.Namespace, name: str | None) -> Variant | None:
@@ -141,18 +161,24 @@ def _content(value: Any) -> str:
     return digest([Path(value)]) if is_scorer else repr(value)
 
 
+def make_task(args: argparse.Namespace) -> Task:
+    """What is trained on and scored. Raises ValueError, OSError."""
+    device = torch.device(args.device)
+    if args.coco is not None:
+        return DetectionTask(args.coco, args.limit, device)
+    trained = find_pairs(args.images, args.masks, args.limit)
+    tested = find_pairs(args.test_images, args.test_masks)
+    return SegmentationTask(trained, tested, args.zero_is_void, device, row_named(args, args.group_by))
+
+
 class Trainings:
     """The trainings of a command, made or found."""
 
-    def __init__(self, args: argparse.Namespace, kept: KeptRows) -> None:
-        pairs = find_pairs(args.images, args.masks, args.limit), find_pairs(args.test_images, args.test_masks)
+    def __init__(self, args: argparse.Namespace, task: Task, kept: KeptRows) -> None:
+        self.args, self.task, self.kept = args, task, kept
         weights = "timm's" if args.weights is None else digest([args.weights])
         self.data = {"model": args.model, "weights": weights}
-        for name, found in zip(("trained", "tested"), pairs, strict=True):
-            self.data[name] = digest([path for pair in found for path in pair])
-        self.args, self.kept, self._pairs = args, kept, pairs
-        self._sets: Sets | None = None
-        self._features = LastFeatures()
+        self.data |= {name: digest(paths) for name, paths in task.files.items()}
 
     def rows(self) -> Iterator[dict]:
         """Yield the results of all rows and seeds."""
@@ -169,27 +195,19 @@ class Trainings:
 
     def _make(self, variant: Variant, seed: int, settings: Mapping[str, Any]) -> dict:
         start = None if variant.start is None else self._weights(variant.start, seed)
-        args = self.args
+        args, metric = self.args, self.task.metric
         plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
         plan = plan._replace(backbone_rate=0.0) if args.frozen else plan
-        if self._sets is None:
-            self._sets = self._load(plan)
-        results, state = run(plan, variant, seed, self._sets, start, self._features)
+        results, state = self.task.run(plan, variant, seed, start)
         results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
             with write_whole(self._path(settings)) as partial:
                 torch.save(state, partial)
         print(
-            f"{variant.name}, seed {seed}: mIoU {results['mIoU']:.2f} with {results['tokens']:.0f} tokens", flush=True
+            f"{variant.name}, seed {seed}: {metric} {results[metric]:.2f} with {results['tokens']:.0f} tokens",
+            flush=True,
         )
         return self.kept.add(settings, results)
-
-    def _load(self, plan: Plan) -> Sets:
-        args, device = self.args, torch.device(self.args.device)
-        sets = Sets(*(load_set(pairs, args.zero_is_void, args.classes, device) for pairs in self._pairs))
-        if args.group_by is None:
-            return sets
-        return sets._replace(scale_maps=scale_maps_of(plan, row_named(args, args.group_by), sets.tested))
 
     def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
         """Weights of a row that was trained; trained again if they are gone."""
@@ -207,8 +225,8 @@ class Trainings:
         return folder / f"seed{settings['seed']}_{name}.pth"
 
 
-def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line for each row's name: means over seeds, and the standard deviation of mIoU."""
+def over_seeds(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """One line for each row's name: means over seeds, and the standard deviation of the metric."""
     lines = []
     for name in dict.fromkeys(row["row"] for row in rows):
         same = [row for row in rows if row["row"] == name]
@@ -216,15 +234,15 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for key in _MEANS:
             values = [row[key] for row in same if row.get(key) is not None]
             line[key] = statistics.fmean(values) if values else None
-        line["spread"] = statistics.stdev(row["mIoU"] for row in same) if len(same) > 1 else None
+        line["spread"] = statistics.stdev(row[metric] for row in same) if len(same) > 1 else None
         lines.append(line)
     return lines
 
 
-def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) -> str:
+def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, command: str) -> str:
     """Write the tables; return the one in Markdown with what it was made by."""
     write_csv(found, args.out / "table.csv")
-    text = f"    {command}\n\n{markdown(over_seeds(found), COLUMNS)}\n\n"
+    text = f"    {command}\n\n{markdown(over_seeds(found, metric), COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
     write_text_whole(args.out / "table.md", text)
     return text
@@ -236,10 +254,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         check(args)
         args.out.mkdir(parents=True, exist_ok=True)
-        found = list(Trainings(args, KeptRows(args.out / "rows.jsonl")).rows())
+        task = make_task(args)
+        found = list(Trainings(args, task, KeptRows(args.out / "rows.jsonl")).rows())
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"compare_by_training: {' '.join(str(error).split())}")
-    print(write_tables(args, found, command))
+    print(write_tables(args, found, task.metric, command))
 
 
 if __name__ == "__main__":

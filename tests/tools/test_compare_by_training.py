@@ -16,8 +16,10 @@ from PIL import Image
 from evidence import frozen_features as frozen
 from evidence import miou_after_training as training
 from evidence import photos_in_memory as memory
+from evidence import training_loop as loop
 from evidence.labelled_photos import Labelled, find_pairs
 from evidence.training_variants import Variant, in_order, parse_variant
+from evidence.variant_backbones import Plan
 from support.threads import one_thread  # noqa: F401
 from support.tiny_camvid import write_camvid
 
@@ -90,7 +92,7 @@ def test_interrupted_it_continues_with_the_same_figures(
             raise KeyboardInterrupt
         return run(*args)
 
-    monkeypatch.setattr(tool, "run", dies_at_the_third)
+    monkeypatch.setattr(training, "run", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         tool.main(arguments(folders, out, "--seeds", "0", "1"))
     (weights,) = (out / "weights").glob("seed0_*.pth")
@@ -109,38 +111,38 @@ def test_weights_of_another_command_are_not_started_from(folders: Path, whole: P
 
 def test_a_row_that_starts_from_another_has_its_weights(folders: Path, whole: Path) -> None:
     """With nothing merged, switching without training gives the mIoU that was measured."""
-    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     sets = training.Sets(data, data)
     first, state = training.run(plan, Variant("a", {}), 3, sets, None)
     again, _ = training.run(plan, Variant("b", {"thresholds": (0.0,)}, start="a", epochs=0), 4, sets, state)
     assert again["mIoU"] == first["mIoU"] and again["loss"] is None
     with pytest.raises(ValueError, match="starts from a model of another form"):
-        training._load(training.build(plan, Variant("c", {})), {"norm.weights": state.pop("norm.weight"), **state})
+        loop.load_start(training.build(plan, Variant("c", {})), {"norm.weights": state.pop("norm.weight"), **state})
 
 
 def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
-    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 60, 2, rate=0.01)
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 60, 2, rate=0.01)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     data = data._replace(masks=(data.photos[:, 0] > 128).byte())  # can be learned
     torch.manual_seed(0)
     model, losses = training.build(plan, Variant("a", {})), []
-    training.train(
-        model, partial(memory.random_views, data, SIZE), data.masks, plan, Variant("a", {}), 0, losses.append
-    )
+    loss_of = partial(training.loss_of_views, model, partial(memory.random_views, data, SIZE))
+    loop.train(model, model.backbone, loss_of, len(data.masks), plan, Variant("a", {}), 0, losses.append)
     assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
 
 
 def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole: Path) -> None:
-    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
     model = training.build(plan, Variant("a", {}, tokens=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = training.parameter_groups(model, 1.0, 0.1, 0.02)
+    groups = loop.parameter_groups(model, model.backbone, 1.0, 0.1, 0.02)
     assert [group["lr"] for group in groups] == [1.0, 0.1, 0.02]
     head, new, rest = ({names.pop(id(parameter)) for parameter in group["params"]} for group in groups)
     assert not names and {name.split(".")[0] for name in head} == {"norm", "classifier"}
     assert all("coarse_embed." in name for name in new) and not [name for name in rest if "coarse_embed." in name]
-    assert len(training.parameter_groups(training.build(plan, Variant("b", {})), 1.0, 0.1, 0.02)) == 2
+    uniform = training.build(plan, Variant("b", {}))
+    assert len(loop.parameter_groups(uniform, uniform.backbone, 1.0, 0.1, 0.02)) == 2
 
 
 # ---- a frozen backbone
@@ -150,10 +152,11 @@ FROZEN = Variant("a", {"thresholds": (5.5,), "proportional_attention": 0.5}, tok
 
 
 def test_features_made_once_give_the_model_s_own_logits(folders: Path, whole: Path) -> None:
-    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2, backbone_rate=0.0)
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2, backbone_rate=0.0)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     model = training.build(plan, FROZEN).eval()
-    training.choose_thresholds(model.backbone, FROZEN, plan, data)
+    images = training.images_to_calibrate(model.backbone, plan, FROZEN, data)
+    training.choose_thresholds(model.backbone, FROZEN, plan, images)
     features = frozen.features_of(model.backbone, data, SIZE, mirrored=True)
     assert features.maps.shape[:2] == (2, 4) and features.maps.dtype == torch.float16
     for view, photos in enumerate((data.photos, data.photos.flip(-1))):
@@ -182,7 +185,7 @@ def test_masks_are_mirrored_with_their_features() -> None:
 
 
 def test_frozen_nothing_but_the_head_is_trained(folders: Path, whole: Path) -> None:
-    plan = training.Plan(MODEL, folders / "weights.pth", 12, SIZE, 20, 2, rate=0.01, backbone_rate=0.0)
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 20, 2, rate=0.01, backbone_rate=0.0)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
     torch.manual_seed(0)
     before = training.build(plan, FROZEN).state_dict()
