@@ -32,7 +32,7 @@ with needed_packages("benchmark"):
     from benchmarks.detectors import detector_candidates
     from benchmarks.measure_in_turns import Candidate, Way, measure
     from benchmarks.model_cases import MODELS, Case
-    from benchmarks.photos import photos, thresholds_for
+    from benchmarks.photos import photos, thresholds_keeping
     from benchmarks.plot import plot
     from benchmarks.segmentors import segmentor_candidates
     from benchmarks.table import Row, Setting, read_csv, rows_of, table, write_csv
@@ -65,7 +65,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 @cache
 def thresholds_at(size: int, batch: int, thresholds: tuple[float, ...], keep: float | None) -> tuple[float, ...]:
     """The thresholds, scaled to the share of tokens that is to be kept, if one is given."""
-    return thresholds if keep is None else thresholds_for(photos(size, batch), thresholds, keep)
+    return thresholds if keep is None else thresholds_keeping(keep, photos(size, batch), thresholds)
 
 
 def compare(setting: Setting, options: argparse.Namespace) -> list[Row]:
@@ -137,6 +137,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--compile is for --scope backbone only, not {' '.join(options.scope)}")
     if options.resume and options.csv is None:
         raise ValueError("--resume needs --csv, which says what was measured already")
+    for size, batch in product(options.sizes, options.batches):
+        thresholds_at(size, batch, tuple(options.thresholds), options.keep)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

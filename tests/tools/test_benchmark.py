@@ -204,7 +204,7 @@ def test_a_run_writes_rows_and_plot(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = read_csv(path)
     assert [row.variant for row in rows[:6]] == [
         "apt_dense, uniform", "apt_dense, adaptive", "apt_dense, budget 0.6",
-        "uniform, smaller image (64 pixels, patches of 16)", "uniform, larger patches (128 pixels, patches of 32)",
+        "uniform, smaller image (48 pixels, patches of 16)", "uniform, larger patches (96 pixels, patches of 32)",
         "timm, fused attention",
     ]  # fmt: skip
     ours, timm = rows[:3], rows[5]
@@ -253,6 +253,7 @@ def test_resume_measures_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
         (["--rounds", "0"], "--rounds 0"),
         (["--batches", "2", "0"], "--batches 0"),
         (["--keep", "1.5"], "--keep 1.5"),
+        (["--keep", "0.01"], "a share of 0.01 of the tokens cannot be reached"),
         (["--budget", "0"], "--budget 0"),
         (["--compile", "--scope", "pyramid"], "--compile is for"),
         (["--resume"], "--resume needs --csv"),

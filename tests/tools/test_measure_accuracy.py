@@ -20,12 +20,13 @@ from apt_dense import APTViT, PatchSelector
 
 from evidence import equal_token_rows as comparison
 from evidence import feature_similarity as features
-from evidence import match_token_counts as token_shares
 from evidence import plot_accuracy_curves as curves
+from evidence.match_token_counts import smaller_grid
 from evidence.model_forms import Form, check_names, parse_form
 from evidence.resumable_rows import KeptRows
 from shared.photo_files import evenly_spread, find_photos
 from shared.tables import markdown, write_csv
+from shared.thresholds_for_share import scores_of, thresholds_for
 from support.references import noise, normalise, randomise
 from support.threads import one_thread  # noqa: F401
 
@@ -94,7 +95,7 @@ def test_thresholds_leave_just_that_share(ratios: tuple[float, ...], share: floa
     selector = PatchSelector(thresholds=ratios, patch_size=8)
     steps = torch.linspace(0, 100, 128)[None, None, None]
     images = [normalise((120 + steps * noise(1, 3, 96, 128, seed=i)).clamp(0, 255).round()) for i in range(2)]
-    found = token_shares.thresholds_for([token_shares.scores_of(selector, i) for i in images], ratios, share)
+    found = thresholds_for([scores_of(selector, i) for i in images], ratios, share)
     assert len({round(t / ratio, 9) for t, ratio in zip(found, ratios, strict=True)}) == 1
 
     def kept(factor: float) -> float:
@@ -106,15 +107,15 @@ def test_thresholds_leave_just_that_share(ratios: tuple[float, ...], share: floa
 
 
 def test_a_share_that_nothing_reaches_is_refused() -> None:
-    scores = [token_shares.scores_of(PatchSelector(thresholds=(5.5,)), noise(1, 3, 64, 64))]
+    scores = [scores_of(PatchSelector(thresholds=(5.5,)), noise(1, 3, 64, 64))]
     with pytest.raises(ValueError, match="0.2 of the tokens cannot be reached: .* leave 0.250"):
-        token_shares.thresholds_for(scores, (5.5,), 0.2)
+        thresholds_for(scores, (5.5,), 0.2)
 
 
 @pytest.mark.parametrize("grid", [(36, 48), (26, 34), (1, 9), (60, 80)], ids=str)
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
 def test_a_smaller_grid_has_that_share_and_shape(grid: tuple[int, int], share: float) -> None:
-    rows, columns = token_shares.smaller_grid(grid, share)
+    rows, columns = smaller_grid(grid, share)
     near = [
         (r, c)
         for r in range(1, grid[0] + 1)

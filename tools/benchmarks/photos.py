@@ -1,5 +1,8 @@
 """Photos to run benchmarks on: those inside scikit-image, cropped to a square and resized."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,11 +10,9 @@ from torch import Tensor
 
 from apt_dense import PatchSelector
 from apt_dense.options import PixelFormat
-from apt_dense.patches.image_preparation import filled_region
-from apt_dense.patches.partition import Bounds, partition_by_thresholds
 
 from shared.normalise import normalise, to_grey_levels
-from shared.token_counts import count_patches
+from shared.thresholds_for_share import scores_of, thresholds_for
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -32,16 +33,9 @@ def _square(picture: np.ndarray, size: int) -> Tensor:
     return F.interpolate(square, size=(size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
 
 
-def thresholds_for(images: Tensor, thresholds: tuple[float, ...], keep: float) -> tuple[float, ...]:
-    """Scale the thresholds so that about that share of all tokens is kept (entropy, patches of 16)."""
-    selector = PatchSelector(thresholds=thresholds)
-    scores = selector.scores(images)  # once: of these, the thresholds below are all that changes
-    grid = tuple(side // selector.patch_size for side in images.shape[-2:])
-    bounds = Bounds(filled_region(images), grid, selector.patch_size)
-    low, high = 0.0, 4.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        scale_map = partition_by_thresholds(scores, [middle * t for t in thresholds], bounds)
-        share = count_patches(scale_map, selector.num_scales).tokens_kept
-        low, high = (middle, high) if share > keep else (low, middle)
-    return tuple(round(high * t, 3) for t in thresholds)
+def thresholds_keeping(share: float, images: Tensor, ratios: Sequence[float]) -> tuple[float, ...]:
+    """The lowest multiple of ``ratios`` by which images keep at most that share of their tokens (entropy, patches of
+    16). Raises as ``thresholds_for``."""
+    selector = PatchSelector(thresholds=tuple(ratios))
+    found = thresholds_for([scores_of(selector, image[None]) for image in images], ratios, share)
+    return tuple(math.ceil(1000 * threshold) / 1000 for threshold in found)

@@ -11,8 +11,8 @@ from benchmarks.detectors import detectron2_batch, detectron2_losses
 from benchmarks.photos import photos
 from benchmarks.segmentors import drawn_labels, segmentor_losses
 from benchmarks.step_parts import Step
-from evidence.match_token_counts import scores_of, thresholds_for
 from evidence.model_forms import set_thresholds
+from shared.thresholds_for_share import scores_of, thresholds_for
 from shared.token_counts import choose_patches
 
 #: Where a segmentor's backbone gets its weights; a step's time does not depend on them.

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from apt_dense.weights.files import write_whole
-
 from benchmarks.measure_in_turns import Result
+from shared import tables
 
 
 class Setting(NamedTuple):
@@ -97,7 +96,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 COLUMNS = {
     "variant": ("variant", "{}"), "scope": ("scope", "{}"), "model": ("model", "{}"), "step": ("step", "{}"),
     "size": ("size", "{}"), "batch": ("batch", "{}"), "dtype": ("type", "{}"), "tokens": ("tokens", "{:.0%}"),
-    "seconds": ("median s (spread)", "{:.3g}"),
+    "seconds": ("median s (spread)", "{}"),
     "of_timm": ("x timm", "{:.2f}"), "of_detectron2": ("x Detectron2", "{:.2f}"), "of_mmseg": ("x MMSeg", "{:.2f}"),
     "of_twin": ("x twin", "{:.2f}"), "gflops": ("GFLOP", "{:.4g}"), "efficiency": ("efficiency", "{:.2f}"),
     "memory_mib": ("memory MiB", "{:.4g}"), "memory_of_twin": ("memory/twin", "{:.2f}"),
@@ -105,25 +104,19 @@ COLUMNS = {
     "thresholds": ("thresholds", "{}"), "note": ("note", "{}"), "options": ("options", "{}"),
     "environment": ("environment", "{}"),
 }  # fmt: skip
-OPTIONAL = (*BASELINES.values(), "outside_blocks", "note")  # left out where no row has them
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format the rows in Markdown."""
-    names = [name for name in COLUMNS if name not in OPTIONAL or any(getattr(r, name) not in (None, "") for r in rows)]
-    lines = [[COLUMNS[name][0] for name in names], ["---"] * len(names)]
-    lines += [[_cell(row, name) for name in names] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Format the rows in Markdown, without the columns that no row has."""
+    lines = [{heading: _value(row, name) for name, (heading, _) in COLUMNS.items()} for row in rows]
+    return tables.markdown(lines, dict(COLUMNS.values()))
 
 
-def _cell(row: Row, name: str) -> str:
+def _value(row: Row, name: str) -> object:
     value = getattr(row, name)
-    if value is None:
-        return ""
-    text = COLUMNS[name][1].format(value).replace("|", "/")
-    if name == "seconds":
-        text += f" ({row.fastest:.3g}-{row.slowest:.3g})"
-    return text
+    if name == "seconds" and value is not None:
+        return f"{value:.3g} ({row.fastest:.3g}-{row.slowest:.3g})"
+    return None if value == "" else value
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
@@ -131,10 +124,7 @@ def _cell(row: Row, name: str) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write the rows, whole or not at all."""
-    with write_whole(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+    tables.write_csv([row._asdict() for row in rows], path)
 
 
 def read_csv(path: Path) -> list[Row]:

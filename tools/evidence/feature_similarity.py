@@ -14,10 +14,11 @@ from torch import Tensor
 from apt_dense import APTViT, load_backbone
 
 from evidence.equal_token_rows import SMALLER, Case, check_size
-from evidence.match_token_counts import model_input, resized, scores_of, smaller_grid, thresholds_for, timed
+from evidence.match_token_counts import model_input, resized, smaller_grid, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
 from shared.photo_files import read_photo
+from shared.thresholds_for_share import scores_of, thresholds_for
 
 
 def load_model(name: str, weights: Path | None, block: int, form: Form, thresholds: Sequence[float]) -> APTViT:

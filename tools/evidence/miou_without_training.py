@@ -17,11 +17,12 @@ from apt_dense.hosts.mmseg.training_config import load_config
 
 from evidence.equal_token_rows import SMALLER, Case, check_size
 from evidence.labelled_photos import Labelled, read_labels
-from evidence.match_token_counts import mean_share, model_input, resized, scores_of, smaller_grid, thresholds_for, timed
+from evidence.match_token_counts import model_input, resized, smaller_grid, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from evidence.segmentation_scores import score
 from shared.normalise import to_grey_levels
 from shared.photo_files import read_photo
+from shared.thresholds_for_share import mean_share, scores_of, thresholds_for
 
 
 def load_segmentor(config: Path, checkpoint: Path, form: Form, thresholds: Sequence[float]) -> nn.Module:

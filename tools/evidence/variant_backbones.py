@@ -10,10 +10,10 @@ from torch import Tensor
 from apt_dense import APTViT, load_backbone
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
-from evidence.match_token_counts import mean_share, scores_of, thresholds_for
 from evidence.model_forms import set_thresholds, with_thresholds
 from evidence.rival_backbones import RANDOM, RIVALS, RivalViT, random_scores
 from evidence.training_variants import Variant
+from shared.thresholds_for_share import mean_share, scores_of, thresholds_for
 
 
 class Plan(NamedTuple):
