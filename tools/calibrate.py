@@ -63,6 +63,7 @@ with needed_packages("calibrate"):
     from calibration.thresholds_for_latency import find_thresholds
     from calibration.token_curves import Sizes, Source, measure_curves
     from shared.photo_files import evenly_spread, find_photos
+    from shared.thresholds_for_share import short
 
 NAMED = 10  # unreadable photos that are named
 PIPELINE_PHOTOS = 100  # that go through a pipeline, unless --photos says otherwise
@@ -194,7 +195,7 @@ def report_left_out(reasons: Sequence[str]) -> None:
 
 def write_report(out: Path, found: Calibration, source: Source, record: Path, settings: dict[str, Any]) -> None:
     """Write what the module's text lists."""
-    chosen = replace(source.selector, thresholds=tuple(round(t, 3) for t in found.thresholds))
+    chosen = replace(source.selector, thresholds=tuple(float(short(t)) for t in found.thresholds))
     shares = shares_at(read_curves(record, settings), found.factor)
     write_counts(out / "tokens.json", shares.tokens, {**settings, "thresholds": chosen.thresholds})
     draw_histogram(out / "histogram.png", shares.all, found)

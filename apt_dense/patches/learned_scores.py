@@ -17,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-USUAL_THRESHOLDS = 0.02, 0.02  # a patch may show something else on about two hundredths of it
+#: A patch may show something else on two hundredths of it. One of the next scale replaces four, and so saves a quarter
+#: as many tokens for its area, at which it may hide a quarter.
+USUAL_THRESHOLDS = 0.02, 0.005
 PIXELS = 16  # of a patch, as the network sees it
 MARGIN = 3  # patches around the image: what its outermost patches see ends within them
 #: Channels in and out, kernel and stride of each layer; all but the last end in a ReLU.

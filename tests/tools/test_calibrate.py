@@ -29,6 +29,7 @@ from calibration.masks_of_photos import find_masks
 from calibration.objects_of_photos import read_objects_of
 from calibration.token_curves import Sizes
 from shared.photo_files import evenly_spread, find_photos, read_photo
+from shared.thresholds_for_share import short
 
 
 @pytest.fixture
@@ -415,3 +416,8 @@ def test_objects_lie_where_their_annotations_say_in_turned_photos(tmp_path: Path
         assert picture.shape[:2] == labels.map.shape == (64, 96)
         assert np.ptp(picture[8:56, 8:40]) < 20 < np.ptp(picture[8:56, 56:88])  # flat on the left
         assert labels.map[10, 10] != labels.map[30, 30] and len(labels.small) == 2
+
+
+@pytest.mark.parametrize("threshold", [5.8321, 0.018, 0.00123, 4e-5])
+def test_thresholds_are_written_with_digits_that_count(threshold: float) -> None:
+    assert float(short(threshold)) == pytest.approx(threshold, rel=5e-4) and len(short(threshold)) <= 7

@@ -1,8 +1,10 @@
 """tools/fit_scorer.py: what is learned from masks and objects, and what the scorer then hides."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
+import calibrate
 import cv2
 import fit_scorer as tool
 import numpy as np
@@ -98,6 +100,16 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
         tool.main(options(tmp_path, "--epochs", "1", "--scales", "1", "--seed", seed))
         contents.append((tmp_path / "scorer.safetensors").read_bytes())
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_calibrate_scales_its_usual_thresholds_however_small(tmp_path: Path) -> None:
+    """Scores are around 0.01, and the threshold of the next scale is a quarter."""
+    write_noise(tmp_path, 21)
+    tool.main(options(tmp_path, "--epochs", "1"))
+    patches = ["--patch-size", "4", "--scorer", str(tmp_path / "scorer.safetensors")]
+    calibrate.main([str(tmp_path / "images"), *patches, "--tokens", "0.6", "--workers", "0", "--out", str(tmp_path)])
+    first, second = json.loads((tmp_path / "thresholds.json").read_text())["thresholds"]
+    assert second > 0 and first / second == pytest.approx(4, rel=2e-3)
 
 
 def test_objects_are_numbered_and_boxes_serve_where_there_are_no_masks(tmp_path: Path) -> None:

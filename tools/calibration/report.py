@@ -15,6 +15,7 @@ from apt_dense.patches.image_preparation import denormalise
 from calibration.curve_record import PhotoCurve
 from calibration.token_curves import Source
 from shared.picture_layout import resize_longer_side, side_by_side, stack, text_bar, write_png
+from shared.thresholds_for_share import short
 from shared.token_counts import choose_patches
 
 WORST = 8  # photos that are drawn
@@ -50,7 +51,7 @@ def describe(found: Calibration, patch_size: int, drawn: bool = False) -> str:
     what = "draws" if drawn else "photos"
     sizes = ", ".join(f"{patch_size << scale} px {share:.0%}" for scale, share in enumerate(found.cells))
     return "\n".join([
-        f"thresholds: {' '.join(f'{t:.3f}' for t in found.thresholds)} (those given, times {found.factor:.3f})",
+        f"thresholds: {' '.join(map(short, found.thresholds))} (those given, times {found.factor:.3f})",
         f"tokens kept: {found.share:.1%} on average over {found.images} {what}; 5 % of them keep at most {low:.1%}, "
         f"half {middle:.1%}, 95 % at most {high:.1%}",
         f"area by patch size: {sizes}",
@@ -62,7 +63,7 @@ def describe(found: Calibration, patch_size: int, drawn: bool = False) -> str:
 def snippets(selector: PatchSelector, share: float) -> str:
     """Return what to write into the configs of each host, in Markdown: thresholds, and the share of tokens to expect,
     from which training should not be far."""
-    thresholds = f"({', '.join(f'{t:.3f}' for t in selector.thresholds)},)"
+    thresholds = f"({', '.join(map(short, selector.thresholds))},)"
     scorer = "" if selector.scorer == "entropy" else f', scorer="{selector.scorer}"'
     hook = f"TokenDriftHook(expected={share:.3f})"
     blocks = {
@@ -87,7 +88,7 @@ def snippets(selector: PatchSelector, share: float) -> str:
         ),
         "tools/train_det_torchvision.py": (
             "sh",
-            f"--thresholds {' '.join(f'{t:.3f}' for t in selector.thresholds)} --expected-tokens {share:.3f}"
+            f"--thresholds {' '.join(map(short, selector.thresholds))} --expected-tokens {share:.3f}"
             + (f" --scorer {selector.scorer}" if scorer else ""),
         ),
     }
@@ -107,7 +108,7 @@ def draw_histogram(path: Path, shares: np.ndarray, found: Calibration) -> None:
     axes.axvline(100 * found.share, color="#b03030", label=f"mean {found.share:.1%}")
     axes.axvline(100 * found.quantiles[2], color="#b03030", linestyle="--", label=f"95 %: {found.quantiles[2]:.1%}")
     axes.set(xlabel="tokens kept, %", ylabel="photos", xlim=(0, 100))
-    axes.set_title("thresholds " + " / ".join(f"{t:.2f}" for t in found.thresholds))
+    axes.set_title("thresholds " + " / ".join(map(short, found.thresholds)))
     axes.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=110)

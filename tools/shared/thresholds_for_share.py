@@ -58,3 +58,8 @@ def thresholds_for(scores: Sequence[Scores], ratios: Sequence[float], share: flo
         enough = mean_share(scores, [middle * ratio for ratio in ratios]) <= share
         low, high = (low, middle) if enough else (middle, high)
     return tuple(high * ratio for ratio in ratios)
+
+
+def short(threshold: float) -> str:
+    """A threshold with four digits, as configs and command lines take it; those of some scorers are thousandths."""
+    return f"{threshold:.4g}"
