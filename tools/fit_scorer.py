@@ -3,12 +3,12 @@
     python tools/fit_scorer.py --images data/camvid/images/training --masks data/camvid/annotations/training \\
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
     python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
-    python tools/calibrate.py data/camvid/images/training --scorer scorer.safetensors --tokens 0.6 --out calibration/
+    python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
 from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
 masks in minutes. Its scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
-expected to be something else. Every tenth photo is held out, and printed is what merging would hide there.
+expected to be something else. Every tenth photo is held out; printed are what merging hides there and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -23,7 +23,9 @@ from shared.packages import needed_packages
 with needed_packages("fit_scorer"):
     import torch
 
-    from apt_dense.patches.learned_scores import SUFFIX, LearnedScorer, as_bytes
+    from apt_dense import PatchSelector
+    from apt_dense.options import PixelFormat
+    from apt_dense.patches.learned_scores import NEXT_SCALE, SUFFIX, LearnedScorer, as_bytes
     from apt_dense.patches.scores import SCORERS
     from apt_dense.weights.files import write_whole
 
@@ -31,9 +33,11 @@ with needed_packages("fit_scorer"):
     from calibration.learned_scorer_training import PADDING, Fit, hidden_by, train_scorer
     from evidence.equal_token_rows import parse_size
     from evidence.labelled_photos import find_pairs
-    from evidence.photos_in_memory import LabelledSet, load_set
+    from evidence.photos_in_memory import LabelledSet, load_set, resized_photos
+    from shared.normalise import normalise
     from shared.option_types import PIXELS, SEEDS, device, whole
     from shared.tables import markdown
+    from shared.thresholds_for_share import scores_of, short, thresholds_for
 
 HELD_OUT = 10  # every tenth photo
 TOKENS = 0.8, 0.6, 0.4  # shares that are printed
@@ -110,12 +114,23 @@ def fit_scorer(args: argparse.Namespace) -> str:
     rest = LabelledSet(*(part[held_out] for part in data))
     scorers = {"learned": LearnedScorer(layers, PADDING), "entropy": SCORERS["entropy"]}
     found = {name: hidden_by(scorer, rest, fit, TOKENS) for name, scorer in scorers.items()}
+    found["thresholds"] = [" ".join(map(short, each)) for each in thresholds_of(scorers["learned"], rest, fit)]
     rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
-    columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}"}
+    columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}", "thresholds": "{}"}
     return (
         f"Of the pixels that patches of {2 * fit.patch_size} pixels would give another class than theirs, hidden on "
-        f"{len(rest.masks)} photos held out, when those of the lowest scores are merged:\n\n{markdown(rows, columns)}"
+        f"{len(rest.masks)} photos held out, when those of the lowest scores are merged, and the thresholds with which "
+        f"these photos keep as many tokens, for {fit.scales} coarse scales:\n\n{markdown(rows, columns)}"
     )
+
+
+def thresholds_of(scorer: LearnedScorer, data: LabelledSet, fit: Fit) -> list[tuple[float, ...]]:
+    """Thresholds for each share of ``TOKENS``, those of a scale ``NEXT_SCALE`` times those of the scale before."""
+    ratios = tuple(NEXT_SCALE**scale for scale in range(fit.scales))
+    selector = PatchSelector(patch_size=fit.patch_size, thresholds=ratios, scorer=scorer)
+    images = (normalise(photo.cpu(), PixelFormat()) for photo in resized_photos(data, fit.size, 1))
+    scores = [scores_of(selector, image) for image in images]
+    return [thresholds_for(scores, ratios, share) for share in TOKENS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,7 +139,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(fit_scorer(args))
     except (ValueError, OSError) as error:
         sys.exit(f"fit_scorer: {' '.join(str(error).split())}")
-    print(f"\n{args.out}: set scorer={str(args.out)!r}, and thresholds by tools/calibrate.py --scorer {args.out}")
+    print(
+        f"\n{args.out}: set scorer={str(args.out)!r} and thresholds; for other photos and shares, tools/calibrate.py "
+        f"--scorer {args.out} --thresholds ... scales them"
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-#: A patch may show something else on two hundredths of it. One of the next scale replaces four, and so saves a quarter
-#: as many tokens for its area, at which it may hide a quarter.
-USUAL_THRESHOLDS = 0.02, 0.005
+#: What a threshold is of that of the scale before. A patch that replaces four saves a quarter as many tokens for its
+#: area as they did, and may hide a quarter.
+NEXT_SCALE = 0.25
+USUAL_THRESHOLDS = 0.02, 0.02 * NEXT_SCALE  # a patch may show something else on two hundredths of it
 PIXELS = 16  # of a patch, as the network sees it
 MARGIN = 3  # patches around the image: what its outermost patches see ends within them
 #: Channels in and out, kernel and stride of each layer; all but the last end in a ReLU.

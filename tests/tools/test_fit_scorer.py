@@ -1,6 +1,7 @@
 """tools/fit_scorer.py: what is learned from masks and objects, and what the scorer then hides."""
 
 import json
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from visualize import selector_of
 
 from apt_dense import PatchSelector
+from apt_dense.patches.learned_scores import USUAL_THRESHOLDS
 from apt_dense.patches.scores import entropy_scores
 
 from calibration.coco_objects_as_labels import load_objects
@@ -102,14 +105,27 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_calibrate_scales_its_usual_thresholds_however_small(tmp_path: Path) -> None:
+def test_calibrate_goes_on_from_its_thresholds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Scores are around 0.01, and the threshold of the next scale is a quarter."""
     write_noise(tmp_path, 21)
+    tool.main(options(tmp_path, "--epochs", "3"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 60%"))
+    printed = line.split("|")[4].split()
+    first, second = map(float, printed)
+    assert first / second == pytest.approx(4, rel=2e-3)
+    photos = [str(tmp_path / "images" / f"{number}.png") for number in (5, 15)]  # those held out
+    patches = ["--patch-size", "4", "--scorer", str(tmp_path / "scorer.safetensors"), "--thresholds", *printed]
+    calibrate.main([*photos, *patches, "--tokens", "0.6", "--workers", "0", "--out", str(tmp_path / "calibrated")])
+    found = json.loads((tmp_path / "calibrated" / "thresholds.json").read_text())
+    assert found["share"] == pytest.approx(0.6, abs=0.02) and found["factor"] == pytest.approx(1, rel=0.1)
+    assert found["thresholds"] == pytest.approx([first * found["factor"], second * found["factor"]], rel=2e-3)
+
+
+def test_files_have_their_own_usual_thresholds(tmp_path: Path) -> None:
+    write_noise(tmp_path, 21)
     tool.main(options(tmp_path, "--epochs", "1"))
-    patches = ["--patch-size", "4", "--scorer", str(tmp_path / "scorer.safetensors")]
-    calibrate.main([str(tmp_path / "images"), *patches, "--tokens", "0.6", "--workers", "0", "--out", str(tmp_path)])
-    first, second = json.loads((tmp_path / "thresholds.json").read_text())["thresholds"]
-    assert second > 0 and first / second == pytest.approx(4, rel=2e-3)
+    given = Namespace(thresholds=None, scorer=str(tmp_path / "scorer.safetensors"), patch_size=None)
+    assert selector_of(given, None).thresholds == USUAL_THRESHOLDS == (0.02, 0.005)
 
 
 def test_objects_are_numbered_and_boxes_serve_where_there_are_no_masks(tmp_path: Path) -> None:
