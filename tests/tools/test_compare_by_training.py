@@ -132,6 +132,15 @@ def test_training_lowers_the_loss(folders: Path, whole: Path) -> None:
     assert torch.stack(losses[-10:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (0.25, 1), (1, 4), (1.5, 6)])
+def test_parts_of_epochs(epochs: float, steps: int) -> None:
+    model, losses = torch.nn.Linear(1, 1), []
+    plan = Plan(MODEL, None, 2, SIZE, 1, 2)
+    variant = Variant("a", {}, epochs=epochs)
+    loop.train(model, torch.nn.Identity(), lambda *_: model(torch.ones(1)).sum(), 9, plan, variant, 0, losses.append)
+    assert len(losses) == steps
+
+
 def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole: Path) -> None:
     plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
     model = training.build(plan, Variant("a", {}, tokens=0.5))
@@ -239,7 +248,7 @@ def test_variants_are_names_options_and_fields() -> None:
         ("a: size=3", "size=3, expected two numbers"),
         ("a: size=(3, 0)", "size=.3, 0., expected two numbers"),
         ("a: epochs=-1", "epochs=-1, expected 0 or more"),
-        ("a: epochs=1.5", "epochs=1.5, expected 0 or more"),
+        ("a: epochs='1'", "epochs='1', expected 0 or more"),
         ("a: rate=0", "rate=0, expected a number above 0"),
         ("a: start=1", "start=1, expected the name"),
         ("a: tokens", "expected NAME or"),

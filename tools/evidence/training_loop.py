@@ -1,7 +1,9 @@
 """A training of a model with a pretrained backbone: AdamW, a linear warm-up and a linear decay."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def train(
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     epochs = plan.epochs if variant.epochs is None else variant.epochs
-    rate, steps = plan.rate * variant.rate, count // plan.batch * epochs
+    rate, steps = plan.rate * variant.rate, round(count // plan.batch * epochs)
     groups = parameter_groups(model, backbone, rate, rate * plan.new_rate, rate * plan.backbone_rate)
     optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
     warm_up = max(1, round(steps * _WARM_UP))
@@ -45,7 +47,8 @@ def train(
     )
     model.train()
     start = time.perf_counter()
-    for numbers in tqdm(epochs_of(count, plan.batch, epochs, generator), variant.name, steps, leave=False):
+    batches = islice(epochs_of(count, plan.batch, math.ceil(epochs), generator), steps)
+    for numbers in tqdm(batches, variant.name, steps, leave=False):
         loss = loss_of(numbers, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -21,7 +21,8 @@ class Variant(NamedTuple):
         tokens: tokens of an image on average, as a share of those of the uniform model at the command's size;
             thresholds are scaled to keep it. None for the uniform model.
         start: the row whose trained weights this one starts from; None for the pretrained ones.
-        epochs: of training; None for those of the command. With ``start``, 0 tests its weights as they are.
+        epochs: of training, perhaps a part of one; None for those of the command. With ``start``, 0 tests its weights
+            as they are.
         rate: of learning, as a share of the command's.
         rival: another way to that share of tokens than adaptive patches: "merging" of similar tokens, "pruning" with a
             way back, or patches merged at "random" (``rival_backbones``).
@@ -32,7 +33,7 @@ class Variant(NamedTuple):
     size: tuple[int, int] | None = None
     tokens: float | None = None
     start: str | None = None
-    epochs: int | None = None
+    epochs: float | None = None
     rate: float = 1.0
     rival: str | None = None
 
@@ -54,7 +55,7 @@ def parse_variant(text: str) -> Variant:
     for field, is_right, expected in (
         ("size", variant.size is None or _is_size(variant.size), "two numbers of pixels"),
         ("tokens", variant.tokens is None or _is_positive(variant.tokens), "a number above 0"),
-        ("epochs", variant.epochs is None or (type(variant.epochs) is int and variant.epochs >= 0), "0 or more"),
+        ("epochs", variant.epochs in (None, 0) or _is_positive(variant.epochs), "0 or more"),
         ("rate", _is_positive(variant.rate), "a number above 0"),
         ("start", variant.start is None or isinstance(variant.start, str), "the name of a row"),
         ("rival", variant.rival in (None, RANDOM, *RIVALS), f"one of {', '.join((RANDOM, *RIVALS))}"),
