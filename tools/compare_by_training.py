@@ -12,13 +12,13 @@
         --row "smaller image: size=(400,400)" --batch 2 --epochs 4 --out runs/nuclei
 
 With masks the head is a linear one, and with --coco torchvision's Faster R-CNN on ViTDet's pyramid, narrow (64
-channels) so that two cores can train it; patches are of 16 pixels there, and photos lie in the corner of a square.
+channels) so that two cores can train it; patches are of 16 pixels there, and sizes are of a photo's longer side.
 
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
 weights it starts from; "epochs"; "rate", as a share of --rate; "rival", another way to that share of tokens: "merging"
 of similar ones, "pruning" with a way back, patches merged at "random". All photos are held in memory; those with masks
-need one size. It needs no host; MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
+need one size. MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
@@ -47,7 +47,7 @@ with needed_packages("compare_by_training"):
     from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
 
     from evidence.ap_after_training import DetectionTask
-    from evidence.equal_token_rows import parse_size
+    from evidence.equal_token_rows import parse_size, square_size
     from evidence.file_digest import digest
     from evidence.labelled_photos import find_pairs
     from evidence.miou_after_training import SegmentationTask
@@ -61,6 +61,7 @@ with needed_packages("compare_by_training"):
 COLUMNS = {
     "row": "{}", "size": "{}", "share": "{:.1%}", "tokens": "{:.0f}", "epochs": "{}", "seeds": "{}",
     "mIoU": "{:.2f}", "AP": "{:.2f}", "spread": "{:.2f}", "AP50": "{:.2f}", "APs": "{:.2f}", "APm": "{:.2f}",
+    "APl": "{:.2f}",
     "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
     "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
 }  # fmt: skip
@@ -103,8 +104,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Turn text into values. Raises ValueError."""
     _check_data(args)
-    args.size = parse_size(f"{args.size}x{args.size}" if args.coco is not None else args.size)
+    args.size = parse_size(args.size) if args.coco is None else square_size(args.size)
     args.rows = in_order([parse_variant(text) for text in args.row])
+    oblong = [row.name for row in args.rows if args.coco is not None and row.size and row.size[0] != row.size[1]]
+    if oblong:
+        raise ValueError(f"row {oblong[0]!r}: with --coco a size is of the longer side, twice: size=(400,400)")
     groups = row_named(args, args.group_by)
     if args.group_by is not None and (groups is None or not groups.is_adaptive):
         raise ValueError(f"--group-by {args.group_by!r}: expected the name of a row with adaptive patches")
@@ -162,7 +166,7 @@ def _content(value: Any) -> str:
 
 
 def make_task(args: argparse.Namespace) -> Task:
-    """What is trained on and scored. Raises ValueError, OSError."""
+    """Choose segmentation or detection. Raises ValueError, OSError."""
     device = torch.device(args.device)
     if args.coco is not None:
         return DetectionTask(args.coco, args.limit, device)

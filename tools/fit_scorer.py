@@ -8,7 +8,7 @@
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
 from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
 masks in minutes. Its scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
-expected to be something else. Every tenth photo is held out; printed are what merging hides there and the thresholds.
+expected to be something else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -30,10 +30,10 @@ with needed_packages("fit_scorer"):
     from apt_dense.weights.files import write_whole
 
     from calibration.coco_objects_as_labels import load_objects
-    from calibration.learned_scorer_training import PADDING, Fit, hidden_by, train_scorer
-    from evidence.equal_token_rows import parse_size
+    from calibration.learned_scorer_training import PADDING, Fit, hidden_by, photo_batches, train_scorer
+    from evidence.equal_token_rows import parse_size, square_size
     from evidence.labelled_photos import find_pairs
-    from evidence.photos_in_memory import LabelledSet, load_set, resized_photos
+    from evidence.photos_in_memory import LabelledSet, load_set
     from shared.normalise import normalise
     from shared.option_types import PIXELS, SEEDS, device, whole
     from shared.tables import markdown
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace) -> Fit:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     if (args.coco is None) == (args.images is None or args.masks is None):
         raise ValueError("give --images and --masks, or --coco")
-    size = parse_size(f"{args.size}x{args.size}" if args.coco is not None else args.size)
+    size = parse_size(args.size) if args.coco is None else square_size(args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
             f"--size {args.size} holds no patch of {args.patch_size << args.scales} pixels; give fewer --scales"
@@ -111,26 +111,39 @@ def fit_scorer(args: argparse.Namespace) -> str:
     layers = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed)
     with write_whole(args.out) as partial:
         partial.write_bytes(as_bytes(layers))
-    rest = LabelledSet(*(part[held_out] for part in data))
-    scorers = {"learned": LearnedScorer(layers, PADDING), "entropy": SCORERS["entropy"]}
-    found = {name: hidden_by(scorer, rest, fit, TOKENS) for name, scorer in scorers.items()}
-    found["thresholds"] = [" ".join(map(short, each)) for each in thresholds_of(scorers["learned"], rest, fit)]
+    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), args.coco is not None))
+    return table_of(LearnedScorer(layers, PADDING), rest, fit)
+
+
+def table_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) -> str:
+    """What merging hides on photos held out, and thresholds, by share of tokens."""
+    scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
+    found = {name: hidden_by(each, batches, fit, TOKENS) for name, each in scorers.items()}
+    found["thresholds"] = thresholds_of(scorer, batches, fit)
     rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
     columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}", "thresholds": "{}"}
+    size, count = 2 * fit.patch_size, sum(len(batch.masks) for batch in batches)
     return (
-        f"Of the pixels that patches of {2 * fit.patch_size} pixels would give another class than theirs, hidden on "
-        f"{len(rest.masks)} photos held out, when those of the lowest scores are merged, and the thresholds with which "
-        f"these photos keep as many tokens, for {fit.scales} coarse scales:\n\n{markdown(rows, columns)}"
+        f"On {count} photos held out, when patches of {size} pixels are merged in the order of their scores: hidden of "
+        f"the pixels that merging all of them would give another class. And the thresholds of {fit.scales} coarse "
+        f"scale{'s' * (fit.scales > 1)} with which these photos keep as many tokens:\n\n{markdown(rows, columns)}"
     )
 
 
-def thresholds_of(scorer: LearnedScorer, data: LabelledSet, fit: Fit) -> list[tuple[float, ...]]:
-    """Thresholds for each share of ``TOKENS``, those of a scale ``NEXT_SCALE`` times those of the scale before."""
+def thresholds_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) -> list[str | None]:
+    """Thresholds for each share of ``TOKENS``, those of a scale ``NEXT_SCALE`` times those of the scale before; None
+    for a share that cannot be reached."""
     ratios = tuple(NEXT_SCALE**scale for scale in range(fit.scales))
     selector = PatchSelector(patch_size=fit.patch_size, thresholds=ratios, scorer=scorer)
-    images = (normalise(photo.cpu(), PixelFormat()) for photo in resized_photos(data, fit.size, 1))
-    scores = [scores_of(selector, image) for image in images]
-    return [thresholds_for(scores, ratios, share) for share in TOKENS]
+    photos = (photo for batch in batches for photo in batch.photos.cpu().split(1))
+    scores = [scores_of(selector, normalise(photo.float(), PixelFormat())) for photo in photos]
+    found: list[str | None] = []
+    for share in TOKENS:
+        try:
+            found.append(" ".join(map(short, thresholds_for(scores, ratios, share))))
+        except ValueError:
+            found.append(None)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

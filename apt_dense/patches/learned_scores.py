@@ -17,10 +17,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-#: What a threshold is of that of the scale before. A patch that replaces four saves a quarter as many tokens for its
-#: area as they did, and may hide a quarter.
+#: Ratio of each scale's threshold to that of the scale below. A patch that replaces four saves a quarter as many tokens
+#: for its area as they did, and may hide a quarter.
 NEXT_SCALE = 0.25
-USUAL_THRESHOLDS = 0.02, 0.02 * NEXT_SCALE  # a patch may show something else on two hundredths of it
+USUAL_THRESHOLDS = 0.02, 0.02 * NEXT_SCALE  # a patch of the first scale may show something else on 2 % of it
 PIXELS = 16  # of a patch, as the network sees it
 MARGIN = 3  # patches around the image: what its outermost patches see ends within them
 #: Channels in and out, kernel and stride of each layer; all but the last end in a ReLU.

@@ -19,7 +19,7 @@ from apt_dense.patches.learned_scores import USUAL_THRESHOLDS
 from apt_dense.patches.scores import entropy_scores
 
 from calibration.coco_objects_as_labels import load_objects
-from calibration.learned_scorer_training import Fit, hidden_by, other_classes
+from calibration.learned_scorer_training import Fit, hidden_by, other_classes, photo_batches
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet
 from support.coco_folder import write_coco
@@ -61,7 +61,12 @@ def test_what_is_hidden_follows_from_the_order_of_scores() -> None:
         return (torch.arange(1.0, 5.0).view(1, 1, 4),)
 
     data = LabelledSet(torch.zeros(1, 3, 4, 16, dtype=torch.uint8), mask[None])
-    shares = hidden_by(scorer, data, Fit(2, 1, (4, 16)), [1.0, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25])
+    shares = hidden_by(
+        scorer,
+        photo_batches(data, False),
+        Fit(2, 1, (4, 16)),
+        [1.0, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25],
+    )
     assert shares == pytest.approx([0, 0, 8 / 12, 1, 1])
 
 
@@ -136,6 +141,22 @@ def test_objects_are_numbered_and_boxes_serve_where_there_are_no_masks(tmp_path:
         numbers = set(mask.unique().tolist())
         assert {0, 1} <= numbers and max(numbers - {IGNORED}) <= 24
     assert entropy_scores(with_masks.photos.float(), 4, [1])[0].shape == (3, 8, 8)
+
+
+def test_photos_in_corners_are_looked_at_alone(tmp_path: Path) -> None:
+    data = load_objects(write_coco(tmp_path / "coco", images=3), 64, None, torch.device("cpu"))
+    found = list(photo_batches(data, in_corners=True))
+    assert [batch.photos.shape for batch in found] == [(1, 3, 48, 64)] * 3
+    assert all((batch.masks != IGNORED).all() for batch in found)
+    assert [len(batch.masks) for batch in photo_batches(data, in_corners=False)] == [3]
+
+
+def test_shares_that_cannot_be_reached_stay_empty(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """20 x 20 pixels are 25 patches of 4; merging all that fit leaves 13."""
+    write_noise(tmp_path, 21)
+    tool.main([*options(tmp_path, "--epochs", "1", "--scales", "1"), "--size", "20x20"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [bool(line.split("|")[4].strip()) for line in lines[2:]] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def _square(picture: np.ndarray, size: int) -> Tensor:
 
 
 def thresholds_keeping(share: float, images: Tensor, ratios: Sequence[float]) -> tuple[float, ...]:
-    """The lowest multiple of ``ratios`` by which images keep at most that share of their tokens (entropy, patches of
-    16). Raises as ``thresholds_for``."""
+    """About the lowest multiple of ``ratios``, in thousandths, by which images keep at most that share of their tokens
+    (entropy, patches of 16). Raises as ``thresholds_for``."""
     selector = PatchSelector(thresholds=tuple(ratios))
     found = thresholds_for([scores_of(selector, image[None]) for image in images], ratios, share)
     return tuple(math.ceil(1000 * threshold) / 1000 for threshold in found)

@@ -1,6 +1,6 @@
 """Train a learned scorer: which patches hold more than one class, told from pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,8 +116,19 @@ def _loss(network: _Network, pixels: Tensor, masks: Tensor, size: int) -> Tensor
     return F.mse_loss(found[labelled], wanted[labelled].sqrt())
 
 
+def photo_batches(data: LabelledSet, in_corners: bool) -> Iterator[LabelledSet]:
+    """All photos in batches; or one by one without the unlabelled pixels right of and below them, if they are
+    ``in_corners`` of squares (``load_objects``)."""
+    if not in_corners:
+        yield from map(LabelledSet, data.photos.split(8), data.masks.split(8))
+        return
+    for photo, mask in zip(data.photos, data.masks, strict=True):
+        rows, columns = (mask != IGNORED).nonzero().amax(0).add(1).tolist()
+        yield LabelledSet(photo[None, :, :rows, :columns], mask[None, :rows, :columns])
+
+
 @torch.inference_mode()
-def hidden_by(scorer: Scorer, data: LabelledSet, fit: Fit, tokens: Sequence[float]) -> list[float]:
+def hidden_by(scorer: Scorer, batches: Iterable[LabelledSet], fit: Fit, tokens: Sequence[float]) -> list[float]:
     """What patches of scale 1 hide if those of the lowest scores are merged.
 
     Args:
@@ -127,7 +138,7 @@ def hidden_by(scorer: Scorer, data: LabelledSet, fit: Fit, tokens: Sequence[floa
         For each, the pixels that a merged patch gives another class than theirs, as a share of those that all would.
     """
     scores, others = [], []
-    for photos, masks in zip(data.photos.split(8), data.masks.split(8), strict=True):
+    for photos, masks in batches:
         scores.append(scorer(photos.float(), fit.patch_size, [1])[0].flatten())
         others.append(other_classes(masks, 2 * fit.patch_size).flatten())
     found, wanted = torch.cat(scores), torch.cat(others).nan_to_num(0)

@@ -5,219 +5,167 @@ on a CPU. Without, all of it is trained, for GPUs.
 """
 
 import statistics
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
 
+from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.torchvision import faster_rcnn
-from apt_dense.layout.scatter import scatter_tokens
-from apt_dense.nn.feature_pyramid import SimpleFeaturePyramid
 
-from evidence.detection_photos import DetectionSet, files_of, load_photos, to_device
+from evidence.detection_photos import DetectionSet, SizedPhotos, files_of, load_photos
+from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detector_features
 from evidence.frozen_features import LastFeatures
-from evidence.match_token_counts import timed
-from evidence.rival_backbones import mean_tokens
+from evidence.rival_backbones import RIVALS, mean_tokens
 from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, build_backbone, choose_thresholds
+from shared.photo_files import evenly_spread
+from torchvision_detection.data import CocoSplit
 from torchvision_detection.evaluation import coco_scores, detections_of
 
 PATCH_SIZE = 16  # pixels; the levels of a pyramid have strides that are powers of 2
-_SCORES = {"AP": "AP", "AP50": "AP50", "APs": "APs", "APm": "APm"}  # of COCO's
+_SCORES = "AP", "AP50", "APs", "APm", "APl"
 _HEADS = {
     "channels": 64, "box_features": 256, "box_batch_size_per_image": 128, "rpn_post_nms_top_n_train": 300,
     "rpn_post_nms_top_n_test": 300, "resize_in_training": False,
 }  # fmt: skip
+Note = Callable[[Tensor], None]
+Detect = Callable[[int], Mapping[str, Tensor]]
+
+
+class Photos(NamedTuple):
+    """Those to train on and those to test on, as a variant sees them."""
+
+    trained: SizedPhotos
+    tested: SizedPhotos
 
 
 def build(plan: Plan, variant: Variant) -> FasterRCNN:
-    """Build the detector of a variant with the pretrained weights. Padding makes no tokens."""
+    """Build the detector of a variant with the pretrained weights. Padding makes no tokens but those of rivals, which
+    see as many in all photos of a batch."""
     size = (variant.size or plan.size)[0]
-    return faster_rcnn(build_backbone(plan, variant, drop_padding=True), plan.classes + 1, size, size, **_HEADS)
-
-
-class Features(NamedTuple):
-    """Those of V views of N photos: as they are, and mirrored if V is 2.
-
-    Args:
-        maps: (V, N, C, h, w) float16, 0 beyond a photo.
-        sizes: of the photos, in pixels as the model sees them (height, width).
-        tokens: of a photo as it is, on average.
-        milliseconds: of the backbone for a photo, the median.
-    """
-
-    maps: Tensor
-    sizes: Sequence[tuple[int, int]]
-    tokens: float
-    milliseconds: float
-
-
-@torch.inference_mode()
-def features_of(model: FasterRCNN, data: DetectionSet, size: int, mirrored: bool) -> Features:
-    """Run the backbone over all photos, in bfloat16."""
-    model.eval()
-    net, device = model.backbone.net, next(model.parameters()).device
-    stride = 2 * net.patch_size
-    side = -(-size // stride) * stride
-    maps, sizes, tokens, seconds = [], [], [], []
-    for flip in (False, True)[: 1 + mirrored]:
-        for image in data.images(size, flip):
-            batch, _ = model.transform([image.to(device)])
-            images = F.pad(batch.tensors, (0, side - batch.tensors.shape[3], 0, side - batch.tensors.shape[2]))
-            found, took = timed(lambda images=images: _feature_map(net, images))
-            maps.append(found.to(device))
-            seconds.append(took)
-            if not flip:
-                sizes += batch.image_sizes
-                tokens.append(mean_tokens(net, images).item())
-    maps = torch.cat(maps).unflatten(0, (1 + mirrored, -1))
-    return Features(maps, sizes, statistics.fmean(tokens), 1000 * statistics.median(seconds))
-
-
-def _feature_map(net: nn.Module, images: Tensor) -> Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16):
-        rows, layout = net.forward_tokens(images)
-        return scatter_tokens(rows[-1], layout).half()
-
-
-class DetectorOnFeatures(nn.Module):
-    """A detector from its backbone's features on."""
-
-    def __init__(self, detector: FasterRCNN) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(
-        self, maps: Tensor, sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, and otherwise detections in pixels as the backbone saw them.
-
-        Args:
-            maps: (B, C, h, w).
-            sizes: of the photos (height, width).
-        """
-        body = self.detector.backbone
-        levels = OrderedDict(zip(body.levels, SimpleFeaturePyramid.forward(body, maps), strict=True))
-        side = [n * body.net.patch_size for n in maps.shape[-2:]]
-        images = ImageList(maps.new_empty(1).expand(len(maps), 3, *side), sizes)
-        proposals, losses = self.detector.rpn(images, levels, targets)
-        found, of_boxes = self.detector.roi_heads(levels, proposals, sizes, targets)
-        return {**losses, **of_boxes} if self.training else found
-
-
-Losses = Callable[[list[int], bool], Mapping[str, Tensor]]
-
-
-def loss_of_photos(losses: Losses, numbers: Tensor, generator: torch.Generator) -> Tensor:
-    """The sum of all losses of some photos, all of them mirrored half of the time."""
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)
-    return sum(losses(numbers.tolist(), mirrored).values())
+    backbone = build_backbone(plan, variant, drop_padding=variant.rival not in RIVALS)
+    return faster_rcnn(backbone, plan.classes + 1, size, size, **_HEADS)
 
 
 def run(
-    plan: Plan, variant: Variant, seed: int, sets: tuple[DetectionSet, DetectionSet],
-    start: Mapping[str, Any] | None, features: LastFeatures, device: torch.device,
+    plan: Plan, variant: Variant, seed: int, photos: Photos, start: Mapping[str, Any] | None,
+    features: LastFeatures, device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
     """Train and test one variant with one seed; return its results and its weights on the CPU.
 
     Args:
-        sets: photos to train on, and to test on.
         start: weights of the row that this one starts from.
         features: those of a frozen backbone, for the next seed.
     """
     torch.manual_seed(seed)
     model = build(plan, variant)
-    net, size = model.backbone.net, (variant.size or plan.size)[0]
-    share = choose_thresholds(net, variant, plan, _images_to_calibrate(model, plan, size, sets[1]))
+    net = model.backbone.net
+    share = choose_thresholds(net, variant, plan, _images_to_calibrate(model, plan, photos.tested))
     if start is not None:
         load_start(model, start)
     model.to(device)
-    steps: list[Tensor] = []
-    of_steps = plan, variant, seed, sets, size, steps.append
+    losses: list[Tensor] = []
     if plan.backbone_rate:
-        results = _train_whole(model, *of_steps)
+        results = _train_whole(model, plan, variant, seed, photos, losses.append)
     else:
-        same = plan, variant.size, variant.tokens, variant.rival, variant.options
-        made = features.get(same, lambda: tuple(features_of(model, data, size, i == 0) for i, data in enumerate(sets)))
-        results = _train_on_features(model, *of_steps, made)
-    return {**summary(net, share, steps), **results}, on_cpu(model)
+        key = plan, variant.size, variant.tokens, variant.rival, variant.options
+        made = features.get(key, lambda: _features(model, photos))
+        results = _train_heads(model, plan, variant, seed, photos, made, losses.append)
+    return {**summary(net, share, losses), **results}, on_cpu(model)
 
 
-def _images_to_calibrate(model: FasterRCNN, plan: Plan, size: int, data: DetectionSet) -> list[Tensor]:
+def _images_to_calibrate(model: FasterRCNN, plan: Plan, tested: SizedPhotos) -> Iterator[Tensor]:
     """Some photos without padding."""
-    model.eval()
-    images = (data.image(n, size) for n in range(0, len(data.photos), max(1, len(data.photos) // plan.calibrated)))
-    return [model.transform.normalize(image)[None] for image in images]
+    for number in evenly_spread(range(len(tested.photos)), plan.calibrated):
+        yield model.transform.normalize(tested.image(number))[None]
 
 
-def _train_on_features(
-    model: FasterRCNN, plan: Plan, variant: Variant, seed: int, sets: tuple[DetectionSet, DetectionSet], size: int,
-    note: Callable[[Tensor], None], features: tuple[Features, Features],
-) -> dict[str, float]:  # fmt: skip
-    """Train and test the heads."""
+def _features(model: FasterRCNN, photos: Photos) -> tuple[DetectorFeatures, DetectorFeatures]:
+    return detector_features(model, photos.trained, True), detector_features(model, photos.tested, False)
+
+
+def _train_heads(
+    model: FasterRCNN, plan: Plan, variant: Variant, seed: int, photos: Photos,
+    features: tuple[DetectorFeatures, DetectorFeatures], note: Note,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and test the heads on features."""
     model.backbone.net.requires_grad_(False)
-    heads, device = DetectorOnFeatures(model), next(model.parameters()).device
-    trained, tested = features
+    heads, (trained, tested) = DetectorOnFeatures(model), features
 
     def losses(numbers: list[int], mirrored: bool) -> Mapping[str, Tensor]:
-        targets = [to_device(sets[0].target(n, size, mirrored), device) for n in numbers]
+        targets = _targets(photos.trained, numbers, mirrored, model)
         return heads(trained.maps[int(mirrored), numbers].float(), [trained.sizes[n] for n in numbers], targets)
 
-    train(heads, model.backbone.net, partial(loss_of_photos, losses), len(sets[0].photos), plan, variant, seed, note)
-    heads.eval()
-
-    @torch.inference_mode()
     def detect(number: int) -> Mapping[str, Tensor]:
-        (found,) = heads(tested.maps[0, number : number + 1].float(), tested.sizes[number : number + 1])
-        scale = size / max(sets[1].photos[number].shape[:2])
-        return {**found, "boxes": found["boxes"] / scale}
+        size = tested.sizes[number]
+        (found,) = heads(tested.maps[0, number : number + 1].float(), [size])
+        return {**found, "boxes": resize_boxes(found["boxes"], size, photos.tested.full_sizes[number])}
 
-    times = {"tokens": tested.tokens, "backbone ms": tested.milliseconds}
-    return {**_scores(sets[1], detect), **times}
+    _train(heads, model, losses, photos, plan, variant, seed, note)
+    scores = score(heads, photos.tested.split, detect)
+    return {**scores, "tokens": tested.tokens, "backbone ms": tested.milliseconds}
 
 
 def _train_whole(
-    model: FasterRCNN, plan: Plan, variant: Variant, seed: int, sets: tuple[DetectionSet, DetectionSet], size: int,
-    note: Callable[[Tensor], None],
-) -> dict[str, float]:  # fmt: skip
+    model: FasterRCNN, plan: Plan, variant: Variant, seed: int, photos: Photos, note: Note
+) -> dict[str, Any]:
     """Train and test all of it; bfloat16 on GPUs."""
-    device = next(model.parameters()).device
+    device, tokens = next(model.parameters()).device, []
     in_16_bits = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     def losses(numbers: list[int], mirrored: bool) -> Mapping[str, Tensor]:
-        images = [sets[0].image(n, size, mirrored).to(device) for n in numbers]
+        images = [photos.trained.image(n, mirrored).to(device) for n in numbers]
         with in_16_bits():
-            return model(images, [to_device(sets[0].target(n, size, mirrored), device) for n in numbers])
+            return model(images, _targets(photos.trained, numbers, mirrored, model))
 
-    seconds = train(
-        model, model.backbone.net, partial(loss_of_photos, losses), len(sets[0].photos), plan, variant, seed, note
-    )
-    model.eval()
-    tokens = []
-
-    @torch.inference_mode()
     def detect(number: int) -> Mapping[str, Tensor]:
-        image = sets[1].image(number, size).to(device)
+        image = photos.tested.image(number).to(device)
         tokens.append(mean_tokens(model.backbone.net, model.transform([image])[0].tensors).item())
         with in_16_bits():
             (found,) = model([image])
-        return {**found, "boxes": found["boxes"] * max(sets[1].photos[number].shape[:2]) / size}
+        full_size = photos.tested.full_sizes[number]
+        return {**found, "boxes": resize_boxes(found["boxes"], image.shape[-2:], full_size)}
 
-    scores = _scores(sets[1], detect)
+    seconds = _train(model, model, losses, photos, plan, variant, seed, note)
+    scores = score(model, photos.tested.split, detect)
     return {**scores, "tokens": statistics.fmean(tokens), "step ms": seconds and 1000 * seconds}
 
 
-def _scores(data: DetectionSet, detect: Callable[[int], Mapping[str, Tensor]]) -> dict[str, float]:
-    """COCO's scores in per cent; None where there is nothing to find."""
-    split, entries = data.split, []
+def _targets(photos: SizedPhotos, numbers: list[int], mirrored: bool, model: FasterRCNN) -> list[dict[str, Tensor]]:
+    device = next(model.parameters()).device
+    targets = (photos.target(number, mirrored) for number in numbers)
+    return [{name: value.to(device) for name, value in target.items()} for target in targets]
+
+
+def _train(
+    trained: nn.Module, model: FasterRCNN, losses: Callable[[list[int], bool], Mapping[str, Tensor]], photos: Photos,
+    plan: Plan, variant: Variant, seed: int, note: Note,
+) -> float | None:  # fmt: skip
+    """Train a detector or its heads; all photos of a step are mirrored half of the time."""
+
+    def loss(numbers: Tensor, generator: torch.Generator) -> Tensor:
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+        return sum(losses(numbers.tolist(), mirrored).values())
+
+    return train(trained, model.backbone.net, loss, len(photos.trained.photos), plan, variant, seed, note)
+
+
+@torch.inference_mode()
+def score(model: nn.Module, split: CocoSplit, detect: Detect) -> dict[str, float | None]:
+    """COCO's scores in per cent; None where there is nothing to find.
+
+    Args:
+        detect: the number of an image -> its detections as torchvision gives them, in pixels of the file.
+    """
+    model.eval()
+    entries = []
     for number, image_id in enumerate(split.image_ids):
         entries += detections_of(detect(number), image_id, split.category_ids)
     found = coco_scores(split.coco, entries, "bbox")
@@ -238,17 +186,24 @@ class DetectionTask:
     metric = "AP"
 
     def __init__(self, data: Path, limit: int | None, device: torch.device) -> None:
-        self.files = {"trained": files_of(data, "train"), "tested": files_of(data, "val")}
+        self.files = {"trained": list(files_of(data, "train", limit)), "tested": list(files_of(data, "val"))}
         self._data, self._limit, self._device = data, limit, device
         self._sets: tuple[DetectionSet, DetectionSet] | None = None
-        self._features = LastFeatures()
+        self._photos: tuple[int, Photos] | None = None
+        self._features: LastFeatures[DetectorFeatures] = LastFeatures()
 
     def run(
         self, plan: Plan, variant: Variant, seed: int, start: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See :func:`run`; photos are read once. Raises ValueError, OSError."""
-        if self._sets is None:
-            self._sets = load_photos(self._data, "train", self._limit), load_photos(self._data, "val")
-        trained = self._sets[0]
-        plan = plan._replace(classes=len(trained.split.category_ids), patch_size=PATCH_SIZE)
-        return run(plan, variant, seed, self._sets, start, self._features, self._device)
+        self._sets = self._sets or self._load()
+        size = (variant.size or plan.size)[0]
+        if self._photos is None or self._photos[0] != size:
+            self._photos = size, Photos(*(data.at(size) for data in self._sets))
+        plan = plan._replace(classes=len(self._sets[0].split.category_ids), patch_size=PATCH_SIZE)
+        return run(plan, variant, seed, self._photos[1], start, self._features, self._device)
+
+    def _load(self) -> tuple[DetectionSet, DetectionSet]:
+        trained, tested = load_photos(self._data, "train", self._limit), load_photos(self._data, "val")
+        check_same_categories(trained.split.categories, tested.split.categories, "the training data", "the test data")
+        return trained, tested

@@ -1,50 +1,62 @@
-"""Photos of a detection data set in COCO's layout at any size, and what is to be found in them."""
+"""Photos of a detection data set in COCO's layout at any size, and the boxes in them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense.hosts import coco
+from apt_dense.hosts.torchvision.load_trained_detector import to_tensor
 
 from demo.image_edits import resize_to
 from shared.photo_files import evenly_spread
+from torchvision_detection.batches import Crop, make_box_target
 from torchvision_detection.data import CocoSplit, load_split, read_boxes, read_image
 
 
+class SizedPhotos(NamedTuple):
+    """Photos of a split at the size that a model sees.
+
+    Args:
+        photos: (h, w, 3) uint8 RGB.
+        full_sizes: (H, W) of their files.
+    """
+
+    split: CocoSplit
+    photos: Sequence[np.ndarray]
+    full_sizes: Sequence[tuple[int, int]]
+
+    def image(self, number: int, mirrored: bool = False) -> Tensor:
+        """A photo (3, h, w) float32 in [0, 1]."""
+        photo = self.photos[number]
+        return to_tensor(photo[:, ::-1] if mirrored else photo)
+
+    def target(self, number: int, mirrored: bool = False) -> dict[str, Tensor]:
+        """Its boxes (n, 4) as x1, y1, x2, y2 in pixels of :meth:`image`, and labels (n,) from 1."""
+        boxes, labels = read_boxes(self.split, self.split.image_ids[number])
+        height, width = self.photos[number].shape[:2]
+        whole = Crop((width, height), 0, 0, width, height, mirrored)
+        return make_box_target(whole.of_boxes(boxes, self.full_sizes[number]), labels)
+
+
 class DetectionSet(NamedTuple):
-    """A split and its photos (H, W, 3) uint8, in the order of its images."""
+    """A split and its photos (H, W, 3) uint8 RGB, in the order of its images."""
 
     split: CocoSplit
     photos: Sequence[np.ndarray]
 
-    def image(self, number: int, size: int, mirrored: bool = False) -> Tensor:
-        """A photo whose longer side is ``size``: (3, h, w) float32 RGB in [0, 1]."""
-        height, width = self.photos[number].shape[:2]
-        scale = size / max(height, width)
-        photo = resize_to(self.photos[number], *(max(1, round(n * scale)) for n in (height, width)))
-        image = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1).float() / 255
-        return image.flip(-1) if mirrored else image
+    def at(self, size: int) -> SizedPhotos:
+        """All photos with ``size`` pixels along their longer side."""
+        full_sizes = [photo.shape[:2] for photo in self.photos]
+        return SizedPhotos(self.split, [_resized(photo, size) for photo in self.photos], full_sizes)
 
-    def target(self, number: int, size: int, mirrored: bool = False) -> dict[str, Tensor]:
-        """Its boxes (n, 4) as x1, y1, x2, y2 in pixels of that photo, and labels (n,) from 1."""
-        height, width = self.photos[number].shape[:2]
-        found, labels = read_boxes(self.split, self.split.image_ids[number])
-        boxes = torch.from_numpy(found) * (size / max(height, width))
-        if mirrored:
-            right = width * size / max(height, width)
-            boxes = torch.stack([right - boxes[:, 2], boxes[:, 1], right - boxes[:, 0], boxes[:, 3]], dim=1)
-        large = (boxes[:, 2:] > boxes[:, :2]).all(1)  # upstream refuses boxes without area
-        return {"boxes": boxes[large], "labels": torch.tensor(labels, dtype=torch.long)[large]}
 
-    def images(self, size: int, mirrored: bool = False) -> Iterator[Tensor]:
-        """All photos, one after the other, with a bar."""
-        for number in tqdm(range(len(self.photos)), "photos", leave=False):
-            yield self.image(number, size, mirrored)
+def _resized(photo: np.ndarray, size: int) -> np.ndarray:
+    scale = size / max(photo.shape[:2])
+    return resize_to(photo, *(max(1, round(side * scale)) for side in photo.shape[:2]))
 
 
 def load_photos(data: Path, split: str, limit: int | None = None) -> DetectionSet:
@@ -61,12 +73,8 @@ def load_photos(data: Path, split: str, limit: int | None = None) -> DetectionSe
     return DetectionSet(found, [read_image(found, number) for number in tqdm(found.image_ids, "reading", leave=False)])
 
 
-def files_of(data: Path, split: str) -> list[Path]:
-    """The files that a split consists of. Raises as :func:`load_photos`."""
+def files_of(data: Path, split: str, limit: int | None = None) -> Iterator[Path]:
+    """The files that :func:`load_photos` reads; raises as it does."""
     found = coco.load_split(data, split, masks=False, every_class=False)
-    return [found.path, *(found.folder / image["file_name"] for image in found.content["images"])]
-
-
-def to_device(target: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a target."""
-    return {name: value.to(device) for name, value in target.items()}
+    yield found.path
+    yield from (found.folder / image["file_name"] for image in evenly_spread(found.content["images"], limit))

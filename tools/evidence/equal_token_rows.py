@@ -44,6 +44,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def square_size(text: str) -> tuple[int, int]:
+    """Read "512", the longer side of photos of any shape, as (512, 512).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not (text.isdecimal() and int(text)):
+        raise ValueError(f"size {text!r}: with --coco expected N, pixels of the photos' longer side, such as 512")
+    return int(text), int(text)
+
+
 def check_size(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches.
 

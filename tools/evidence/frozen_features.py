@@ -4,7 +4,7 @@ Minutes on a CPU where training the backbone takes hours; what adaptive patches 
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -62,24 +62,28 @@ def features_of(net: APTViT, data: LabelledSet, size: tuple[int, int], mirrored:
 
 def _features(net: APTViT, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features of normalised images (B, C, h, w) float16, tokens (B,), seconds (B,)."""
-    maps, seconds = timed(lambda: _feature_map(net, images))
+    maps, seconds = timed(lambda: feature_map(net, images))
     return maps.to(images.device), mean_tokens(net, images), torch.full((len(images),), seconds / len(images))
 
 
-def _feature_map(net: APTViT, images: Tensor) -> Tensor:
+def feature_map(net: APTViT, images: Tensor) -> Tensor:
+    """The last features of normalised images, computed in bfloat16: (B, C, h, w) float16."""
     with torch.autocast(images.device.type, torch.bfloat16):
         rows, layout = net.forward_tokens(images)
         return scatter_tokens(rows[-1], layout).half()
 
 
-class LastFeatures:
-    """Keeps the features of the last variant, which all its seeds share."""
+Features = TypeVar("Features")
+
+
+class LastFeatures(Generic[Features]):
+    """Keeps the features of the last variant, which all its seeds share: of photos to train on, and to test on."""
 
     def __init__(self) -> None:
         self._key: object = None
-        self._sets: tuple[FrozenSet, ...] = ()
+        self._sets: tuple[Features, ...] = ()
 
-    def get(self, key: object, make: Callable[[], tuple[FrozenSet, ...]]) -> tuple[FrozenSet, ...]:
+    def get(self, key: object, make: Callable[[], tuple[Features, ...]]) -> tuple[Features, ...]:
         """Those of a variant, made if others are kept."""
         if self._key is None or self._key != key:
             self._key, self._sets = None, ()  # let go before the next are made

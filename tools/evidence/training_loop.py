@@ -35,10 +35,15 @@ def train(
 
     Returns:
         Seconds of a step; None if there were none.
+
+    Raises:
+        ValueError: if there are too few photos for a step.
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     epochs = plan.epochs if variant.epochs is None else variant.epochs
     rate, steps = plan.rate * variant.rate, round(count // plan.batch * epochs)
+    if epochs and not steps:
+        raise ValueError(f"row {variant.name!r}: {epochs} epochs of {count} photos make no step of {plan.batch} photos")
     groups = parameter_groups(model, backbone, rate, rate * plan.new_rate, rate * plan.backbone_rate)
     optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
     warm_up = max(1, round(steps * _WARM_UP))
@@ -85,7 +90,7 @@ def load_start(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def summary(backbone: APTViT, share: float, losses: Sequence[Tensor]) -> dict[str, Any]:
-    """What is noted of a training besides its scores; the loss is the mean over its last tenth."""
+    """Notes on a training besides its scores; the loss is the mean over its last tenth."""
     loss = torch.stack(losses[-len(losses) // 10 :]).mean().item() if losses else None
     return {"share": share, "loss": loss, "thresholds": list(backbone.thresholds)}
 

@@ -55,7 +55,13 @@ def parse_variant(text: str) -> Variant:
     for field, is_right, expected in (
         ("size", variant.size is None or _is_size(variant.size), "two numbers of pixels"),
         ("tokens", variant.tokens is None or _is_positive(variant.tokens), "a number above 0"),
-        ("epochs", variant.epochs in (None, 0) or _is_positive(variant.epochs), "0 or more"),
+        (
+            "epochs",
+            variant.epochs is None
+            or (type(variant.epochs) is int and variant.epochs == 0)
+            or _is_positive(variant.epochs),
+            "0 or more",
+        ),
         ("rate", _is_positive(variant.rate), "a number above 0"),
         ("start", variant.start is None or isinstance(variant.start, str), "the name of a row"),
         ("rival", variant.rival in (None, RANDOM, *RIVALS), f"one of {', '.join((RANDOM, *RIVALS))}"),
@@ -85,8 +91,8 @@ def _is_size(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
 
 
-def _is_positive(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _is_positive(value: object, or_zero: bool = False) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf and (or_zero or value > 0)
 
 
 def in_order(variants: Sequence[Variant]) -> list[Variant]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from apt_dense import APTViT, load_backbone
 from apt_dense.weights.timm_arguments import apt_arguments, timm_model_without_weights
 
+from evidence.equal_token_rows import check_size
 from evidence.model_forms import set_thresholds, with_thresholds
 from evidence.rival_backbones import RANDOM, RIVALS, RivalViT, random_scores
 from evidence.training_variants import Variant
@@ -17,23 +18,23 @@ from shared.thresholds_for_share import mean_share, scores_of, thresholds_for
 
 
 class Plan(NamedTuple):
-    """What all variants of a comparison share.
+    """Settings that all variants of a comparison share.
 
     Args:
         model: a timm name.
         weights: of the backbone, a file; None for timm's, downloaded.
-        classes: of objects or pixels, without background and void.
+        classes: of objects or pixels, without background and void; None where the data say it.
         rate: of learning of the head, in AdamW.
         new_rate: of what only APT has, which starts neutral, as a share of that.
         backbone_rate: of all else in the backbone, as a share of that; 0 leaves it frozen, and its features are made
             once.
-        calibrated: photos tested, evenly spread, by which thresholds are chosen at most.
+        calibrated: about how many of the photos tested, evenly spread, thresholds are chosen by.
         patch_size: pixels of patches where variants say nothing else; None for the pretrained model's.
     """
 
     model: str
     weights: Path | None
-    classes: int
+    classes: int | None
     size: tuple[int, int]
     epochs: int
     batch: int = 4
@@ -50,13 +51,13 @@ class Plan(NamedTuple):
         return self.patch_size or apt_arguments(timm_model_without_weights(self.model))["patch_size"]
 
 
-def build_backbone(plan: Plan, variant: Variant, **others: Any) -> APTViT:
+def build_backbone(plan: Plan, variant: Variant, **defaults: Any) -> APTViT:
     """Build the backbone of a variant with the pretrained weights; patches of another size are resampled.
 
     Args:
-        **others: options that the variant does not have.
+        **defaults: options of the backbone, where the variant has none.
     """
-    options = {**others, "thresholds": (1.0,) if variant.is_adaptive else (), **variant.options}
+    options = {**defaults, "thresholds": (1.0,) if variant.is_adaptive else (), **variant.options}
     if plan.patch_size is not None:
         options = {"patch_size": plan.patch_size, **options}
     if variant.rival == RANDOM:
@@ -71,9 +72,13 @@ def build_backbone(plan: Plan, variant: Variant, **others: Any) -> APTViT:
 
 
 def cells_of(model: APTViT, variant: Variant, plan: Plan) -> float:
-    """Cells of an image as a share of those of the uniform model at the plan's size."""
-    size, base = variant.size or plan.size, plan.plain_patch_size
-    return math.prod(n // model.patch_size for n in size) / math.prod(n // base for n in plan.size)
+    """Cells of an image as a share of those of the uniform model at the plan's size.
+
+    Raises:
+        ValueError: for sizes that are not whole patches.
+    """
+    cells = check_size(variant.size or plan.size, model.patch_size)
+    return math.prod(cells) / math.prod(check_size(plan.size, plan.plain_patch_size))
 
 
 def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, images: Iterable[Tensor]) -> float:
@@ -83,7 +88,10 @@ def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, images: Itera
         images: some of those tested, normalised (1, 3, H, W) on the CPU.
 
     Returns:
-        Tokens per image as a share of those of the uniform model at the plan's size.
+        Tokens of these images as a share of those of the uniform model at the plan's size.
+
+    Raises:
+        ValueError: as :func:`cells_of`, and if the share cannot be reached.
     """
     cells = cells_of(model, variant, plan)
     if not variant.is_adaptive:

@@ -29,21 +29,22 @@ def scores_of(selector: PatchSelector, image: Tensor) -> Scores:
 
 
 def mean_share(scores: Iterable[Scores], thresholds: Sequence[float]) -> float:
-    """Tokens as a share of all cells, on average over images, where padding is not dropped."""
-    shares = []
+    """Tokens of all images as a share of their cells, where padding is not dropped."""
+    tokens = cells = 0
     for maps, bounds in scores:
         scale_map = partition_by_thresholds(maps, thresholds, bounds)
-        shares.append(count_tokens(scale_map, len(maps) + 1).sum().item() / scale_map.numel())
-    return sum(shares) / len(shares)
+        tokens += int(count_tokens(scale_map, len(maps) + 1).sum())
+        cells += scale_map.numel()
+    return tokens / cells
 
 
 def thresholds_for(scores: Sequence[Scores], ratios: Sequence[float], share: float) -> tuple[float, ...]:
-    """The lowest multiple of ``ratios`` by which images keep at most that share of their tokens on average.
+    """The lowest multiple of ``ratios`` by which images keep at most that share of their tokens together.
 
     Raises:
         ValueError: if merging everything leaves more.
     """
-    fewest = mean_share(scores, [math.inf] * len(ratios))
+    fewest = mean_share(scores, [math.inf if ratio > 0 else 0 for ratio in ratios])
     if fewest > share:
         raise ValueError(
             f"a share of {share:g} of the tokens cannot be reached: patches of up to {2 ** len(ratios)} times the "
