@@ -28,12 +28,10 @@ lines of their rows.jsonl into one file, and the command with all seeds makes th
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import hashlib
-import json
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -43,18 +41,14 @@ from shared.packages import needed_packages
 with needed_packages("compare_by_training"):
     import torch
 
-    from apt_dense.patches.learned_scores import SUFFIX
-    from apt_dense.weights.files import read_checkpoint, write_text_whole, write_whole
+    from apt_dense.weights.files import write_text_whole
 
-    from evidence.ap_after_training import DetectionTask
     from evidence.equal_token_rows import parse_size, square_size
-    from evidence.file_digest import digest
     from evidence.labelled_photos import find_pairs
     from evidence.miou_after_training import SegmentationTask
     from evidence.resumable_rows import KeptRows
-    from evidence.training_variants import Variant, in_order, parse_variant
-    from evidence.variant_backbones import Plan
-    from shared.machine_and_versions import environment
+    from evidence.training_variants import in_order, parse_variant
+    from evidence.trainings_of_rows import Task, Trainings, row_named
     from shared.option_types import SEEDS, device, number, whole
     from shared.tables import markdown, write_csv
 
@@ -65,7 +59,6 @@ COLUMNS = {
     "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
     "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
 }  # fmt: skip
-Task = SegmentationTask | DetectionTask
 _MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread"))
 
 
@@ -127,106 +120,16 @@ def _check_data(args: argparse.Namespace) -> None:
         raise ValueError("--coco brings classes, photos and labels; leave out options for masks, and --group-by")
 
 
-def row_named(args: argparse.Namespace, name: str | None) -> Variant | None:
-    """The row of that name; None if there is none."""
-    return next((row for row in args.rows if row.name == name), None)
-
-
-def settings_of(
-    variant: Variant, args: argparse.Namespace, data: Mapping[str, str], is_grouped: bool = True
-) -> dict[str, Any]:
-    """All that the results of a row depend on besides its seed and versions; those of the row it starts from, too.
-
-    Args:
-        is_grouped: whether they depend on --group-by.
-    """
-    size = "x".join(map(str, variant.size or args.size))
-    own = {
-        "row": variant.name,
-        "options": {name: _content(value) for name, value in variant.options.items()},
-        "size": size,
-    }
-    # Rows of before had what only APT has learn at the backbone's rate, and no scores of borders and no times.
-    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate", "scores": 2}
-    own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
-    if variant.rival is not None:
-        own["rival"] = variant.rival
-    if is_grouped and args.group_by is not None:
-        own["groups"] = settings_of(row_named(args, args.group_by), args, data, is_grouped=False)
-    own |= {"rate": args.rate * variant.rate, "base": "x".join(map(str, args.size)), "batch": args.batch, **data}
-    if variant.start is not None:
-        own["start"] = settings_of(row_named(args, variant.start), args, data, is_grouped)
-    return own
-
-
-def _content(value: Any) -> str:
-    """An option's value as text; of a scorer's file what it holds, since it may be fitted anew."""
-    is_scorer = isinstance(value, str) and value.endswith(SUFFIX)
-    return digest([Path(value)]) if is_scorer else repr(value)
-
-
 def make_task(args: argparse.Namespace) -> Task:
     """Choose segmentation or detection. Raises ValueError, OSError."""
     device = torch.device(args.device)
     if args.coco is not None:
+        with needed_packages("compare_by_training"):
+            from evidence.ap_after_training import DetectionTask
         return DetectionTask(args.coco, args.limit, device)
     trained = find_pairs(args.images, args.masks, args.limit)
     tested = find_pairs(args.test_images, args.test_masks)
     return SegmentationTask(trained, tested, args.zero_is_void, device, row_named(args, args.group_by))
-
-
-class Trainings:
-    """The trainings of a command, made or found."""
-
-    def __init__(self, args: argparse.Namespace, task: Task, kept: KeptRows) -> None:
-        self.args, self.task, self.kept = args, task, kept
-        weights = "timm's" if args.weights is None else digest([args.weights])
-        self.data = {"model": args.model, "weights": weights}
-        self.data |= {name: digest(paths) for name, paths in task.files.items()}
-
-    def rows(self) -> Iterator[dict]:
-        """Yield the results of all rows and seeds."""
-        seeds, rows = self.args.seeds, self.args.rows
-        # With a frozen backbone all seeds of a row take its features, which are kept until the next row.
-        order = ((s, r) for r in rows for s in seeds) if self.args.frozen else ((s, r) for s in seeds for r in rows)
-        for seed, variant in order:
-            yield self._result(variant, seed)
-
-    def _result(self, variant: Variant, seed: int) -> dict:
-        settings = {**settings_of(variant, self.args, self.data), "seed": seed}
-        found = self.kept.get(settings)
-        return found or self._make(variant, seed, settings)
-
-    def _make(self, variant: Variant, seed: int, settings: Mapping[str, Any]) -> dict:
-        start = None if variant.start is None else self._weights(variant.start, seed)
-        args, metric = self.args, self.task.metric
-        plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
-        plan = plan._replace(backbone_rate=0.0) if args.frozen else plan
-        results, state = self.task.run(plan, variant, seed, start)
-        results["environment"] = environment(torch.device(args.device))
-        if any(other.start == variant.name for other in args.rows):
-            with write_whole(self._path(settings)) as partial:
-                torch.save(state, partial)
-        print(
-            f"{variant.name}, seed {seed}: {metric} {results[metric]:.2f} with {results['tokens']:.0f} tokens",
-            flush=True,
-        )
-        return self.kept.add(settings, results)
-
-    def _weights(self, name: str, seed: int) -> Mapping[str, Any]:
-        """Weights of a row that was trained; trained again if they are gone."""
-        variant = row_named(self.args, name)
-        settings = {**settings_of(variant, self.args, self.data), "seed": seed}
-        if not self._path(settings).is_file():
-            self._make(variant, seed, settings)
-        return read_checkpoint(self._path(settings))
-
-    def _path(self, settings: Mapping[str, Any]) -> Path:
-        """Where the weights of a row are: a file for all that they depend on, so that none are of another command."""
-        name = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.args.out / "weights"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"seed{settings['seed']}_{name}.pth"
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
