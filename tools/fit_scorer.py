@@ -116,7 +116,7 @@ def fit_scorer(args: argparse.Namespace) -> str:
 
 
 def table_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) -> str:
-    """What merging hides on photos held out, and thresholds, by share of tokens."""
+    """Format the pixels hidden on held-out photos, and the thresholds, for each share of tokens."""
     scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
     found = {name: hidden_by(each, batches, fit, TOKENS) for name, each in scorers.items()}
     found["thresholds"] = thresholds_of(scorer, batches, fit)

@@ -1,4 +1,4 @@
-"""The code blocks of a page in Markdown, and how a reader uses each: paste it into a shell, Python or a file."""
+"""The code blocks of a page in Markdown, and how a reader uses each: paste it into a shell, Python or a file. Its tables."""
 
 from __future__ import annotations
 
@@ -79,3 +79,10 @@ def repository(folder: Path) -> Path:
     for name in ("tools", "configs", "apt_dense"):
         (folder / name).symlink_to(ROOT / name)
     return folder
+
+
+def rows_by_name(path: Path) -> dict[str, dict[str, str]]:
+    """The table in a Markdown file: the first cell of a row -> heading -> cell."""
+    rows = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")]
+    head, *lines = ([cell.strip("| ") for cell in row] for row in rows if "---" not in row[0])
+    return {line[0]: dict(zip(head, line, strict=True)) for line in lines}

@@ -20,6 +20,7 @@ from evidence import training_loop as loop
 from evidence.labelled_photos import Labelled, find_pairs
 from evidence.training_variants import Variant, in_order, parse_variant
 from evidence.variant_backbones import Plan
+from support.markdown_blocks import rows_by_name
 from support.threads import one_thread  # noqa: F401
 from support.tiny_camvid import write_camvid
 
@@ -63,9 +64,7 @@ def whole(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_at_equal_tokens_over_seeds(whole: Path) -> None:
-    rows = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines() if line.startswith("| ")]
-    head, *lines = ([cell.strip("| ") for cell in row] for row in rows if "---" not in row[0])
-    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    found = rows_by_name(whole / "table.md")
     assert list(found) == ["uniform", "adaptive", "smaller", "switched", "merging", "finer"]
     assert {name: row["tokens"] for name, row in found.items()} == {
         "uniform": "6", "adaptive": "3", "smaller": "2", "switched": "3", "finer": "6", "merging": "4",

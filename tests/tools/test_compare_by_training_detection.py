@@ -22,6 +22,7 @@ from evidence.frozen_detector import DetectorOnFeatures, detector_features
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan
 from support.coco_folder import COLOURS, write_coco
+from support.markdown_blocks import rows_by_name
 from support.threads import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
@@ -169,9 +170,8 @@ def test_scores_are_those_of_coco(data: Path, size: int) -> None:
 def test_a_table_of_rows_and_seeds(data: Path, tmp_path: Path, frozen: bool) -> None:
     more = ["--frozen"] if frozen else []
     tool.main(arguments(data, tmp_path, *more))
-    rows = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
-    head, *lines = ([cell.strip("| ") for cell in row] for row in rows if "---" not in row[0])
-    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    found = rows_by_name(tmp_path / "table.md")
+    head = found["uniform"].keys()
     assert list(found) == ["uniform", "adaptive", "smaller", "switched", "merging"]
     assert {row["seeds"] for row in found.values()} == {"2"} and "mIoU" not in head and "AP" in head
     assert {name: found[name]["tokens"] for name in ("uniform", "smaller", "merging")} == {

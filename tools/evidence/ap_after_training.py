@@ -24,7 +24,7 @@ from evidence.frozen_features import LastFeatures
 from evidence.rival_backbones import RIVALS, mean_tokens
 from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
-from evidence.variant_backbones import Plan, build_backbone, choose_thresholds
+from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.photo_files import evenly_spread
 from torchvision_detection.data import CocoSplit
 from torchvision_detection.evaluation import coco_scores, detections_of
@@ -75,8 +75,7 @@ def run(
     if plan.backbone_rate:
         results = _train_whole(model, plan, variant, seed, photos, losses.append)
     else:
-        key = plan, variant.size, variant.tokens, variant.rival, variant.options
-        made = features.get(key, lambda: _features(model, photos))
+        made = features.get(backbone_key(plan, variant), lambda: _features(model, photos))
         results = _train_heads(model, plan, variant, seed, photos, made, losses.append)
     return {**summary(net, share, losses), **results}, on_cpu(model)
 

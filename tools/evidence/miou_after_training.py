@@ -21,7 +21,7 @@ from evidence.rival_backbones import mean_tokens
 from evidence.segmentation_scores import score
 from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
-from evidence.variant_backbones import Plan, build_backbone, choose_thresholds
+from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.normalise import normalise
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -110,8 +110,8 @@ def run(
         seconds = train(model, net, loss_of, len(sets.trained.masks), plan, variant, seed, losses.append)
         results = {**evaluate(model, sets.tested, size, sets.scale_maps), "step ms": seconds and 1000 * seconds}
     else:
-        same = plan, variant.size, variant.tokens, variant.rival, variant.options
-        frozen = (features or LastFeatures()).get(same, lambda: _features(model, plan, variant, sets))
+        key = backbone_key(plan, variant)
+        frozen = (features or LastFeatures()).get(key, lambda: _features(model, plan, variant, sets))
         results = _train_on_features(model, plan, variant, seed, frozen, sets.scale_maps, losses.append)
     return {**summary(net, share, losses), **results}, on_cpu(model)
 

@@ -70,7 +70,7 @@ def settings_of(
 
 
 def _content(value: Any) -> str:
-    """An option's value as text; of a scorer's file what it holds, since it may be fitted anew."""
+    """The repr of an option's value, or the digest of a scorer's file, which may have been refitted under its name."""
     is_scorer = isinstance(value, str) and value.endswith(SUFFIX)
     return digest([Path(value)]) if is_scorer else repr(value)
 

@@ -71,6 +71,11 @@ def build_backbone(plan: Plan, variant: Variant, **defaults: Any) -> APTViT:
     return backbone
 
 
+def backbone_key(plan: Plan, variant: Variant) -> tuple[Any, ...]:
+    """Everything that the features of a frozen backbone depend on: not seeds, rates or the name of a row."""
+    return plan, variant.size, variant.tokens, variant.rival, variant.options
+
+
 def cells_of(model: APTViT, variant: Variant, plan: Plan) -> float:
     """Cells of an image as a share of those of the uniform model at the plan's size.
 
