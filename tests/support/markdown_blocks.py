@@ -1,4 +1,7 @@
-"""The code blocks of a page in Markdown, and how a reader uses each: paste it into a shell, Python or a file. Its tables."""
+"""The code blocks of a page in Markdown, and how a reader uses each: paste it into a shell, Python or a file.
+
+And its tables.
+"""
 
 from __future__ import annotations
 
