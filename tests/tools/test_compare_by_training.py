@@ -153,6 +153,21 @@ def test_what_only_apt_has_learns_faster_than_the_backbone(folders: Path, whole:
     assert len(loop.parameter_groups(uniform, uniform.backbone, 1.0, 0.1, 0.02)) == 2
 
 
+def test_a_row_that_goes_on_slowly_learns_what_is_new_at_the_full_rate(
+    folders: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2)
+    variant = Variant("a", {}, tokens=0.5, rate=0.1, epochs=0)
+    rates: list[float] = []
+    optimizer = torch.optim.SGD
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda groups, **_: rates.extend(g["lr"] for g in groups) or optimizer(groups, lr=0)
+    )
+    model = training.build(plan, variant)
+    loop.train(model, model.backbone, lambda *_: torch.zeros(()), 4, plan, variant, 0, lambda loss: None)
+    assert rates == pytest.approx([plan.rate * part for part in (0.1, plan.new_rate, 0.1 * plan.backbone_rate)])
+
+
 # ---- a frozen backbone
 
 

@@ -6,7 +6,6 @@ on a CPU. Without, all of it is trained, for GPUs.
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.torchvision import faster_rcnn
 
 from evidence.detection_photos import DetectionSet, SizedPhotos, files_of, load_photos
+from evidence.fast_16_bits import in_16_bits
 from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detector_features
 from evidence.frozen_features import LastFeatures
 from evidence.rival_backbones import RIVALS, mean_tokens
@@ -115,19 +115,18 @@ def _train_heads(
 def _train_whole(
     model: FasterRCNN, plan: Plan, variant: Variant, seed: int, photos: Photos, note: Note
 ) -> dict[str, Any]:
-    """Train and test all of it; bfloat16 on GPUs."""
+    """Train and test all of it, in bfloat16 where that is faster."""
     device, tokens = next(model.parameters()).device, []
-    in_16_bits = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     def losses(numbers: list[int], mirrored: bool) -> Mapping[str, Tensor]:
         images = [photos.trained.image(n, mirrored).to(device) for n in numbers]
-        with in_16_bits():
+        with in_16_bits(device.type):
             return model(images, _targets(photos.trained, numbers, mirrored, model))
 
     def detect(number: int) -> Mapping[str, Tensor]:
         image = photos.tested.image(number).to(device)
         tokens.append(mean_tokens(model.backbone.net, model.transform([image])[0].tensors).item())
-        with in_16_bits():
+        with in_16_bits(device.type):
             (found,) = model([image])
         full_size = photos.tested.full_sizes[number]
         return {**found, "boxes": resize_boxes(found["boxes"], image.shape[-2:], full_size)}

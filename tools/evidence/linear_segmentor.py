@@ -1,11 +1,11 @@
 """A pretrained ViT and a linear head, as evaluations of features use them."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_dense import APTViT
 
+from evidence.fast_16_bits import in_16_bits
 from shared.normalise import normalise
 
 
@@ -21,9 +21,9 @@ class LinearSegmentor(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, grey_levels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, classes, *size); the model runs in bfloat16 on GPUs."""
-        images, device = normalise(grey_levels, self.backbone.pixel_format), grey_levels.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        """Logits (B, classes, *size); the model runs in bfloat16 where that is faster."""
+        images = normalise(grey_levels, self.backbone.pixel_format)
+        with in_16_bits(images.device.type):
             logits = self.head(self.backbone(images)[-1])
         return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 

@@ -44,7 +44,7 @@ def train(
     rate, steps = plan.rate * variant.rate, round(count // plan.batch * epochs)
     if epochs and not steps:
         raise ValueError(f"row {variant.name!r}: {epochs} epochs of {count} photos make no step of {plan.batch} photos")
-    groups = parameter_groups(model, backbone, rate, rate * plan.new_rate, rate * plan.backbone_rate)
+    groups = parameter_groups(model, backbone, rate, plan.rate * plan.new_rate, rate * plan.backbone_rate)
     optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
     warm_up = max(1, round(steps * _WARM_UP))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -57,7 +57,7 @@ def settings_of(
         "size": size,
     }
     # Rows of before had what only APT has learn at the backbone's rate, and no scores of borders and no times.
-    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the head's rate", "scores": 2}
+    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the command's rate", "scores": 2}
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     if variant.rival is not None:
         own["rival"] = variant.rival

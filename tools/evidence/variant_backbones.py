@@ -25,7 +25,8 @@ class Plan(NamedTuple):
         weights: of the backbone, a file; None for timm's, downloaded.
         classes: of objects or pixels, without background and void; None where the data say it.
         rate: of learning of the head, in AdamW.
-        new_rate: of what only APT has, which starts neutral, as a share of that.
+        new_rate: of what only APT has, which starts neutral, as a share of that; a variant's own rate does not scale
+            it, since what starts from another row's weights has to learn it still.
         backbone_rate: of all else in the backbone, as a share of that; 0 leaves it frozen, and its features are made
             once.
         calibrated: about how many of the photos tested, evenly spread, thresholds are chosen by.
