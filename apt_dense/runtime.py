@@ -132,6 +132,11 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def is_transformed() -> bool:
+    """Check whether torch.func or forward-mode derivatives are at work, of which our operators know nothing."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def _cpuinfo(field: str) -> str | None:
     """Read a field of Linux's /proc/cpuinfo, of the first core; None where there is none."""
     info = Path("/proc/cpuinfo")
@@ -149,6 +154,8 @@ def processor_vendor() -> str:
 def describe_machine() -> str:
     """Name the processor and its instruction sets as PyTorch uses them: "AMD EPYC, AVX512, bfloat16 by AMX, ..."."""
     units = [f"{str(t).removeprefix('torch.')} by AMX" for t in (torch.bfloat16, torch.float16) if has_matrix_unit(t)]
+    if multiplies_bfloat16() and not has_matrix_unit(torch.bfloat16):
+        units.append("bfloat16 by AVX512_BF16")
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
     return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *units])
 
@@ -174,6 +181,11 @@ def has_slow_mkl() -> bool:
 def has_avx512() -> bool:
     """Check whether PyTorch uses AVX-512 here."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def multiplies_bfloat16() -> bool:
+    """Check whether the CPU has instructions that multiply bfloat16: AVX512_BF16 or AMX."""
+    return has_matrix_unit(torch.bfloat16) or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def has_matrix_unit(dtype: torch.dtype) -> bool:

@@ -30,6 +30,7 @@ TESTED_ELSEWHERE = {
     "ops/kernels/sdpa_bias_as_channels.py": "ops/test_attention.py",
     "ops/kernels/sdpa_bias_as_mask.py": "ops/test_attention.py",
     "ops/kernels/cpu_sliced.py": "ops/test_attention.py",
+    "ops/kernels/cpu_sliced_bfloat16.py": "ops/test_slices_in_bfloat16.py",
     "ops/kernels/varlen.py": "ops/test_attention.py",
     "ops/kernels/flex.py": "ops/test_attention.py",
     "ops/bias.py": "nn/test_relative.py",

@@ -20,7 +20,7 @@ from torch.overrides import has_torch_function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from apt_dense.ops.measured_kernel_choice import Case, fastest
-from apt_dense.runtime import computes_in_16_bits, has_avx512, has_slow_mkl, is_amd, runs_on_host
+from apt_dense.runtime import computes_in_16_bits, has_avx512, has_slow_mkl, is_amd, is_transformed, runs_on_host
 
 # PyTorch's internal operator, which its compiler uses; builds without oneDNN lack it.
 _EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -156,14 +156,13 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_enabled(trains: bool = False) -> bool:
-    """Check whether oneDNN takes over anything at all: where its products are the faster ones, but not inside of
-    torch.func and forward-mode derivatives, of which our operators know nothing.
+    """Check whether oneDNN takes over anything at all: where its products are the faster ones, but not in what
+    ``is_transformed``.
 
     Args:
         trains: whether a backward pass follows.
     """
-    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return _EXISTS and is_faster(trains) and torch.backends.mkldnn.enabled and not transformed
+    return _EXISTS and is_faster(trains) and torch.backends.mkldnn.enabled and not is_transformed()
 
 
 def is_faster(trains: bool = False) -> bool:

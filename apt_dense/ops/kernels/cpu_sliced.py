@@ -1,5 +1,6 @@
 """Attention of long segments on CPUs, faster than PyTorch's fused kernel: a head and a slice of queries at a time,
-whose scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too.
+whose scores stay in the cache, with oneDNN's products. Computed in float32, 16-bit operands too, but for bfloat16
+where the CPU multiplies in it (``cpu_sliced_bfloat16``).
 
 At 2450 rows of 12 heads it takes 70 ms on two cores of Zen 5, fused attention 100 ms (in bfloat16 no less), and 102 to
 120 ms with relative positions. On Zen 4, which has less to gain from oneDNN, it takes 140 ms and fused attention 115;
@@ -21,16 +22,26 @@ from torch.autograd.function import once_differentiable
 
 from apt_dense.layout.tokens import Cells, Segments
 from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
+from apt_dense.ops.kernels.cpu_sliced_bfloat16 import RowsInBfloat16
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.sdpa_bias_as_mask import mask
 from apt_dense.ops.onednn_matmul import fill_up, is_enabled, product, whole_rows
-from apt_dense.runtime import has_16_bits, has_matrix_unit, has_slow_mkl, runs_on_host, without_autocast
+from apt_dense.runtime import (
+    has_16_bits,
+    has_matrix_unit,
+    has_slow_mkl,
+    is_transformed,
+    multiplies_bfloat16,
+    runs_on_host,
+    without_autocast,
+)
 
 # Queries of a slice: in all, and for each thread, whose scores then stay in its cache (1 MiB in float32).
 _FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
 # Mean number of rows from which this is faster than "sdpa" and "mask": where MKL is slow; with relative positions
 # anywhere (twice as many in training in 16 bits, in which the others compute).
 _LONG_SEGMENT, _LONG_WITH_BIAS = 512, 1536
+_LONG_IN_BFLOAT16 = 768  # where the CPU multiplies bfloat16; with AMX for relative positions only
 
 
 def rows(inputs: Inputs) -> Tensor:
@@ -38,25 +49,38 @@ def rows(inputs: Inputs) -> Tensor:
     if inputs.padding is not None:
         return mask(inputs)
     queries, cells = (None, None) if inputs.bias is None else inputs.bias
+    kind = RowsInBfloat16 if _in_bfloat16(inputs) else _Rows
     with without_autocast(inputs.q):
-        return _Rows.apply(inputs.q, inputs.k, inputs.v, queries, cells, inputs.segments, inputs.logit_R)
+        return kind.apply(inputs.q, inputs.k, inputs.v, queries, cells, inputs.segments, inputs.logit_R)
+
+
+def _in_bfloat16(inputs: Inputs) -> bool:
+    """Check whether the slices compute in bfloat16."""
+    return inputs.q.dtype == torch.bfloat16 and multiplies_bfloat16() and torch.backends.mkldnn.enabled
 
 
 def _obstacle(inputs: Inputs) -> str | None:
     if inputs.q.device.type != "cpu":
         return f"it loops over segments on the host, and the tensors are on {inputs.q.device.type}"
+    if is_transformed():
+        return "it has no derivatives of torch.func or of forward mode"
     return "a compiler cannot follow its loop over segments" if torch.compiler.is_compiling() else None
 
 
 def _suits(inputs: Inputs) -> bool:
-    """Check whether segments are long, and float32 products, oneDNN's above all, the best that the CPU offers."""
-    if inputs.padding is not None or not runs_on_host(inputs.q) or has_matrix_unit(inputs.q.dtype):
+    """Check whether segments are long, and PyTorch's kernels compute in a slower type or with slower products."""
+    length, has_bias = inputs.segments.mean_length, inputs.bias is not None
+    if inputs.padding is not None or not runs_on_host(inputs.q):
         return False
-    length = inputs.segments.mean_length
+    if _in_bfloat16(inputs):
+        pays = has_bias or not (inputs.trains or has_matrix_unit(torch.bfloat16))
+        return length >= _LONG_IN_BFLOAT16 and (pays or has_slow_mkl())
+    if has_matrix_unit(inputs.q.dtype):
+        return False
     if has_slow_mkl() and is_enabled():
         return length >= _LONG_SEGMENT
     factor = 2 if has_16_bits(inputs.q.dtype) and inputs.trains else 1
-    return inputs.bias is not None and length >= _LONG_WITH_BIAS * factor
+    return has_bias and length >= _LONG_WITH_BIAS * factor
 
 
 KERNEL = Kernel(rows, _obstacle, _suits)

@@ -1,0 +1,162 @@
+"""``cpu_sliced`` in bfloat16, for CPUs that multiply in it: a head and a slice of queries at a time.
+
+Where there is no matrix unit (AMX), PyTorch's fused kernel attends no faster in bfloat16 than in float32, although
+products are three times as fast (two cores of Zen 4: 380 and 130 GFLOP/s).
+
+Products return bfloat16, scores too, whose rounding grows with their size. Softmax does not see what all keys share, so
+that the keys' mean is subtracted first: with DINOv2's weights scores of 64 become 11, and its features are as near to
+float32's as with the fused kernel (0.75 % of their norm away, fused 0.80 %; without it 0.98 %). What else is added to
+scores, relative positions and weights of keys, is further channels of the products, which sum in float32.
+
+Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
+head, K rows + columns of cells, W = D + K + 2 channels of scores, filled up.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from apt_dense.layout.tokens import Cells, Segments
+from apt_dense.ops.bias import cover_of_keys
+from apt_dense.ops.onednn_matmul import fill_up, whole_rows
+
+_QUERIES = 256  # of a slice, whose scores stay in the cache
+_CHANNELS = 8  # those added to scores are filled up to a multiple
+
+
+class _Head(NamedTuple):
+    """One head of one segment."""
+
+    part: tuple[slice, int]  # its rows and its number
+    length: int  # L of its rows are real
+    q: Tensor  # (L', W)
+    k: Tensor  # (L', W), scaled and without their mean
+    v: Tensor  # (L', D)
+
+    def attention(self, part: slice) -> Tensor:
+        """Attention (Q, L') of some queries to all keys."""
+        scores = self.q[part] @ self.k.T
+        scores[:, self.length :] = -torch.inf
+        return torch.softmax(scores, 1, out=scores)
+
+    def attend(self) -> Tensor:
+        """The head's outputs (L, D)."""
+        outputs = []
+        for part in _slices(len(self.q)):
+            # A slice's scores are let go after the next ones are there, or allocators return the memory each time.
+            attention = self.attention(part)
+            outputs.append(attention @ self.v)
+        return torch.cat(outputs)[: self.length]
+
+
+class RowsInBfloat16(torch.autograd.Function):
+    """Attention (R, H, D) of operands in bfloat16."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments,
+        logit_R: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        out = torch.empty_like(v, memory_format=torch.contiguous_format)
+        for head in _heads((q, k, v), queries, cells, segments, logit_R):
+            out[head.part] = head.attend()
+        ctx.save_for_backward(q, k, v, queries, logit_R, out)
+        ctx.cells, ctx.segments = cells, segments
+        return out
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")  # without autocast, as the forward pass
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The attention of each slice once more, then what each operand adds to the loss."""
+        q, k, v, queries, logit_R, out = ctx.saved_tensors
+        grads = tuple(torch.empty_like(t) for t in (q, k, v))
+        grad_queries = None if queries is None else torch.empty_like(queries)
+        width = q.shape[-1]
+        for head in _heads((q, k, v), queries, ctx.cells, ctx.segments, logit_R):
+            own = _grads_of_head(head, fill_up(grad[head.part], len(head.k)), fill_up(out[head.part], len(head.k)))
+            own_queries, *own = (t[: head.length] for t in (own[0], own[0][:, :width], *own[1:]))
+            for total, part in zip(grads, own, strict=True):
+                total[head.part] = part
+            if grad_queries is not None:
+                grad_queries[head.part] = own_queries[:, width : width + queries.shape[-1]]
+        return *grads, grad_queries, None, None, None
+
+
+def _grads_of_head(head: _Head, grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries and what they add for relative positions (L', W), of keys and of values (L', D).
+
+    Args:
+        grad: (L', D), of the head's outputs.
+        out: (L', D), these outputs.
+    """
+    # Softmax's gradient is a score's own less the mean, which is that of the output: two more channels of the product.
+    mean = head.v[: head.length].float().mean(0)
+    inner = (grad * (out - mean)).sum(1)
+    values = torch.cat([(head.v - mean).to(grad.dtype), grad.new_ones(len(grad), 2)], 1)
+    grads = torch.cat([grad, -_high_and_low(inner, grad.dtype)], 1)
+    width = grad.shape[1]
+    grad, queries = grad.contiguous(), head.q[:, :width].contiguous()  # products are slow where rows have gaps
+    grad_q, grad_k, grad_v = [], *torch.zeros(2, len(grad), width)
+    for part in _slices(len(grad)):
+        attention = head.attention(part)
+        score_grads = (grads[part] @ values.T).mul_(attention)
+        grad_v += attention.T @ grad[part]
+        grad_k += score_grads.T @ queries[part]
+        grad_q.append(score_grads @ head.k)
+    return torch.cat(grad_q), grad_k.mul_(width**-0.5), grad_v
+
+
+def _heads(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    queries: Tensor | None,
+    cells: Cells | None,
+    segments: Segments,
+    logit_R: Tensor | None,
+) -> Iterator[_Head]:
+    """All heads of all segments that have rows."""
+    q, k, v = qkv
+    keys = _channels_of_keys(q, cells if queries is not None else None, logit_R)
+    for start, stop in pairwise(segments.offsets.tolist()):
+        whole, rows = whole_rows(stop - start), slice(start, stop)
+        own_keys = fill_up(keys[rows], whole)
+        for part in ((rows, number) for number in range(q.shape[1] if whole else 0)):
+            own_q = _channels_of_queries(q[part], None if queries is None else queries[part], own_keys.shape[1])
+            wide = k[part].float()
+            own_k = ((wide - wide.mean(0)) * q.shape[-1] ** -0.5).to(q.dtype)
+            own_k = torch.cat([fill_up(own_k, whole), own_keys], 1)
+            yield _Head(part, stop - start, fill_up(own_q, whole), own_k, fill_up(v[part], whole).contiguous())
+
+
+def _channels_of_keys(q: Tensor, cells: Cells | None, logit_R: Tensor | None) -> Tensor:
+    """What keys have besides their own channels (R, K + 2), filled up: the shares of rows and columns that they cover,
+    and two channels of their weight."""
+    parts = [] if cells is None else [cover_of_keys(cells, q.dtype)]
+    parts += [] if logit_R is None else [_high_and_low(logit_R, q.dtype)]
+    channels = torch.cat([q.new_zeros(len(q), 0), *parts], 1)
+    return F.pad(channels, (0, -channels.shape[1] % _CHANNELS))
+
+
+def _channels_of_queries(q: Tensor, queries: Tensor | None, count: int) -> Tensor:
+    """Queries (L, D), followed by ``count`` channels: what they add for rows and columns, and ones for the weights."""
+    added = q.new_ones(len(q), count)
+    if queries is not None:
+        added[:, : queries.shape[1]] = queries
+    return torch.cat([q, added], 1)
+
+
+def _high_and_low(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers (N,) as the sums of two of a narrower type: (N, 2)."""
+    high = values.to(dtype)
+    return torch.stack([high, (values.float() - high.float()).to(dtype)], 1)
+
+
+def _slices(length: int) -> Iterator[slice]:
+    """Parts of that many queries."""
+    return (slice(start, start + _QUERIES) for start in range(0, length, _QUERIES))
