@@ -2,7 +2,7 @@
 
 | backend | where | relative positions, padding key | backward |
 |---|---|---|---|
-| rows | CPU: long segments | looked up; a padding key leads to "mask" | its own |
+| rows | CPU: long segments | looked up, in bfloat16 further channels; a padding key leads to "mask" | its own |
 | sdpa | everywhere: segments of about the same length as a batch | further channels of q and k | fused |
 | varlen | CUDA, 16 bits: torch.nn.attention.varlen or flash-attn | further channels of q and k | fused |
 | mask | everywhere | a mask, part by part | keeps the mask |

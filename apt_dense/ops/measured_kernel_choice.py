@@ -19,6 +19,7 @@ import torch
 
 from apt_dense.runtime import describe_machine
 
+_VERSION = 2  # of the kernels: one more whenever times of before no longer hold
 _log = logging.getLogger(__name__)
 
 #: Mean lengths of segments at which attention is measured; others go by the nearest of them.
@@ -80,9 +81,9 @@ def fastest(case: Case, usual: str, able: Collection[str]) -> str | None:
 
 
 def timings_path(threads: int) -> Path:
-    """Return the file of this machine: processor, instruction set, threads and PyTorch's version."""
+    """Return the file of this machine: processor, instruction set, threads, and the versions of PyTorch and kernels."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt_dense"
-    machine = f"{describe_machine()}, {threads} threads, torch {torch.__version__}"
+    machine = f"{describe_machine()}, {threads} threads, torch {torch.__version__}, kernels {_VERSION}"
     return folder / f"kernels-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.json"
 
 

@@ -346,11 +346,8 @@ def test_slices_have_exact_derivatives(with_bias: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("backward_in_autocast", [True, False])
-def test_slices_of_16_bits_compute_in_float32(
-    with_bias: bool, kind: torch.dtype, backward_in_autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unless the CPU multiplies in bfloat16 (``test_slices_in_bfloat16``)."""
-    monkeypatch.setattr(cpu_sliced, "multiplies_bfloat16", lambda: False)
+def test_slices_of_16_bits_compute_in_float32(with_bias: bool, kind: torch.dtype, backward_in_autocast: bool) -> None:
+    """On a CPU that does not multiply in bfloat16; others: ``test_slices_in_bfloat16``."""
     lengths = (30, 7)
     bias = terms(37, lengths)[0]
     leaves = [t.to(kind).requires_grad_() for t in (*qkv(37), bias.queries_RHK)][: 3 + with_bias]

@@ -133,3 +133,17 @@ def test_the_processor_changes_no_value(options: dict, monkeypatch: pytest.Monke
     for others in found[1:]:
         for own, other in zip(found[0], others, strict=True):
             torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "multiplies", "named"),
+    [(True, True, True, "bfloat16 by AMX"), (False, True, True, "bfloat16 by AVX512_BF16"), (False, False, False, "")],
+)
+def test_who_multiplies_bfloat16(
+    amx: bool, avx512: bool, multiplies: bool, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    assert runtime.multiplies_bfloat16() == multiplies
+    about = runtime.describe_machine.__wrapped__()
+    assert named in about and about.count("bfloat16") == multiplies

@@ -69,8 +69,9 @@ def test_values_and_gradients_are_near_to_those_of_float64(
     assert out.dtype == torch.bfloat16
     assert error(out, right.detach()) < 0.02
     for own, other in zip(leaves, exact, strict=True):
+        assert own.grad.dtype == torch.bfloat16
         if other.grad.norm() > 0.01:  # a single key has no gradient but rounding
-            assert own.grad.dtype == torch.bfloat16 and error(own.grad, other.grad) < 0.03
+            assert error(own.grad, other.grad) < 0.03
 
 
 def test_other_segments_change_nothing() -> None:
@@ -95,6 +96,57 @@ def test_what_keys_have_in_common_costs_no_precision(monkeypatch: pytest.MonkeyP
     assert error(attend(of, (60,), None, "rows"), right) < 0.02
     written_out = torch.einsum("qhd,khd->hqk", of[0], of[1] * DIM**-0.5).softmax(-1) @ of[2].transpose(0, 1)
     assert error(written_out.transpose(0, 1), right) > 0.1
+
+
+def test_what_queries_add_to_all_keys_costs_no_precision() -> None:
+    """For rows, and by the weights of all keys."""
+    of = operands(60, True)
+    exact = attend([t.double() for t in of], (60,), None, "mask")
+    of[3] = of[3].float()
+    of[3][..., : GRID[0]] += 1000
+    assert error(attend(of, (60,), torch.full((60,), 500.0), "rows"), exact) < 0.02
+
+
+def test_gradients_of_what_values_have_in_common() -> None:
+    """Gradients of scores are differences of numbers ten times as large, which would be rounded first."""
+    leaves = operands(300, False)
+    leaves[2] = leaves[2] + 4
+    leaves = [t.detach().requires_grad_() for t in leaves]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    grad = (noise(300, HEADS, DIM, seed=8) + 2).bfloat16()
+    attend(leaves, (300,), None, "rows").backward(grad)
+    attend(exact, (300,), None, "mask").backward(grad.double())
+    for own, other in zip(leaves, exact, strict=True):
+        assert error(own.grad, other.grad) < 0.05
+
+
+@pytest.mark.parametrize("weight", [-torch.inf, -1e4])
+def test_keys_of_no_weight(weight: float) -> None:
+    leaves = [t.requires_grad_() for t in operands(20, True)]
+    weights = torch.zeros(20)
+    weights[5] = weights[12] = weight
+    found, others = attend(leaves, (8, 12), weights, "rows"), attend(leaves, (8, 12), weights, "mask")
+    torch.testing.assert_close(found, others, atol=3e-2, rtol=3e-2)
+    for own, other in zip(*(torch.autograd.grad(out.sum(), leaves) for out in (found, others)), strict=True):
+        torch.testing.assert_close(own, other, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("backward_in_autocast", [None, torch.bfloat16])
+def test_views_other_widths_and_autocast(backward_in_autocast: torch.dtype | None) -> None:
+    """q, k and v are views of one tensor, of heads of 7 channels; relative positions are in float32."""
+    packed = noise(40, 3, HEADS, 7).bfloat16().requires_grad_()
+    queries = noise(40, HEADS, sum(GRID), seed=3).requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (packed, queries)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend([*packed.unbind(1), queries], (30, 10), None, "rows")
+        loss = out.float().square().sum()
+    with torch.autocast("cpu", backward_in_autocast, enabled=backward_in_autocast is not None):
+        loss.backward()
+    right = attend([*exact[0].unbind(1), exact[1]], (30, 10), None, "mask")
+    right.square().sum().backward()
+    assert out.dtype == torch.bfloat16 and error(out, right.detach()) < 0.02
+    for own, other in zip((packed, queries), exact, strict=True):
+        assert own.grad.dtype == own.dtype and error(own.grad, other.grad) < 0.03
 
 
 @pytest.mark.parametrize("logit", [-3e4, 0.0, 3e4])
@@ -146,3 +198,22 @@ def test_without_onednn_they_compute_in_float32(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.backends.mkldnn.__class__, "enabled", False)
     expected = attend([t.float() for t in of], (9,), None, "rows").bfloat16()
     torch.testing.assert_close(attend(of, (9,), None, "rows"), expected, atol=0, rtol=0)
+
+
+def test_mixed_types_compute_in_float32() -> None:
+    q, k, v = operands(9, False)
+    expected = attend([q.float(), k.float(), v.float()], (9,), None, "rows")
+    torch.testing.assert_close(attend([q, k, v.float()], (9,), None, "rows"), expected, atol=0, rtol=0)
+
+
+def test_torch_func_is_left_to_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_sliced, "_LONG_IN_BFLOAT16", 4)
+    q, k, v = operands(9, False)
+
+    def loss(q: Tensor, backend: str) -> Tensor:
+        return attend([q, k, v], (9,), None, backend).float().square().sum()
+
+    found = torch.func.grad(loss)(q, "auto")
+    assert error(found, torch.func.grad(loss)(q, "sdpa").double()) < 1e-6
+    with pytest.raises(ValueError, match="'rows' cannot run: it has no derivatives of torch.func"):
+        torch.func.grad(loss)(q, "rows")

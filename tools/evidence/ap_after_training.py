@@ -1,7 +1,7 @@
 """AP of torchvision's Faster R-CNN on a pretrained ViT, for one variant and seed.
 
 With a frozen backbone its features are made once, as they are and mirrored, and all seeds train heads on them: minutes
-on a CPU. Without, all of it is trained, for GPUs.
+on a CPU. Without, all of it is trained.
 """
 
 import statistics

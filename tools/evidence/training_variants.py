@@ -23,7 +23,7 @@ class Variant(NamedTuple):
         start: the row whose trained weights this one starts from; None for the pretrained ones.
         epochs: of training, perhaps a part of one; None for those of the command. With ``start``, 0 tests its weights
             as they are.
-        rate: of learning, as a share of the command's.
+        rate: of learning, as a share of the command's, but of what only APT has, which is new.
         rival: another way to that share of tokens than adaptive patches: "merging" of similar tokens, "pruning" with a
             way back, or patches merged at "random" (``rival_backbones``).
     """

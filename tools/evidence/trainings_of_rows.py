@@ -13,6 +13,7 @@ from torch import Tensor
 from apt_dense.patches.learned_scores import SUFFIX
 from apt_dense.weights.files import read_checkpoint, write_whole
 
+from evidence.fast_16_bits import fast_type
 from evidence.file_digest import digest
 from evidence.resumable_rows import KeptRows
 from evidence.training_variants import Variant
@@ -56,8 +57,9 @@ def settings_of(
         "options": {name: _content(value) for name, value in variant.options.items()},
         "size": size,
     }
-    # Rows of before had what only APT has learn at the backbone's rate, and no scores of borders and no times.
-    own |= {"frozen": args.frozen, "new parameters": "at a tenth of the command's rate", "scores": 2}
+    # Rows of before had no scores of borders and no times.
+    own |= {"frozen": args.frozen, "rate of what is new": args.rate * Plan._field_defaults["new_rate"], "scores": 2}
+    own["type"] = "bfloat16" if args.frozen else str(fast_type(torch.device(args.device).type))
     own |= {"wanted": variant.tokens, "epochs": args.epochs if variant.epochs is None else variant.epochs}
     if variant.rival is not None:
         own["rival"] = variant.rival

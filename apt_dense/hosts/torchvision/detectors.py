@@ -18,6 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from apt_dense.hosts.torchvision.anchors import AnchorsOfStrides
+from apt_dense.hosts.torchvision.boxes_in_float32 import with_boxes_in_float32
 from apt_dense.hosts.torchvision.pixel_transform import make_transform
 from apt_dense.hosts.torchvision.pyramid import OneStagePyramid, PyramidBackbone
 from apt_dense.nn.feature_pyramid import SCALE_FACTORS
@@ -70,7 +71,7 @@ def mask_rcnn(
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
     model = MaskRCNN(body, **(parts | options))
     model.transform = transform
-    return model
+    return with_boxes_in_float32(model)
 
 
 def faster_rcnn(
@@ -97,7 +98,7 @@ def faster_rcnn(
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
     model = FasterRCNN(body, **(parts | options))
     model.transform = transform
-    return model
+    return with_boxes_in_float32(model)
 
 
 def retinanet(
@@ -123,7 +124,7 @@ def retinanet(
     transform = make_transform(backbone, min_size, max_size, resize_in_training, options)
     model = RetinaNet(body, num_classes, **({"anchor_generator": anchors, "head": head} | options))
     model.transform = transform
-    return model
+    return with_boxes_in_float32(model)
 
 
 def _check_pairs(options: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ _LONG_IN_BFLOAT16 = 768  # where the CPU multiplies bfloat16; with AMX for relat
 
 
 def rows(inputs: Inputs) -> Tensor:
-    """The bias is looked up, not multiplied out. ``mask`` where there is a padding key."""
+    """In float32 the bias is looked up, not multiplied out. ``mask`` where there is a padding key."""
     if inputs.padding is not None:
         return mask(inputs)
     queries, cells = (None, None) if inputs.bias is None else inputs.bias
@@ -56,7 +56,8 @@ def rows(inputs: Inputs) -> Tensor:
 
 def _in_bfloat16(inputs: Inputs) -> bool:
     """Check whether the slices compute in bfloat16."""
-    return inputs.q.dtype == torch.bfloat16 and multiplies_bfloat16() and torch.backends.mkldnn.enabled
+    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return has_onednn and multiplies_bfloat16() and all(t.dtype == torch.bfloat16 for t in inputs[:3])
 
 
 def _obstacle(inputs: Inputs) -> str | None:

@@ -3,13 +3,14 @@
 Where there is no matrix unit (AMX), PyTorch's fused kernel attends no faster in bfloat16 than in float32, although
 products are three times as fast (two cores of Zen 4: 380 and 130 GFLOP/s).
 
-Products return bfloat16, scores too, whose rounding grows with their size. Softmax does not see what all keys share, so
-that the keys' mean is subtracted first: with DINOv2's weights scores of 64 become 11, and its features are as near to
-float32's as with the fused kernel (0.75 % of their norm away, fused 0.80 %; without it 0.98 %). What else is added to
+Products return bfloat16, scores too, whose rounding grows with their size. Softmax does not see what a query adds to
+all keys alike, so that this is left out: the mean of the keys, the means of what a query adds for rows and for columns,
+and the median of the weights. With DINOv2's weights scores of 64 become 11, and its features are as near to float32's as
+with the fused kernel (0.75 % of their norm away, fused 0.80 %; with the keys' mean left in 0.98 %). What is added to
 scores, relative positions and weights of keys, is further channels of the products, which sum in float32.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
-head, K rows + columns of cells, W = D + K + 2 channels of scores, filled up.
+head, K rows + columns of cells, C channels of scores: D and those added, a multiple of 8.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from apt_dense.ops.bias import cover_of_keys
 from apt_dense.ops.onednn_matmul import fill_up, whole_rows
 
 _QUERIES = 256  # of a slice, whose scores stay in the cache
+_NO_WEIGHT = -1e30  # in place of -inf, whose products are NaN
 _CHANNELS = 8  # those added to scores are filled up to a multiple
 
 
@@ -34,8 +36,8 @@ class _Head(NamedTuple):
 
     part: tuple[slice, int]  # its rows and its number
     length: int  # L of its rows are real
-    q: Tensor  # (L', W)
-    k: Tensor  # (L', W), scaled and without their mean
+    q: Tensor  # (L', C)
+    k: Tensor  # (L', C), scaled and without their mean
     v: Tensor  # (L', D)
 
     def attention(self, part: slice) -> Tensor:
@@ -90,16 +92,15 @@ class RowsInBfloat16(torch.autograd.Function):
 
 
 def _grads_of_head(head: _Head, grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries and what they add for relative positions (L', W), of keys and of values (L', D).
+    """Gradients of queries and what they add for relative positions (L', C), of keys and of values (L', D).
 
     Args:
         grad: (L', D), of the head's outputs.
         out: (L', D), these outputs.
     """
     # Softmax's gradient is a score's own less the mean, which is that of the output: two more channels of the product.
-    mean = head.v[: head.length].float().mean(0)
-    inner = (grad * (out - mean)).sum(1)
-    values = torch.cat([(head.v - mean).to(grad.dtype), grad.new_ones(len(grad), 2)], 1)
+    inner = (grad.float() * out).sum(1)
+    values = torch.cat([head.v, grad.new_ones(len(grad), 2)], 1)
     grads = torch.cat([grad, -_high_and_low(inner, grad.dtype)], 1)
     width = grad.shape[1]
     grad, queries = grad.contiguous(), head.q[:, :width].contiguous()  # products are slow where rows have gaps
@@ -122,39 +123,47 @@ def _heads(
 ) -> Iterator[_Head]:
     """All heads of all segments that have rows."""
     q, k, v = qkv
-    keys = _channels_of_keys(q, cells if queries is not None else None, logit_R)
+    cover = q.new_zeros(len(q), 0) if queries is None else cover_of_keys(cells, q.dtype)
+    added = None if queries is None else _without_means(queries, cells.size)
     for start, stop in pairwise(segments.offsets.tolist()):
         whole, rows = whole_rows(stop - start), slice(start, stop)
-        own_keys = fill_up(keys[rows], whole)
+        own_keys = fill_up(_channels_of_keys(cover[rows], None if logit_R is None else logit_R[rows]), whole)
         for part in ((rows, number) for number in range(q.shape[1] if whole else 0)):
-            own_q = _channels_of_queries(q[part], None if queries is None else queries[part], own_keys.shape[1])
+            own_q = _channels_of_queries(q[part], None if added is None else added[part], own_keys.shape[1])
             wide = k[part].float()
             own_k = ((wide - wide.mean(0)) * q.shape[-1] ** -0.5).to(q.dtype)
             own_k = torch.cat([fill_up(own_k, whole), own_keys], 1)
             yield _Head(part, stop - start, fill_up(own_q, whole), own_k, fill_up(v[part], whole).contiguous())
 
 
-def _channels_of_keys(q: Tensor, cells: Cells | None, logit_R: Tensor | None) -> Tensor:
-    """What keys have besides their own channels (R, K + 2), filled up: the shares of rows and columns that they cover,
-    and two channels of their weight."""
-    parts = [] if cells is None else [cover_of_keys(cells, q.dtype)]
-    parts += [] if logit_R is None else [_high_and_low(logit_R, q.dtype)]
-    channels = torch.cat([q.new_zeros(len(q), 0), *parts], 1)
+def _without_means(queries: Tensor, size: tuple[int, int]) -> Tensor:
+    """What queries add for rows and for columns (R, H, K), less its means over rows and over columns."""
+    return torch.cat([part - part.mean(-1, keepdim=True) for part in queries.float().split(list(size), -1)], -1)
+
+
+def _channels_of_keys(cover: Tensor, logits: Tensor | None) -> Tensor:
+    """What the keys of a segment have besides their own channels, filled up: the shares of rows and columns that they
+    cover (L, K), and their weight (L,), less its median, in two channels."""
+    parts = [cover]
+    if logits is not None:
+        finite = logits.float().clamp(min=_NO_WEIGHT)
+        parts.append(_high_and_low(finite - finite.median(), cover.dtype))
+    channels = torch.cat(parts, 1)
     return F.pad(channels, (0, -channels.shape[1] % _CHANNELS))
 
 
-def _channels_of_queries(q: Tensor, queries: Tensor | None, count: int) -> Tensor:
+def _channels_of_queries(q: Tensor, added: Tensor | None, count: int) -> Tensor:
     """Queries (L, D), followed by ``count`` channels: what they add for rows and columns, and ones for the weights."""
-    added = q.new_ones(len(q), count)
-    if queries is not None:
-        added[:, : queries.shape[1]] = queries
-    return torch.cat([q, added], 1)
+    channels = q.new_ones(len(q), count)
+    if added is not None:
+        channels[:, : added.shape[1]] = added
+    return torch.cat([q, channels], 1)
 
 
 def _high_and_low(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers (N,) as the sums of two of a narrower type: (N, 2)."""
     high = values.to(dtype)
-    return torch.stack([high, (values.float() - high.float()).to(dtype)], 1)
+    return torch.stack([high, (values - high.float()).to(dtype)], 1)
 
 
 def _slices(length: int) -> Iterator[slice]:
