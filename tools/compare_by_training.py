@@ -16,9 +16,10 @@ channels) so that two cores can train it; patches are of 16 pixels there, and si
 
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
-weights it starts from; "epochs"; "rate", as a share of --rate; "rival", another way to that share of tokens: "merging"
-of similar ones, "pruning" with a way back, patches merged at "random". All photos are held in memory; those with masks
-need one size. MMSegmentation's own recipes are trained by train_seg.py and train_over_seeds.py.
+weights it starts from; "epochs"; "rate", as a share of --rate (what only APT has learns at its own); "rival", another
+way to that share of tokens: "merging" of similar ones, "pruning" with a way back, patches merged at "random". All
+photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
+train_over_seeds.py.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the

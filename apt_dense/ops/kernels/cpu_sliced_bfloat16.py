@@ -5,8 +5,8 @@ products are three times as fast (two cores of Zen 4: 380 and 130 GFLOP/s).
 
 Products return bfloat16, scores too, whose rounding grows with their size. Softmax does not see what a query adds to
 all keys alike, so that this is left out: the mean of the keys, the means of what a query adds for rows and for columns,
-and the median of the weights. With DINOv2's weights scores of 64 become 11, and its features are as near to float32's as
-with the fused kernel (0.75 % of their norm away, fused 0.80 %; with the keys' mean left in 0.98 %). What is added to
+and the median of the weights. With DINOv2's weights scores of 64 become 11, and its features are as near to float32's
+as with the fused kernel (0.75 % of their norm away, fused 0.80 %; with the keys' mean left in 0.98 %). What is added to
 scores, relative positions and weights of keys, is further channels of the products, which sum in float32.
 
 Shape letters: R packed rows, H heads, L rows of a segment, L' the same filled up, Q queries of a slice, D channels of a
