@@ -187,10 +187,13 @@ def test_when_they_are_taken(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_unit, raising=False)
     monkeypatch.setattr(cpu_sliced, "has_slow_mkl", lambda: slow_mkl)
     monkeypatch.setattr(cpu_sliced, "_LONG_IN_BFLOAT16", 4)
+    monkeypatch.setattr(cpu_sliced, "_LONG_IN_TRAINING", 7)
     q, k, v, queries = (t.requires_grad_(trains) for t in operands(6, True))
     bias = RelativeBias(queries, cells_of(6)) if with_bias else None
     assert choose(Inputs(q, k, v, segments(6), bias)) == taken
     assert choose(Inputs(q, k, v, segments(3, 3), bias)) != "rows"
+    monkeypatch.setattr(cpu_sliced, "_LONG_IN_TRAINING", 6)
+    assert (choose(Inputs(q, k, v, segments(6), bias)) == "rows") == (with_bias or not matrix_unit)
 
 
 def test_without_onednn_they_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ _FEWEST_QUERIES, _QUERIES, _SCORES = 256, 128, 2**18
 # Mean number of rows from which this is faster than "sdpa" and "mask": where MKL is slow; with relative positions
 # anywhere (twice as many in training in 16 bits, in which the others compute).
 _LONG_SEGMENT, _LONG_WITH_BIAS = 512, 1536
-_LONG_IN_BFLOAT16 = 768  # where the CPU multiplies bfloat16; with AMX for relative positions only
+# Where the CPU multiplies bfloat16, with AMX for relative positions only; and in training without such positions.
+_LONG_IN_BFLOAT16, _LONG_IN_TRAINING = 768, 2048
 
 
 def rows(inputs: Inputs) -> Tensor:
@@ -74,8 +75,9 @@ def _suits(inputs: Inputs) -> bool:
     if inputs.padding is not None or not runs_on_host(inputs.q):
         return False
     if _in_bfloat16(inputs):
-        pays = has_bias or not (inputs.trains or has_matrix_unit(torch.bfloat16))
-        return length >= _LONG_IN_BFLOAT16 and (pays or has_slow_mkl())
+        trains_plainly = inputs.trains and not (has_bias or has_slow_mkl())
+        least = _LONG_IN_TRAINING if trains_plainly else _LONG_IN_BFLOAT16
+        return length >= least and (has_bias or not has_matrix_unit(torch.bfloat16))
     if has_matrix_unit(inputs.q.dtype):
         return False
     if has_slow_mkl() and is_enabled():
