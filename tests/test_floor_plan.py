@@ -31,6 +31,7 @@ TESTED_ELSEWHERE = {
     "ops/kernels/sdpa_bias_as_mask.py": "ops/test_attention.py",
     "ops/kernels/cpu_sliced.py": "ops/test_attention.py",
     "ops/kernels/cpu_sliced_bfloat16.py": "ops/test_slices_in_bfloat16.py",
+    "ops/kernels/sliced_heads.py": "ops/test_attention.py",
     "ops/kernels/varlen.py": "ops/test_attention.py",
     "ops/kernels/flex.py": "ops/test_attention.py",
     "ops/bias.py": "nn/test_relative.py",

@@ -12,7 +12,6 @@ head, K rows + columns of cells, K' the same with those of coarse keys (``bias.p
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from apt_dense.ops.bias import codes_of_keys, cover_of_keys, pooled_bias
 from apt_dense.ops.kernels.cpu_sliced_bfloat16 import RowsInBfloat16
 from apt_dense.ops.kernels.interface import Inputs, Kernel
 from apt_dense.ops.kernels.sdpa_bias_as_mask import mask
+from apt_dense.ops.kernels.sliced_heads import attend_by_head, rows_of_segments
 from apt_dense.ops.onednn_matmul import fill_up, is_enabled, product, whole_rows
 from apt_dense.runtime import (
     has_16_bits,
@@ -57,8 +57,9 @@ def rows(inputs: Inputs) -> Tensor:
 
 def _in_bfloat16(inputs: Inputs) -> bool:
     """Check whether the slices compute in bfloat16."""
+    is_narrow = all(t.dtype == torch.bfloat16 for t in (inputs.q, inputs.k, inputs.v))
     has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return has_onednn and multiplies_bfloat16() and all(t.dtype == torch.bfloat16 for t in inputs[:3])
+    return is_narrow and has_onednn and multiplies_bfloat16()
 
 
 def _obstacle(inputs: Inputs) -> str | None:
@@ -135,9 +136,7 @@ class _Rows(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments,
         logit_R: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        for head in _heads((q, k, v), queries, cells, segments, logit_R):
-            out[head.part] = head.attend()
+        out = attend_by_head(v, _heads((q, k, v), queries, cells, segments, logit_R))
         ctx.save_for_backward(q, k, v, queries, logit_R)
         ctx.cells, ctx.segments = cells, segments
         return out
@@ -190,17 +189,18 @@ def _heads(
 ) -> Iterator[_Head]:
     """All heads of all segments that have rows."""
     q = qkv[0]
-    codes, offsets = None if queries is None else codes_of_keys(cells), segments.offsets.tolist()
-    for start, stop in pairwise(offsets):
-        whole = whole_rows(stop - start)
-        own_codes = None if codes is None else fill_up(codes[start:stop], whole)
-        logits = None if logit_R is None else fill_up(logit_R[start:stop].to(_wide(q[:0]).dtype), whole)
-        for part in ((slice(start, stop), number) for number in range(q.shape[1] if whole else 0)):
+    codes = None if queries is None else codes_of_keys(cells)
+    for own_rows in rows_of_segments(segments):
+        length = own_rows.stop - own_rows.start
+        whole = whole_rows(length)
+        own_codes = None if codes is None else fill_up(codes[own_rows], whole)
+        logits = None if logit_R is None else fill_up(logit_R[own_rows].to(_wide(q[:0]).dtype), whole)
+        for part in ((own_rows, number) for number in range(q.shape[1])):
             own_q, own_k, own_v = (_wide(fill_up(t[part], whole)).contiguous() for t in qkv)
             table = None
             if queries is not None:
                 table = pooled_bias(_wide(fill_up(queries[part], whole)), cells.size, cells.num_scales).T.contiguous()
-            yield _Head(part, stop - start, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes, logits)
+            yield _Head(part, length, own_q, own_k * q.shape[-1] ** -0.5, own_v, table, own_codes, logits)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ head, K rows + columns of cells, C channels of scores: D and those added, a mult
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from apt_dense.layout.tokens import Cells, Segments
 from apt_dense.ops.bias import cover_of_keys
+from apt_dense.ops.kernels.sliced_heads import attend_by_head, rows_of_segments
 from apt_dense.ops.onednn_matmul import fill_up, whole_rows
 
 _QUERIES = 256  # of a slice, whose scores stay in the cache
@@ -65,9 +65,7 @@ class RowsInBfloat16(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, queries: Tensor | None, cells: Cells | None, segments: Segments,
         logit_R: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        for head in _heads((q, k, v), queries, cells, segments, logit_R):
-            out[head.part] = head.attend()
+        out = attend_by_head(v, _heads((q, k, v), queries, cells, segments, logit_R))
         ctx.save_for_backward(q, k, v, queries, logit_R, out)
         ctx.cells, ctx.segments = cells, segments
         return out
@@ -78,21 +76,17 @@ class RowsInBfloat16(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The attention of each slice once more, then what each operand adds to the loss."""
         q, k, v, queries, logit_R, out = ctx.saved_tensors
-        grads = tuple(torch.empty_like(t) for t in (q, k, v))
-        grad_queries = None if queries is None else torch.empty_like(queries)
-        width = q.shape[-1]
+        grads = tuple(None if t is None else torch.empty_like(t) for t in (q, k, v, queries))
         for head in _heads((q, k, v), queries, ctx.cells, ctx.segments, logit_R):
-            own = _grads_of_head(head, fill_up(grad[head.part], len(head.k)), fill_up(out[head.part], len(head.k)))
-            own_queries, *own = (t[: head.length] for t in (own[0], own[0][:, :width], *own[1:]))
-            for total, part in zip(grads, own, strict=True):
-                total[head.part] = part
-            if grad_queries is not None:
-                grad_queries[head.part] = own_queries[:, width : width + queries.shape[-1]]
-        return *grads, grad_queries, None, None, None
+            own_grad, own_out = (fill_up(t[head.part], len(head.k)) for t in (grad, out))
+            for own, total in zip(_grads_of_head(head, own_grad, own_out), grads, strict=True):
+                if total is not None:
+                    total[head.part] = own[: head.length, : total.shape[-1]]
+        return *grads, None, None, None
 
 
-def _grads_of_head(head: _Head, grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries and what they add for relative positions (L', C), of keys and of values (L', D).
+def _grads_of_head(head: _Head, grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v (L', D) and of the further channels of q (L', C - D).
 
     Args:
         grad: (L', D), of the head's outputs.
@@ -111,7 +105,8 @@ def _grads_of_head(head: _Head, grad: Tensor, out: Tensor) -> tuple[Tensor, Tens
         grad_v += attention.T @ grad[part]
         grad_k += score_grads.T @ queries[part]
         grad_q.append(score_grads @ head.k)
-    return torch.cat(grad_q), grad_k.mul_(width**-0.5), grad_v
+    grad_q = torch.cat(grad_q)
+    return grad_q[:, :width], grad_k.mul_(width**-0.5), grad_v, grad_q[:, width:]
 
 
 def _heads(
@@ -125,25 +120,26 @@ def _heads(
     q, k, v = qkv
     cover = q.new_zeros(len(q), 0) if queries is None else cover_of_keys(cells, q.dtype)
     added = None if queries is None else _without_means(queries, cells.size)
-    for start, stop in pairwise(segments.offsets.tolist()):
-        whole, rows = whole_rows(stop - start), slice(start, stop)
+    for rows in rows_of_segments(segments):
+        length = rows.stop - rows.start
+        whole = whole_rows(length)
         own_keys = fill_up(_channels_of_keys(cover[rows], None if logit_R is None else logit_R[rows]), whole)
-        for part in ((rows, number) for number in range(q.shape[1] if whole else 0)):
+        for part in ((rows, number) for number in range(q.shape[1])):
             own_q = _channels_of_queries(q[part], None if added is None else added[part], own_keys.shape[1])
             wide = k[part].float()
             own_k = ((wide - wide.mean(0)) * q.shape[-1] ** -0.5).to(q.dtype)
             own_k = torch.cat([fill_up(own_k, whole), own_keys], 1)
-            yield _Head(part, stop - start, fill_up(own_q, whole), own_k, fill_up(v[part], whole).contiguous())
+            yield _Head(part, length, fill_up(own_q, whole), own_k, fill_up(v[part], whole).contiguous())
 
 
 def _without_means(queries: Tensor, size: tuple[int, int]) -> Tensor:
-    """What queries add for rows and for columns (R, H, K), less its means over rows and over columns."""
+    """Subtract from the biases of each query (R, H, K) their mean over rows and their mean over columns."""
     return torch.cat([part - part.mean(-1, keepdim=True) for part in queries.float().split(list(size), -1)], -1)
 
 
 def _channels_of_keys(cover: Tensor, logits: Tensor | None) -> Tensor:
-    """What the keys of a segment have besides their own channels, filled up: the shares of rows and columns that they
-    cover (L, K), and their weight (L,), less its median, in two channels."""
+    """Build the extra channels of a segment's keys, padded to a multiple of 8: row and column coverage (L, K), and
+    logits (L,) relative to their median, split into high and low parts."""
     parts = [cover]
     if logits is not None:
         finite = logits.float().clamp(min=_NO_WEIGHT)
@@ -153,7 +149,7 @@ def _channels_of_keys(cover: Tensor, logits: Tensor | None) -> Tensor:
 
 
 def _channels_of_queries(q: Tensor, added: Tensor | None, count: int) -> Tensor:
-    """Queries (L, D), followed by ``count`` channels: what they add for rows and columns, and ones for the weights."""
+    """Append ``count`` channels to queries (L, D): their biases for rows and columns, then ones for keys' logits."""
     channels = q.new_ones(len(q), count)
     if added is not None:
         channels[:, : added.shape[1]] = added
@@ -161,7 +157,7 @@ def _channels_of_queries(q: Tensor, added: Tensor | None, count: int) -> Tensor:
 
 
 def _high_and_low(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers (N,) as the sums of two of a narrower type: (N, 2)."""
+    """Split numbers (N,) into two of a narrower type (N, 2) whose sum they are."""
     high = values.to(dtype)
     return torch.stack([high, (values - high.float()).to(dtype)], 1)
 
