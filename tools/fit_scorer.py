@@ -3,11 +3,15 @@
     python tools/fit_scorer.py --images data/camvid/images/training --masks data/camvid/annotations/training \\
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
     python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
+    python tools/fit_scorer.py --images ... --masks ... --size 1024x1024 --model vit_small_patch14_dinov2 --out ...
     python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
 from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
-masks in minutes. Its scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
+masks in minutes. With --model it is the first blocks of a pretrained ViT instead, which see the photo shrunk until a
+patch is one of theirs: slower, and better on what masks of a few hundred photos do not show (docs/EVIDENCE.md).
+
+Scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
 expected to be something else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
 """
 
@@ -15,7 +19,8 @@ import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from shared.packages import needed_packages
@@ -25,12 +30,14 @@ with needed_packages("fit_scorer"):
 
     from apt_dense import PatchSelector
     from apt_dense.options import PixelFormat
-    from apt_dense.patches.learned_scores import NEXT_SCALE, SUFFIX, LearnedScorer, as_bytes
-    from apt_dense.patches.scores import SCORERS
+    from apt_dense.patches.learned_scores import NEXT_SCALE
+    from apt_dense.patches.scorer_files import SUFFIX, as_bytes
+    from apt_dense.patches.scores import SCORERS, Scorer
     from apt_dense.weights.files import write_whole
 
     from calibration.coco_objects_as_labels import load_objects
-    from calibration.learned_scorer_training import PADDING, Fit, hidden_by, photo_batches, train_scorer
+    from calibration.learned_scorer_training import Fit, Network, hidden_by, photo_batches, train_scorer
+    from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_weights
     from evidence.equal_token_rows import parse_size, square_size
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import LabelledSet, load_set
@@ -70,6 +77,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="coarse patch sizes that are scored (default: %(default)s)",
     )
+    add("--model", metavar="NAME", help="a timm ViT, whose first blocks score (default: a network without pretraining)")
+    add("--weights", type=Path, metavar="FILE", help="of --model (default: timm's, downloaded)")
+    add("--blocks", type=whole(1), default=4, metavar="K", help="of --model (default: %(default)s)")
     add("--epochs", type=whole(1), default=Fit._field_defaults["epochs"], help="default: %(default)s")
     add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread")
     add("--seed", type=whole(0, SEEDS), default=0)
@@ -84,6 +94,8 @@ def check(args: argparse.Namespace) -> Fit:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     if (args.coco is None) == (args.images is None or args.masks is None):
         raise ValueError("give --images and --masks, or --coco")
+    if args.weights is not None and args.model is None:
+        raise ValueError(f"--weights {args.weights}: give --model, whose they are")
     size = parse_size(args.size) if args.coco is None else square_size(args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
@@ -100,22 +112,29 @@ def load_labelled(args: argparse.Namespace, fit: Fit) -> LabelledSet:
     return load_set(pairs, args.zero_is_void, 255, torch.device(args.device), fit.size)
 
 
+def network_of(args: argparse.Namespace) -> Callable[[], Network]:
+    """What makes the network that is trained. Raises ValueError, OSError."""
+    if args.model is None:
+        return PatchNetwork
+    return partial(FirstBlocksNetwork, args.model, args.blocks, pretrained_weights(args.model, args.weights))
+
+
 def fit_scorer(args: argparse.Namespace) -> str:
     """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
-    fit = check(args)
+    fit, build = check(args), network_of(args)
     data = load_labelled(args, fit)
     count = len(data.masks)
     if count < 2 * HELD_OUT:
         raise ValueError(f"{count} labelled photos: expected {2 * HELD_OUT} or more")
     held_out = torch.arange(count, device=args.device) % HELD_OUT == HELD_OUT // 2
-    layers = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed)
-    with write_whole(args.out) as partial:
-        partial.write_bytes(as_bytes(layers))
+    scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build)
+    with write_whole(args.out) as file:
+        file.write_bytes(as_bytes(scorer))
     rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), args.coco is not None))
-    return table_of(LearnedScorer(layers, PADDING), rest, fit)
+    return table_of(scorer, rest, fit)
 
 
-def table_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) -> str:
+def table_of(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit) -> str:
     """Format the pixels hidden on held-out photos, and the thresholds, for each share of tokens."""
     scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
     found = {name: hidden_by(each, batches, fit, TOKENS) for name, each in scorers.items()}
@@ -130,7 +149,7 @@ def table_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) ->
     )
 
 
-def thresholds_of(scorer: LearnedScorer, batches: Sequence[LabelledSet], fit: Fit) -> list[str | None]:
+def thresholds_of(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit) -> list[str | None]:
     """Thresholds for each share of ``TOKENS``, those of a scale ``NEXT_SCALE`` times those of the scale before; None
     for a share that cannot be reached."""
     ratios = tuple(NEXT_SCALE**scale for scale in range(fit.scales))

@@ -31,7 +31,8 @@ with needed_packages("visualize"):
 
     from apt_dense import PatchSelector
     from apt_dense.hosts.find_patch_selector import patch_options_of
-    from apt_dense.patches.learned_scores import SUFFIX, USUAL_THRESHOLDS
+    from apt_dense.patches.learned_scores import USUAL_THRESHOLDS
+    from apt_dense.patches.scorer_files import SUFFIX
 
     from shared.option_types import PIXELS, SCORER_HELP, whole
     from shared.patch_pictures import describe_choice, describe_counts, draw_photo, partition_photo

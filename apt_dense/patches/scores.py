@@ -21,7 +21,7 @@ from apt_dense.patches.contrast_scores import (
 )
 from apt_dense.patches.histogram_scores import entropy_scores, tsallis_scores
 from apt_dense.patches.image_preparation import denormalise, rounded_mean
-from apt_dense.patches.learned_scores import SUFFIX, LearnedScorer
+from apt_dense.patches.scorer_files import SUFFIX, load_scorer
 from apt_dense.runtime import without_autocast
 
 #: ``scorer(pixels, patch_size, scales) -> maps``: pixels (B, 3, H, W) float32 RGB in [0, 255]; one float32 map
@@ -52,7 +52,7 @@ def resolve_scorer(scorer: str | Scorer, pixel_format: PixelFormat) -> Scorer:
     if callable(scorer):
         return scorer
     if scorer.endswith(SUFFIX):
-        return LearnedScorer.load(scorer, rounded_mean(pixel_format))
+        return load_scorer(scorer, rounded_mean(pixel_format))
     if scorer not in SCORERS:
         raise ValueError(
             f"scorer={scorer!r} is unknown; expected one of {sorted(SCORERS)}, a {SUFFIX} file of tools/fit_scorer.py "

@@ -13,33 +13,26 @@ from torch import Tensor
 from apt_dense import APTViT, PatchSelector
 from apt_dense.options import PixelFormat
 from apt_dense.patches.image_preparation import rounded_mean
-from apt_dense.patches.learned_scores import LAYERS, MARGIN, PIXELS, Layer, LearnedScorer, as_bytes, run
+from apt_dense.patches.learned_scores import LAYERS, MARGIN, PIXELS, LearnedScorer, run
+from apt_dense.patches.scorer_files import as_bytes
+from apt_dense.patches.scorer_layers import Layer
 
 from support.contract import assert_maps_close
+from support.scorers import random_head
 
 IMAGE_NET = (124.0, 116.0, 104.0)
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
 
-def random_layers(seed: int = 0) -> list[Layer]:
-    """Weights whose scores of noise spread."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for inside, outside, kernel, _ in LAYERS:
-        weight = torch.randn(outside, inside, kernel, kernel, generator=generator) * (2 / (inside * kernel**2)) ** 0.5
-        layers.append(Layer(3 * weight if outside == 1 else weight, torch.randn(outside, generator=generator) * 0.1))
-    return layers
-
-
 @pytest.fixture(scope="module")
 def scorer() -> LearnedScorer:
-    return LearnedScorer(random_layers(), IMAGE_NET)
+    return LearnedScorer(random_head(LAYERS), IMAGE_NET)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "scorer.safetensors"
-    path.write_bytes(as_bytes(random_layers()))
+    path.write_bytes(as_bytes(LearnedScorer(random_head(LAYERS), IMAGE_NET)))
     return path
 
 
@@ -107,12 +100,6 @@ def test_a_selector_tells_the_colour_of_padding(file: Path, format: PixelFormat)
     torch.testing.assert_close(among[:1, :3, :3], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_a_file_holds_the_scorer(file: Path) -> None:
-    found = LearnedScorer.load(file, IMAGE_NET)
-    pixels = pixels_of(64, 64)
-    torch.testing.assert_close(found(pixels, 8, [1]), LearnedScorer(random_layers(), IMAGE_NET)(pixels, 8, [1]))
-
-
 def other_shape(content: dict[str, Tensor]) -> None:
     content["2.weight"] = content["2.weight"][:, :3].contiguous()
 
@@ -139,31 +126,6 @@ def test_wrong_weights_are_named(file: Path, change: Callable[[dict], None], wor
     file.write_bytes(save(content, {"apt_dense": '{"learned_scorer": 1}'}))
     with pytest.raises(ValueError, match=f"scorer=.*{words}"):
         APTViT(**TINY, thresholds=(0.1,), scorer=str(file))
-
-
-class _Bomb:
-    def __reduce__(self) -> tuple:
-        return (pytest.fail, ("code of a file was run",))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is damaged"),
-        (b"\xff" * 100, "is damaged"),
-        (pickle.dumps(_Bomb()), "is damaged"),
-        (save({"a": torch.zeros(1)}), "is no learned scorer"),
-    ],
-    ids=["empty", "noise", "pickle", "weights"],
-)
-def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    path = tmp_path / "other.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"scorer=.*{words}"):
-        PatchSelector(thresholds=(0.1,), scorer=str(path))
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no such file; tools/fit_scorer.py"):
-        PatchSelector(thresholds=(0.1,), scorer=str(path))
 
 
 def middle(selector: PatchSelector, images: Tensor) -> float:

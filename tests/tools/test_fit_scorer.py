@@ -15,14 +15,18 @@ from torch import Tensor
 from visualize import selector_of
 
 from apt_dense import PatchSelector
+from apt_dense.patches.first_block_scores import FirstBlockScorer
 from apt_dense.patches.learned_scores import USUAL_THRESHOLDS
+from apt_dense.patches.scorer_files import load_scorer
 from apt_dense.patches.scores import entropy_scores
+from apt_dense.weights.files import write_checkpoint
 
 from calibration.coco_objects_as_labels import load_objects
 from calibration.learned_scorer_training import Fit, hidden_by, other_classes, photo_batches
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet
 from support.coco_folder import write_coco
+from support.scorers import MODEL, random_vit_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
@@ -159,12 +163,35 @@ def test_shares_that_cannot_be_reached_stay_empty(tmp_path: Path, capsys: pytest
     assert [bool(line.split("|")[4].strip()) for line in lines[2:]] == [True, True, False]
 
 
+def write_weights(path: Path) -> Path:
+    write_checkpoint(random_vit_weights(), path)
+    return path
+
+
+def test_first_blocks_of_a_vit_learn_it_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_noise(tmp_path, 40)
+    weights = write_weights(tmp_path / "vit.pth")
+    tool.main(options(tmp_path, "--epochs", "10", "--model", MODEL, "--weights", str(weights), "--blocks", "2"))
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("| 60%"))
+    learned, entropy = (float(cell.strip(" %")) for cell in line.split("|")[2:4])
+    assert learned < entropy - 10, printed
+    scorer = load_scorer(tmp_path / "scorer.safetensors", (124, 116, 104))
+    assert isinstance(scorer, FirstBlockScorer) and len(scorer.vit.blocks) == 2
+    start = random_vit_weights()
+    assert not torch.equal(scorer.vit.blocks[0].attn.qkv.weight, start["blocks.0.attn.qkv.weight"])
+    torch.testing.assert_close(scorer.vit.pos_embed, start["pos_embed"], atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         (["--out", "scorer.pth"], "expected a name that ends in .safetensors"),
         (["--scales", "5"], "holds no patch of 128 pixels"),
         (["--coco", "data"], "give --images and --masks, or --coco"),
+        (["--weights", "vit.pth"], "--weights vit.pth: give --model, whose they are"),
+        (["--model", "nothing", "--weights", "vit.pth"], "timm has no model 'nothing'"),
+        (["--model", MODEL, "--weights", "missing.pth"], "missing.pth does not exist"),
         (["--limit", "10"], "10 labelled photos: expected 20 or more"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

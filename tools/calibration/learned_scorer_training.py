@@ -1,24 +1,22 @@
 """Train a learned scorer: which patches hold more than one class, told from pixels."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch import Tensor
 from tqdm import tqdm
 
-from apt_dense.options import PixelFormat
-from apt_dense.patches.image_preparation import rounded_mean
-from apt_dense.patches.learned_scores import LAYERS, Layer, canvas, centred, inside
+from apt_dense.patches.scorer_files import FileScorer
 from apt_dense.patches.scores import Scorer
 
+from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views
 
-PADDING = rounded_mean(PixelFormat())  # while training; in use, a scorer gets its host's
-_RATE, _DECAY, _LIGHTER = 4e-3, 0.01, 0.2  # the last: how much lighter or darker photos are made at most
+Network = PatchNetwork | FirstBlocksNetwork
+_DECAY, _LIGHTER = 0.01, 0.2  # the last: how much lighter or darker photos are made at most
 
 
 class Fit(NamedTuple):
@@ -58,17 +56,21 @@ def other_classes(masks: Tensor, size: int) -> Tensor:
     return 1 - most / total
 
 
-def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0) -> list[Layer]:
-    """Train on photos of labelled classes, mirrored, zoomed and lightened at random; return the weights.
+def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork) -> FileScorer:
+    """Train on photos of labelled classes, mirrored, zoomed and lightened at random.
 
     The network learns the square root of :func:`other_classes`, so that small objects count; its score is the square.
+
+    Args:
+        build: makes the network.
     """
     torch.manual_seed(seed)
     device, generator = data.photos.device, torch.Generator().manual_seed(seed)
-    network = _Network().to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+    network = build().to(device)
+    optimizer = torch.optim.AdamW(network.groups(), weight_decay=_DECAY)
     steps = len(data.masks) // fit.batch * fit.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     order = epochs_of(len(data.masks), fit.batch, fit.epochs, generator)
     bar = tqdm(order, "training the scorer", steps, leave=False)
     for numbers in bar:
@@ -81,35 +83,10 @@ def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0) -> list[Layer]:
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    return network.layers()
+    return network.scorer()
 
 
-class _Network(nn.Module):
-    """The scorer's network with a batch norm after each layer but the last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, k, s, k // 2) for i, o, k, s in LAYERS)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in LAYERS[:-1])
-
-    def forward(self, pixels: Tensor, size: int) -> Tensor:
-        """RGB grey levels (B, 3, H, W) -> logits (B, H // size, W // size)."""
-        x = canvas(centred(pixels, PADDING), size)
-        for convolution, norm in zip(self.convolutions[:-1], self.norms, strict=True):
-            x = norm(convolution(x)).relu()
-        return inside(self.convolutions[-1](x))
-
-    def layers(self) -> list[Layer]:
-        """Weights that give the same without norms, by their running means."""
-        fused = []
-        for conv, norm in zip(self.convolutions[:-1], self.norms, strict=True):
-            of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            fused.append(Layer(*(p.detach() for p in fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm))))
-        last = self.convolutions[-1]
-        return [*fused, Layer(last.weight.detach(), last.bias.detach())]
-
-
-def _loss(network: _Network, pixels: Tensor, masks: Tensor, size: int) -> Tensor:
+def _loss(network: Network, pixels: Tensor, masks: Tensor, size: int) -> Tensor:
     wanted = other_classes(masks, size)
     labelled = ~wanted.isnan()
     found = torch.sigmoid(network(pixels, size))

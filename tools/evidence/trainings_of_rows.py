@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from apt_dense.patches.learned_scores import SUFFIX
+from apt_dense.patches.scorer_files import SUFFIX
 from apt_dense.weights.files import read_checkpoint, write_whole
 
 from evidence.fast_16_bits import fast_type
