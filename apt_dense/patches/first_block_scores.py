@@ -46,10 +46,11 @@ class FirstBlockScorer:
     ) -> "FirstBlockScorer":
         """The scorer that a file holds, whatever the colour of a host's padding. Raises ValueError for a model that
         timm does not have, and for weights of other shapes or that are not finite."""
-        model, blocks = note.get("model"), note.get("blocks")
-        if not isinstance(model, str) or type(blocks) is not int or not 1 <= blocks <= 1000:
-            raise ValueError(f"scorer={str(path)!r} holds {blocks!r} blocks of the model {model!r}; expected 1 or more")
+        model = note.get("model")
         weights = {name.removeprefix(_VIT): tensor for name, tensor in tensors.items() if name.startswith(_VIT)}
+        blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+        if not isinstance(model, str) or not blocks:
+            raise ValueError(f"scorer={str(path)!r} holds {blocks} blocks of the model {model!r}; expected 1 or more")
         try:
             vit = first_blocks(model, blocks, weights)
         except ValueError as error:
@@ -58,9 +59,8 @@ class FirstBlockScorer:
 
     def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The note and the tensors of its file."""
-        note = {self.KIND: 1, "model": self.model, "blocks": len(self.vit.blocks)}
         weights = {f"{_VIT}{name}": tensor.cpu().contiguous() for name, tensor in self.vit.state_dict().items()}
-        return note, weights | tensors_of(self.head, _HEAD)
+        return {self.KIND: 1, "model": self.model}, weights | tensors_of(self.head, _HEAD)
 
     def __call__(self, pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
         """Score pixels (B, 3, H, W) float32 RGB in [0, 255]: one map (B, H // size, W // size) in (0, 1) per scale."""

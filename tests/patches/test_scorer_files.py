@@ -57,7 +57,7 @@ class _Bomb:
 
 
 def note(text: str) -> bytes:
-    return save({"a": torch.zeros(1)}, {"apt_dense": text})
+    return save({"vit.blocks.0.norm1.weight": torch.zeros(1)}, {"apt_dense": text})
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def note(text: str) -> bytes:
         (save({"a": torch.zeros(1)}), "is no learned scorer"),
         (note("[1]"), "is no learned scorer"),
         (note('{"learned_scorer": 2}'), "is no learned scorer"),
-        (note('{"first_block_scorer": 1}'), "None blocks of the model None"),
-        (note('{"first_block_scorer": 1, "model": "test_vit", "blocks": true}'), "True blocks"),
-        (note('{"first_block_scorer": 1, "model": "hf-hub:some/vit", "blocks": 1}'), "timm has no model 'hf-hub"),
-        (note('{"first_block_scorer": 1, "model": "local-dir:/tmp", "blocks": 1}'), "timm has no model 'local-dir"),
-        (note('{"first_block_scorer": 1, "model": "resnet18", "blocks": 1}'), "resnet18 is no ViT"),
-        (note('{"first_block_scorer": 1, "model": "test_vit", "blocks": 2}'), "weights are not those of test_vit"),
+        (note('{"first_block_scorer": 1}'), "1 blocks of the model None"),
+        (save({"a": torch.zeros(1)}, {"apt_dense": '{"first_block_scorer": 1, "model": "test_vit"}'}), "0 blocks"),
+        (note('{"first_block_scorer": 1, "model": "hf-hub:some/vit"}'), "timm has no model 'hf-hub"),
+        (note('{"first_block_scorer": 1, "model": "local-dir:/tmp"}'), "timm has no model 'local-dir"),
+        (note('{"first_block_scorer": 1, "model": "resnet18"}'), "resnet18 is no ViT"),
+        (note('{"first_block_scorer": 1, "model": "test_vit"}'), "weights are not those of test_vit"),
     ],
     ids=[
-        "empty", "noise", "pickle", "no note", "weights", "a list", "newer", "nameless", "no number", "download",
+        "empty", "noise", "pickle", "no note", "weights", "a list", "newer", "nameless", "no blocks", "download",
         "folder", "no ViT", "weights of others",
     ],
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str, words:
     content = load(as_bytes(scorer_of("first blocks")))
     content[name].view(-1)[0] = torch.nan
     path = tmp_path / "scorer.safetensors"
-    kind = {"first_block_scorer": 1, "model": MODEL, "blocks": 2}
+    kind = {"first_block_scorer": 1, "model": MODEL}
     path.write_bytes(save(content, {"apt_dense": json.dumps(kind)}))
     with pytest.raises(ValueError, match=f"scorer=.*{words}"):
         load_scorer(path, PADDING)
