@@ -20,7 +20,6 @@ TESTED_ELSEWHERE = {
     "layout/tokens.py": "layout/test_packed.py",
     "layout/window_geometry.py": "layout/test_packed.py",
     "patches/blocks_of_pixels.py": "patches/test_scores.py",
-    "patches/scorer_layers.py": "patches/test_learned_scores.py",
     "patches/histogram_scores.py": "patches/test_scores.py",
     "patches/contrast_scores.py": "patches/test_scores.py",
     "patches/image_preparation.py": "patches/test_partition.py",

@@ -8,11 +8,11 @@
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
 from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
-masks in minutes. With --model it is the first blocks of a pretrained ViT instead, which see the photo shrunk until a
-patch is one of theirs: slower, and better on what masks of a few hundred photos do not show (docs/EVIDENCE.md).
+masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
+is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-Scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is
-expected to be something else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
+Scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is expected to be something
+else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -37,7 +37,7 @@ with needed_packages("fit_scorer"):
 
     from calibration.coco_objects_as_labels import load_objects
     from calibration.learned_scorer_training import Fit, Network, hidden_by, photo_batches, train_scorer
-    from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_weights
+    from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_blocks
     from evidence.equal_token_rows import parse_size, square_size
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import LabelledSet, load_set
@@ -48,6 +48,7 @@ with needed_packages("fit_scorer"):
 
 HELD_OUT = 10  # every tenth photo
 TOKENS = 0.8, 0.6, 0.4  # shares that are printed
+USUAL_BLOCKS = 4
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,7 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--model", metavar="NAME", help="a timm ViT, whose first blocks score (default: a network without pretraining)")
     add("--weights", type=Path, metavar="FILE", help="of --model (default: timm's, downloaded)")
-    add("--blocks", type=whole(1), default=4, metavar="K", help="of --model (default: %(default)s)")
+    add("--blocks", type=whole(1), metavar="K", help=f"of --model, from the first (default: {USUAL_BLOCKS})")
     add("--epochs", type=whole(1), default=Fit._field_defaults["epochs"], help="default: %(default)s")
     add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread")
     add("--seed", type=whole(0, SEEDS), default=0)
@@ -94,8 +95,9 @@ def check(args: argparse.Namespace) -> Fit:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     if (args.coco is None) == (args.images is None or args.masks is None):
         raise ValueError("give --images and --masks, or --coco")
-    if args.weights is not None and args.model is None:
-        raise ValueError(f"--weights {args.weights}: give --model, whose they are")
+    for option in ("weights", "blocks"):
+        if getattr(args, option) is not None and args.model is None:
+            raise ValueError(f"--{option} {getattr(args, option)}: give --model, whose they are")
     size = parse_size(args.size) if args.coco is None else square_size(args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
@@ -116,7 +118,7 @@ def network_of(args: argparse.Namespace) -> Callable[[], Network]:
     """What makes the network that is trained. Raises ValueError, OSError."""
     if args.model is None:
         return PatchNetwork
-    return partial(FirstBlocksNetwork, args.model, args.blocks, pretrained_weights(args.model, args.weights))
+    return partial(FirstBlocksNetwork, *pretrained_blocks(args.model, args.blocks or USUAL_BLOCKS, args.weights))
 
 
 def fit_scorer(args: argparse.Namespace) -> str:

@@ -1,9 +1,9 @@
 """Scores from the first blocks of a pretrained ViT: how much of a patch shows something else than most of it.
 
-A patch of any scale is one patch of the ViT, which sees the image shrunk until it is as large as that; a small head
-turns its token into a score. Pretrained blocks know more than a network that has seen a few hundred masks: in places
-that these do not show, such a scorer hides fewer objects at the same share of tokens than
-``apt_dense.patches.learned_scores``, for more time: K of a ViT's D blocks, at a quarter of its tokens.
+A patch of any scale is one patch of the ViT, which sees the image resized until it is as large as that; a small head
+turns its token into a score. What blocks learned in pretraining holds beyond a few hundred masks, so that such a scorer
+hides fewer objects at the same share of tokens than ``apt_dense.patches.learned_scores`` where photos are unlike those
+that it was fitted on (docs/EVIDENCE.md). It costs more: its blocks run for each scale, on a token for each patch.
 """
 
 import copy
@@ -14,122 +14,141 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from apt_dense.patches.scorer_layers import Layer, Shape, convolve, layers_from, tensors_of
+from apt_dense.patches.scorer_layers import FixedScorer, Shape, Weights, checked, convolve, normalised, sizes_of
+from apt_dense.runtime import is_traced
 
 WIDTH = 96  # channels of the head
-_VIT, _HEAD = "vit.", "head."
+VIT, HEAD = "vit.", "head."  # prefixes of weights
 
 
-class FirstBlockScorer:
-    """A scorer (``apt_dense.patches.scores.Scorer``) with fixed weights.
+class FirstBlocks(nn.Module):
+    """The first blocks of a timm ViT, for images of any size.
 
-    Scores are between 0 and 1: about the share of the patch's pixels that are of another class than most of it. The ViT
-    attends to the padding of a batch, as far as it is no part of a patch of the image, as to the image.
-
-    Args:
-        model: the timm name of the ViT.
-        vit: its first blocks, as :func:`first_blocks` makes them.
-        head: weights and biases of the shapes of :func:`head_shapes`.
-    """
-
-    KIND = "first_block_scorer"
-
-    def __init__(self, model: str, vit: nn.Module, head: Sequence[Layer]) -> None:
-        self.model, self.vit, self.head = model, vit.eval().requires_grad_(False), tuple(head)
-        self._on_device = {self.head[0].weight.device: (self.vit, self.head)}
-
-    @classmethod
-    def from_file(
-        cls, path: str | Path, note: Mapping[str, Any], tensors: Mapping[str, Tensor], padding: Sequence[float]
-    ) -> "FirstBlockScorer":
-        """The scorer that a file holds, whatever the colour of a host's padding. Raises ValueError for a model that
-        timm does not have, and for weights of other shapes or that are not finite."""
-        model = note.get("model")
-        weights = {name.removeprefix(_VIT): tensor for name, tensor in tensors.items() if name.startswith(_VIT)}
-        blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-        if not isinstance(model, str) or not blocks:
-            raise ValueError(f"scorer={str(path)!r} holds {blocks} blocks of the model {model!r}; expected 1 or more")
-        try:
-            vit = first_blocks(model, blocks, weights)
-        except ValueError as error:
-            raise ValueError(f"scorer={str(path)!r}: {error}") from None
-        return cls(model, vit, layers_from(tensors, head_shapes(vit), path, _HEAD))
-
-    def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The note and the tensors of its file."""
-        weights = {f"{_VIT}{name}": tensor.cpu().contiguous() for name, tensor in self.vit.state_dict().items()}
-        return {self.KIND: 1, "model": self.model}, weights | tensors_of(self.head, _HEAD)
-
-    def __call__(self, pixels: Tensor, patch_size: int, scales: Sequence[int]) -> tuple[Tensor, ...]:
-        """Score pixels (B, 3, H, W) float32 RGB in [0, 255]: one map (B, H // size, W // size) in (0, 1) per scale."""
-        return tuple(self._map(pixels, patch_size * 2**scale) for scale in scales)
-
-    def _map(self, pixels: Tensor, size: int) -> Tensor:
-        rows, columns = (n // size for n in pixels.shape[-2:])
-        if rows == 0 or columns == 0:
-            return pixels.new_zeros(len(pixels), rows, columns)
-        vit, head = self._at(pixels.device)
-        logits = convolve(head, head_shapes(vit), features(vit, pixels, size))[:, 0]
-        return torch.sigmoid(logits).square()
-
-    def _at(self, device: torch.device) -> tuple[nn.Module, Sequence[Layer]]:
-        if device not in self._on_device:
-            head = tuple(Layer(*(tensor.to(device) for tensor in layer)) for layer in self.head)
-            self._on_device[device] = copy.deepcopy(self.vit).to(device), head
-        return self._on_device[device]
-
-
-def head_shapes(vit: nn.Module) -> tuple[Shape, ...]:
-    """The layers that turn features into logits."""
-    return Shape(vit.embed_dim, WIDTH, 1), Shape(WIDTH, WIDTH, 3), Shape(WIDTH, 1, 1)
-
-
-def first_blocks(model: str, blocks: int, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The first blocks of a timm ViT for images of any size.
+    On the meta device, until weights are assigned: nothing is allocated or drawn.
 
     Args:
-        weights: a state dict of timm's names; of blocks beyond these and of heads, ignored.
+        model: a timm name of a plain ViT.
+        blocks: how many.
 
     Raises:
-        ValueError: for a model that timm does not have, that is no ViT of square patches, or has fewer blocks, and for
-            weights that are not there, of another shape, or not finite.
+        ValueError: for a model that timm does not have, that is no plain ViT of square patches, or has fewer blocks.
     """
-    vit = _without_weights(model, blocks)
-    found = {name: weights[name] for name in vit.state_dict() if name in weights}
-    bad = sorted(name for name, tensor in found.items() if not tensor.isfinite().all())
-    if bad:
-        raise ValueError(f"weights of {model} hold NaN or infinity as {bad[0]}; expected finite ones")
-    try:
-        vit.load_state_dict(found)
-    except RuntimeError as error:
-        raise ValueError(f"weights are not those of {model}: {' '.join(str(error).split())[:300]}") from None
-    return vit
+
+    def __init__(self, model: str, blocks: int) -> None:
+        super().__init__()
+        self.model = model
+        depth = len(_vit(model).blocks)
+        if not 1 <= blocks <= depth:
+            raise ValueError(f"the first {blocks} blocks of {model}: expected 1 to {depth}")
+        self.vit = _vit(model, depth=blocks)
+        #: The sizes of the weights, by name.
+        self.sizes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        self.eval()
+
+    @property
+    def head_shapes(self) -> tuple[Shape, ...]:
+        """The layers that turn features into logits."""
+        return Shape(self.vit.embed_dim, WIDTH, 1), Shape(WIDTH, WIDTH, 3), Shape(WIDTH, 1, 1)
+
+    def assign(self, weights: Weights) -> "FirstBlocks":
+        """A copy with these weights, of which it takes those that it has; they are not copied."""
+        assigned = copy.deepcopy(self).requires_grad_(False)
+        assigned.load_state_dict({name: weights[name] for name in self.sizes}, assign=True)
+        return assigned
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """RGB grey levels (B, 3, H, W) -> images as the ViT was trained on."""
+        mean, std = ([255 * level for level in self.vit.pretrained_cfg[name]] for name in ("mean", "std"))
+        return normalised(pixels, mean, std)
+
+    def forward(self, images: Tensor, size: int) -> Tensor:
+        """Normalised images (B, 3, H, W) -> the last block's output (B, C, H // size, W // size), standardised: one
+        token for each patch of ``size`` pixels."""
+        rows, columns = (n // size for n in images.shape[-2:])
+        patch, whole = self.vit.patch_embed.patch_size[0], images[..., : rows * size, : columns * size]
+        resized = F.interpolate(whole, size=(rows * patch, columns * patch), mode="bilinear", antialias=True)
+        (found,) = self.vit.forward_intermediates(resized, indices=1, output_fmt="NCHW", intermediates_only=True)
+        return F.layer_norm(found.movedim(1, -1).float(), (found.shape[1],)).movedim(-1, 1)
 
 
-def _without_weights(model: str, blocks: int) -> nn.Module:
+def _vit(model: str, **options: Any) -> VisionTransformer:
     if not timm.is_model(model):  # a registered name: nothing is downloaded, no folder is read
-        raise ValueError(f"timm has no model {model!r}; expected one of timm.list_models('vit_*')")
-    no_vit = ValueError(f"{model} is no ViT whose first {blocks} blocks can be taken; try vit_small_patch14_dinov2")
-    with torch.random.fork_rng(devices=[]):  # drawing weights that are replaced must not change what is drawn later
-        try:
-            vit = timm.create_model(model, depth=blocks, num_classes=0, dynamic_img_size=True)
-        except (TypeError, RuntimeError):
-            raise no_vit from None
-    size = getattr(getattr(vit, "patch_embed", None), "patch_size", (0, 1))
-    if len(getattr(vit, "blocks", ())) != blocks or size[0] != size[1] or not hasattr(vit, "forward_intermediates"):
+        raise ValueError(f"timm has no model {model!r}; expected a plain ViT among timm.list_models()")
+    no_vit = ValueError(f"{model} is no plain ViT of timm; expected one such as vit_small_patch14_dinov2")
+    without_end = {"num_classes": 0, "global_pool": "", "fc_norm": False, "final_norm": False}
+    try:
+        with torch.device("meta"):
+            vit = timm.create_model(model, pretrained=False, dynamic_img_size=True, **without_end, **options)
+    except TypeError:
+        raise no_vit from None
+    except RuntimeError as error:  # an unknown tag
+        raise ValueError(f"timm cannot make {model}: {error}") from None
+    if type(vit) is not VisionTransformer or type(vit.patch_embed) is not PatchEmbed:
+        raise no_vit
+    height, width = vit.patch_embed.patch_size
+    if height != width:
         raise no_vit
     return vit
 
 
-def features(vit: nn.Module, pixels: Tensor, size: int) -> Tensor:
-    """RGB grey levels (B, 3, H, W) -> the last block's normalised output (B, C, H // size, W // size), one token for
-    each patch of ``size`` pixels."""
-    rows, columns = (n // size for n in pixels.shape[-2:])
-    patch = vit.patch_embed.patch_size[0]
-    mean, std = (pixels.new_tensor(vit.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-    whole = (pixels[..., : rows * size, : columns * size] / 255 - mean) / std
-    shrunk = F.interpolate(whole, size=(rows * patch, columns * patch), mode="bilinear", antialias=True)
-    (found,) = vit.forward_intermediates(shrunk, indices=1, output_fmt="NCHW", intermediates_only=True)
-    return F.layer_norm(found.movedim(1, -1).float(), (found.shape[1],)).movedim(-1, 1)
+class FirstBlockScorer(FixedScorer):
+    """The first blocks of a ViT, and a head.
+
+    Blocks attend to all of a batch's padding, and positions are those of its size, as in a plain ViT: scores of an
+    image depend on the size to which it is padded, though not on the other images.
+
+    Args:
+        blocks: without weights.
+        weights: of the blocks, and of a head of ``head_shapes``.
+    """
+
+    KIND = "first_block_scorer"
+
+    def __init__(self, blocks: FirstBlocks, weights: Weights) -> None:
+        super().__init__(weights)
+        self.blocks = blocks
+        self._blocks_on: dict[torch.device, FirstBlocks] = {}
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, note: Mapping[str, Any], weights: Weights, padding: Sequence[float]
+    ) -> "FirstBlockScorer":
+        """The scorer that a file holds, whatever the colour of a host's padding. Raises ValueError for a model that is
+        no plain ViT of timm's, and for weights of other shapes or that are not finite."""
+        model, count = (
+            note.get("model"),
+            len({name.split(".")[2] for name in weights if name.startswith("vit.blocks.")}),
+        )
+        if not isinstance(model, str):
+            raise ValueError(f"scorer={str(path)!r} is of the model {model!r}; expected the name of a ViT of timm's")
+        try:
+            blocks = FirstBlocks(model, count)
+        except ValueError as error:
+            raise ValueError(f"scorer={str(path)!r}: {error}; recreate it with tools/fit_scorer.py") from None
+        return cls(blocks, checked(weights, blocks.sizes | sizes_of(blocks.head_shapes, HEAD), path))
+
+    def note(self) -> dict[str, Any]:
+        return {self.KIND: 1, "model": self.blocks.model}
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return self.blocks.normalise(pixels)
+
+    def logits(self, images: Tensor, size: int) -> Tensor:
+        features = self._features(images, size)
+        return convolve(self.weights_on(images.device), self.blocks.head_shapes, features, HEAD)[:, 0]
+
+    def _features(self, images: Tensor, size: int) -> Tensor:
+        weights = self.weights_on(images.device)
+        if is_traced():  # a graph can have no module made in it; outside, threads may share none that is called so
+            own = {name: weights[name] for name in self.blocks.sizes}
+            return torch.func.functional_call(self.blocks, own, (images, size))
+        if images.device not in self._blocks_on:
+            self._blocks_on[images.device] = self.blocks.assign(weights)
+        return self._blocks_on[images.device](images, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_blocks_on": {}}

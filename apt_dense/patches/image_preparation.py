@@ -128,4 +128,4 @@ def denormalise(images: Tensor, pixel_format: PixelFormat) -> Tensor:
 
 def rounded_mean(pixel_format: PixelFormat) -> tuple[float, ...]:
     """RGB grey levels of padding, which is 0 in normalised images, as :func:`denormalise` gives them."""
-    return tuple(denormalise(torch.zeros(1, 3, 1, 1), pixel_format).flatten().tolist())
+    return tuple(denormalise(torch.zeros(1, 3, 1, 1, device="cpu"), pixel_format).flatten().tolist())

@@ -1,7 +1,5 @@
 """Learned scores: what they see, their files, and models that choose patches by them."""
 
-import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,26 +11,24 @@ from torch import Tensor
 from apt_dense import APTViT, PatchSelector
 from apt_dense.options import PixelFormat
 from apt_dense.patches.image_preparation import rounded_mean
-from apt_dense.patches.learned_scores import LAYERS, MARGIN, PIXELS, LearnedScorer, run
+from apt_dense.patches.learned_scores import LAYERS, MARGIN, PIXELS, LearnedScorer
 from apt_dense.patches.scorer_files import as_bytes
-from apt_dense.patches.scorer_layers import Layer
+from apt_dense.patches.scorer_layers import Weights, convolve
 
-from support.contract import assert_maps_close
-from support.scorers import random_head
+from support.scorers import PADDING, random_scorer
 
-IMAGE_NET = (124.0, 116.0, 104.0)
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def scorer() -> LearnedScorer:
-    return LearnedScorer(random_head(LAYERS), IMAGE_NET)
+    return random_scorer(LearnedScorer)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "scorer.safetensors"
-    path.write_bytes(as_bytes(LearnedScorer(random_head(LAYERS), IMAGE_NET)))
+    path.write_bytes(as_bytes(random_scorer(LearnedScorer)))
     return path
 
 
@@ -40,21 +36,21 @@ def pixels_of(rows: int, columns: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (batch, 3, rows, columns), generator=torch.Generator().manual_seed(seed)).float()
 
 
-def naive(layers: list[Layer], pixels: Tensor, size: int) -> Tensor:
+def naive(weights: Weights, pixels: Tensor, size: int) -> Tensor:
     """A patch at a time: it and three patches around it, cut from a picture that is padded on all sides."""
     height, width = pixels.shape[-2:]
     reach = MARGIN * size
-    padded = torch.tensor(IMAGE_NET).view(1, 3, 1, 1).repeat(1, 1, height + 2 * reach + size, width + 2 * reach + size)
+    padded = torch.tensor(PADDING).view(1, 3, 1, 1).repeat(1, 1, height + 2 * reach + size, width + 2 * reach + size)
     padded[..., reach : reach + height, reach : reach + width] = pixels
     scores = torch.zeros(height // size, width // size)
     for row in range(height // size):
         for column in range(width // size):
             top, left = row * size, column * size
             window = padded[..., top : top + size + 2 * reach, left : left + size + 2 * reach]
-            around = (window - torch.tensor(IMAGE_NET).view(1, 3, 1, 1)) / 255
+            around = (window - torch.tensor(PADDING).view(1, 3, 1, 1)) / 255
             side = (2 * MARGIN + 1) * PIXELS
             seen = torch.nn.functional.interpolate(around, size=(side, side), mode="bilinear", antialias=True)
-            scores[row, column] = torch.sigmoid(run(layers, seen)[0, 0, 0]) ** 2
+            scores[row, column] = torch.sigmoid(convolve(weights, LAYERS, seen)[0, 0, MARGIN, MARGIN]) ** 2
     return scores
 
 
@@ -62,8 +58,8 @@ def naive(layers: list[Layer], pixels: Tensor, size: int) -> Tensor:
 def test_a_patch_is_scored_by_itself_and_what_is_around_it(scorer: LearnedScorer, rows: int, columns: int) -> None:
     pixels = pixels_of(rows, columns)
     one, two = scorer(pixels, 8, [1, 2])
-    torch.testing.assert_close(one[0], naive(scorer.layers, pixels, 16), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(two[0], naive(scorer.layers, pixels, 32), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one[0], naive(scorer.weights, pixels, 16), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(two[0], naive(scorer.weights, pixels, 32), atol=1e-5, rtol=1e-4)
     assert one.min() >= 0 and one.max() <= 1 and (one.numel() < 9 or one.std() > 0.01)
 
 
@@ -77,7 +73,7 @@ def test_images_without_a_whole_patch_have_no_scores(scorer: LearnedScorer, rows
 def test_scores_do_not_depend_on_a_host_s_padding(scorer: LearnedScorer, rows: int, columns: int) -> None:
     """Patches of padding alone, or in part, are others; those of the image stay."""
     pixels = pixels_of(rows, columns)
-    padded = torch.tensor(IMAGE_NET).view(1, 3, 1, 1).repeat(1, 1, 160, 160)
+    padded = torch.tensor(PADDING).view(1, 3, 1, 1).repeat(1, 1, 160, 160)
     padded[..., :rows, :columns] = pixels
     for alone, among in zip(scorer(pixels, 8, [1, 2]), scorer(padded, 8, [1, 2]), strict=True):
         torch.testing.assert_close(among[:, : alone.shape[1], : alone.shape[2]], alone, atol=1e-6, rtol=1e-5)
@@ -126,44 +122,3 @@ def test_wrong_weights_are_named(file: Path, change: Callable[[dict], None], wor
     file.write_bytes(save(content, {"apt_dense": '{"learned_scorer": 1}'}))
     with pytest.raises(ValueError, match=f"scorer=.*{words}"):
         APTViT(**TINY, thresholds=(0.1,), scorer=str(file))
-
-
-def middle(selector: PatchSelector, images: Tensor) -> float:
-    """A threshold that merges a half of the patches."""
-    return float(selector.scores(images)[0].median())
-
-
-@pytest.mark.parametrize("budget", [None, 0.6])
-def test_models_choose_by_it_and_can_be_copied(file: Path, budget: float | None) -> None:
-    images = torch.randn(2, 3, 64, 40, generator=torch.Generator().manual_seed(0))
-    threshold = middle(PatchSelector(patch_size=4, thresholds=(0.1,), scorer=str(file)), images)
-    model = APTViT(**TINY, thresholds=(threshold,), scorer=str(file), token_budget=budget).eval()
-    kept = model.patches.tokens_kept(images)
-    assert kept.min() > 0.3 and kept.max() < 0.9
-    with torch.no_grad():
-        expected = model(images)
-        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert_maps_close(list(other(images)), list(expected), 0)
-        if budget:
-            compiled = torch.compile(model, fullgraph=True, backend="eager")
-            exported = torch.export.export(model, (images,), strict=False).module()
-            for graph in (compiled, exported):
-                assert_maps_close(list(graph(images)), list(expected), 1e-5)
-
-
-def test_nothing_learns_it(file: Path) -> None:
-    """Not a parameter, nor in the state dict; scores have no gradient."""
-    model, plain = APTViT(**TINY, thresholds=(0.1,), scorer=str(file)), APTViT(**TINY, thresholds=(5.0,))
-    assert model.state_dict().keys() == plain.state_dict().keys()
-    assert len(list(model.parameters())) == len(list(plain.parameters()))
-    images = torch.randn(1, 3, 32, 32).requires_grad_()
-    assert not model.patches.scores(images)[0].requires_grad
-
-
-def test_16_bit_images_are_scored_in_float32(file: Path) -> None:
-    selector = PatchSelector(patch_size=4, thresholds=(0.1,), scorer=str(file))
-    images = torch.randn(1, 3, 32, 32).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        (found,) = selector.scores(images)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, selector.scores(images.float())[0])

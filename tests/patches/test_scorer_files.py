@@ -10,29 +10,20 @@ import torch
 from safetensors.torch import load, save
 
 from apt_dense import PatchSelector
-from apt_dense.patches.first_block_scores import FirstBlockScorer, first_blocks, head_shapes
-from apt_dense.patches.learned_scores import LAYERS, LearnedScorer
-from apt_dense.patches.scorer_files import FileScorer, as_bytes, load_scorer
+from apt_dense.patches.first_block_scores import FirstBlockScorer
+from apt_dense.patches.learned_scores import LearnedScorer
+from apt_dense.patches.scorer_files import as_bytes, load_scorer
+from apt_dense.patches.scorer_layers import FixedScorer
 
-from support.scorers import MODEL, random_head, random_vit_weights
+from support.scorers import MODEL, PADDING, random_scorer
 
-PADDING = (124.0, 116.0, 104.0)
-
-
-def scorer_of(kind: str, seed: int = 0) -> FileScorer:
-    if kind == "convolutions":
-        return LearnedScorer(random_head(LAYERS, seed), PADDING)
-    vit = first_blocks(MODEL, 2, random_vit_weights(seed))
-    return FirstBlockScorer(MODEL, vit, random_head(head_shapes(vit), seed))
-
-
-KINDS = pytest.mark.parametrize("kind", ["convolutions", "first blocks"])
+KINDS = pytest.mark.parametrize("kind", [LearnedScorer, FirstBlockScorer])
 
 
 @KINDS
-def test_a_file_holds_the_scorer(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "scorer.safetensors").write_bytes(as_bytes(scorer_of(kind)))
-    found, expected = load_scorer(tmp_path / "scorer.safetensors", PADDING), scorer_of(kind)
+def test_a_file_holds_the_scorer(tmp_path: Path, kind: type[FixedScorer]) -> None:
+    (tmp_path / "scorer.safetensors").write_bytes(as_bytes(random_scorer(kind)))
+    found, expected = load_scorer(tmp_path / "scorer.safetensors", PADDING), random_scorer(kind)
     pixels = torch.randint(0, 256, (2, 3, 64, 50), generator=torch.Generator().manual_seed(0)).float()
     for one, other in zip(found(pixels, 8, [1, 2]), expected(pixels, 8, [1, 2]), strict=True):
         torch.testing.assert_close(one, other)
@@ -41,14 +32,17 @@ def test_a_file_holds_the_scorer(tmp_path: Path, kind: str) -> None:
 
 
 @KINDS
-def test_a_file_is_read_again_when_it_changes(tmp_path: Path, kind: str) -> None:
+def test_a_file_is_read_again_when_it_changes(tmp_path: Path, kind: type[FixedScorer]) -> None:
     path = tmp_path / "scorer.safetensors"
-    path.write_bytes(as_bytes(scorer_of(kind)))
+    path.write_bytes(as_bytes(random_scorer(kind)))
     first = load_scorer(path, PADDING)
     assert load_scorer(path, PADDING) is first
-    path.write_bytes(as_bytes(scorer_of(kind, seed=1)))
+    path.write_bytes(as_bytes(random_scorer(kind, seed=1)))
     os.utime(path, ns=(1, 1))
-    assert as_bytes(load_scorer(path, PADDING)) == as_bytes(scorer_of(kind, seed=1)) != as_bytes(first)
+    assert as_bytes(load_scorer(path, PADDING)) == as_bytes(random_scorer(kind, seed=1)) != as_bytes(first)
+
+
+TEST_VIT = json.dumps({"first_block_scorer": 1, "model": MODEL})
 
 
 class _Bomb:
@@ -70,16 +64,17 @@ def note(text: str) -> bytes:
         (save({"a": torch.zeros(1)}), "is no learned scorer"),
         (note("[1]"), "is no learned scorer"),
         (note('{"learned_scorer": 2}'), "is no learned scorer"),
-        (note('{"first_block_scorer": 1}'), "1 blocks of the model None"),
-        (save({"a": torch.zeros(1)}, {"apt_dense": '{"first_block_scorer": 1, "model": "test_vit"}'}), "0 blocks"),
+        (note("[" * 100_000), "is damaged"),
+        (note('{"first_block_scorer": 1}'), "is of the model None"),
+        (save({"a": torch.zeros(1)}, {"apt_dense": TEST_VIT}), "first 0 blocks"),
         (note('{"first_block_scorer": 1, "model": "hf-hub:some/vit"}'), "timm has no model 'hf-hub"),
         (note('{"first_block_scorer": 1, "model": "local-dir:/tmp"}'), "timm has no model 'local-dir"),
-        (note('{"first_block_scorer": 1, "model": "resnet18"}'), "resnet18 is no ViT"),
-        (note('{"first_block_scorer": 1, "model": "test_vit"}'), "weights are not those of test_vit"),
+        (note('{"first_block_scorer": 1, "model": "resnet18"}'), "resnet18 is no plain ViT"),
+        (note(TEST_VIT), "holds nothing as vit.cls_token"),
     ],
     ids=[
-        "empty", "noise", "pickle", "no note", "weights", "a list", "newer", "nameless", "no blocks", "download",
-        "folder", "no ViT", "weights of others",
+        "empty", "noise", "pickle", "no note", "weights", "a list", "newer", "deep note", "nameless", "no blocks",
+        "download", "folder", "no ViT", "weights of others",
     ],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
@@ -92,14 +87,22 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> 
         PatchSelector(thresholds=(0.1,), scorer=str(path))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("vit.blocks.1.attn.qkv.weight", "NaN or infinity as blocks.1"), ("head.0.bias", "head.0.bias")]
-)
-def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str, words: str) -> None:
-    content = load(as_bytes(scorer_of("first blocks")))
-    content[name].view(-1)[0] = torch.nan
+@pytest.mark.parametrize("name", ["vit.blocks.1.attn.qkv.weight", "head.0.bias"])
+@pytest.mark.parametrize("value", [torch.nan, torch.float64, torch.float8_e4m3fn, torch.complex64, torch.int8])
+def test_weights_that_are_not_finite_float32_are_named(tmp_path: Path, name: str, value: float | torch.dtype) -> None:
+    content = load(as_bytes(random_scorer(FirstBlockScorer)))
+    if isinstance(value, torch.dtype):
+        content[name] = content[name].to(value)
+    else:
+        content[name].view(-1)[0] = value
     path = tmp_path / "scorer.safetensors"
-    kind = {"first_block_scorer": 1, "model": MODEL}
-    path.write_bytes(save(content, {"apt_dense": json.dumps(kind)}))
-    with pytest.raises(ValueError, match=f"scorer=.*{words}"):
+    path.write_bytes(save(content, {"apt_dense": TEST_VIT}))
+    with pytest.raises(ValueError, match=f"scorer=.*as {name}; expected finite float32"):
         load_scorer(path, PADDING)
+
+
+def test_weights_beyond_those_needed_are_left_out(tmp_path: Path) -> None:
+    content = load(as_bytes(random_scorer(FirstBlockScorer)))
+    path = tmp_path / "scorer.safetensors"
+    path.write_bytes(save({**content, "vit.norm.weight": torch.ones(64)}, {"apt_dense": TEST_VIT}))
+    assert load_scorer(path, PADDING).weights.keys() == content.keys()

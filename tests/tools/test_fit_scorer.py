@@ -23,6 +23,7 @@ from apt_dense.weights.files import write_checkpoint
 
 from calibration.coco_objects_as_labels import load_objects
 from calibration.learned_scorer_training import Fit, hidden_by, other_classes, photo_batches
+from calibration.scorer_networks import FirstBlocksNetwork, pretrained_blocks
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet
 from support.coco_folder import write_coco
@@ -163,24 +164,38 @@ def test_shares_that_cannot_be_reached_stay_empty(tmp_path: Path, capsys: pytest
     assert [bool(line.split("|")[4].strip()) for line in lines[2:]] == [True, True, False]
 
 
-def write_weights(path: Path) -> Path:
-    write_checkpoint(random_vit_weights(), path)
-    return path
-
-
 def test_first_blocks_of_a_vit_learn_it_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_noise(tmp_path, 40)
-    weights = write_weights(tmp_path / "vit.pth")
+    weights = tmp_path / "vit.pth"
+    write_checkpoint(random_vit_weights(), weights)
     tool.main(options(tmp_path, "--epochs", "10", "--model", MODEL, "--weights", str(weights), "--blocks", "2"))
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| 60%"))
     learned, entropy = (float(cell.strip(" %")) for cell in line.split("|")[2:4])
     assert learned < entropy - 10, printed
     scorer = load_scorer(tmp_path / "scorer.safetensors", (124, 116, 104))
-    assert isinstance(scorer, FirstBlockScorer) and len(scorer.vit.blocks) == 2
+    assert isinstance(scorer, FirstBlockScorer) and "vit.blocks.2.norm1.weight" not in scorer.weights
     start = random_vit_weights()
-    assert not torch.equal(scorer.vit.blocks[0].attn.qkv.weight, start["blocks.0.attn.qkv.weight"])
-    torch.testing.assert_close(scorer.vit.pos_embed, start["pos_embed"], atol=0.1, rtol=0)
+    assert not torch.equal(scorer.weights["vit.blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
+    torch.testing.assert_close(scorer.weights["vit.pos_embed"], start["pos_embed"], atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "test_vit2", "test_vit3", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_siglip_224", "deit3_small_patch16_224",
+        "vit_little_patch16_reg4_gap_256",
+    ],
+)  # fmt: skip
+def test_families_of_plain_vits_serve(tmp_path: Path, model: str) -> None:
+    """Also those with other tokens, norms or poolings."""
+    state = random_vit_weights(model)
+    write_checkpoint(state, tmp_path / "vit.safetensors")
+    network = FirstBlocksNetwork(*pretrained_blocks(model, 1, tmp_path / "vit.safetensors"))
+    for name, value in network.blocks.state_dict().items():
+        torch.testing.assert_close(value, state[name.removeprefix("vit.")], atol=0, rtol=0)
+    assert network(torch.rand(1, 3, 32, 48) * 255, 16).shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,9 @@ def test_first_blocks_of_a_vit_learn_it_too(tmp_path: Path, capsys: pytest.Captu
         (["--scales", "5"], "holds no patch of 128 pixels"),
         (["--coco", "data"], "give --images and --masks, or --coco"),
         (["--weights", "vit.pth"], "--weights vit.pth: give --model, whose they are"),
+        (["--blocks", "2"], "--blocks 2: give --model, whose they are"),
         (["--model", "nothing", "--weights", "vit.pth"], "timm has no model 'nothing'"),
+        (["--model", MODEL, "--weights", "vit.pth", "--blocks", "7"], "first 7 blocks of test_vit: expected 1 to 6"),
         (["--model", MODEL, "--weights", "missing.pth"], "missing.pth does not exist"),
         (["--limit", "10"], "10 labelled photos: expected 20 or more"),
     ],

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from apt_dense.patches.scorer_files import FileScorer
+from apt_dense.patches.scorer_layers import FixedScorer
 from apt_dense.patches.scores import Scorer
 
 from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork
@@ -56,7 +56,9 @@ def other_classes(masks: Tensor, size: int) -> Tensor:
     return 1 - most / total
 
 
-def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork) -> FileScorer:
+def train_scorer(
+    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork
+) -> FixedScorer:
     """Train on photos of labelled classes, mirrored, zoomed and lightened at random.
 
     The network learns the square root of :func:`other_classes`, so that small objects count; its score is the square.
@@ -67,7 +69,7 @@ def train_scorer(data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[],
     torch.manual_seed(seed)
     device, generator = data.photos.device, torch.Generator().manual_seed(seed)
     network = build().to(device)
-    optimizer = torch.optim.AdamW(network.groups(), weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(network.parameter_groups(), weight_decay=_DECAY)
     steps = len(data.masks) // fit.batch * fit.epochs
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
