@@ -115,7 +115,7 @@ def load_labelled(args: argparse.Namespace, fit: Fit) -> LabelledSet:
 
 
 def network_of(args: argparse.Namespace) -> Callable[[], Network]:
-    """What makes the network that is trained. Raises ValueError, OSError."""
+    """Return a function that builds the network to train. Raises ValueError, OSError."""
     if args.model is None:
         return PatchNetwork
     return partial(FirstBlocksNetwork, *pretrained_blocks(args.model, args.blocks or USUAL_BLOCKS, args.weights))

@@ -119,10 +119,8 @@ class FirstBlockScorer(FixedScorer):
     ) -> "FirstBlockScorer":
         """The scorer that a file holds, whatever the colour of a host's padding. Raises ValueError for a model that is
         no plain ViT of timm's, and for weights of other shapes or that are not finite."""
-        model, count = (
-            note.get("model"),
-            len({name.split(".")[2] for name in weights if name.startswith("vit.blocks.")}),
-        )
+        model = note.get("model")
+        count = len({name.split(".")[2] for name in weights if name.startswith(f"{VIT}blocks.")})
         if not isinstance(model, str):
             raise ValueError(f"scorer={str(path)!r} is of the model {model!r}; expected the name of a ViT of timm's")
         try:

@@ -1,4 +1,4 @@
-"""What learned scorers have in common: fixed weights that follow the pixels, and convolutions at the end."""
+"""Base class of learned scorers, and their convolutions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class FixedScorer(ABC):
 
     @abstractmethod
     def note(self) -> dict[str, Any]:
-        """What its file says besides the weights."""
+        """Metadata stored with the weights."""
 
     def weights_on(self, device: torch.device) -> Weights:
         """The weights, copied to each device once."""
@@ -118,11 +118,11 @@ def checked(weights: Weights, sizes: Mapping[str, tuple[int, ...]], path: str | 
     """
     for name, size in sizes.items():
         found = weights.get(name)
-        is_right = found is not None and tuple(found.shape) == tuple(size) and found.dtype == torch.float32
+        is_right = found is not None and tuple(found.shape) == size and found.dtype == torch.float32
         if not is_right or not found.isfinite().all():
             held = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}, or NaN or infinity"
             raise ValueError(
-                f"scorer={str(path)!r} holds {held} as {name}; expected finite float32 {tuple(size)}, as "
+                f"scorer={str(path)!r} holds {held} as {name}; expected finite float32 {size}, as "
                 f"tools/fit_scorer.py writes: recreate it"
             )
     return {name: weights[name] for name in sizes}

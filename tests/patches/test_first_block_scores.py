@@ -7,16 +7,12 @@ from torch import Tensor, nn
 
 from apt_dense.patches.first_block_scores import HEAD, FirstBlocks, FirstBlockScorer
 
-from support.scorers import BLOCKS, MODEL, random_scorer, random_vit_weights
+from support.scorers import BLOCKS, MODEL, pixels_of, random_scorer, random_vit_weights
 
 
 @pytest.fixture(scope="module")
 def scorer() -> FirstBlockScorer:
     return random_scorer(FirstBlockScorer)
-
-
-def pixels_of(rows: int, columns: int, batch: int = 1) -> Tensor:
-    return torch.randint(0, 256, (batch, 3, rows, columns), generator=torch.Generator().manual_seed(0)).float()
 
 
 def head_of(scorer: FirstBlockScorer) -> nn.Sequential:

@@ -15,7 +15,7 @@ from apt_dense.patches.learned_scores import LAYERS, MARGIN, PIXELS, LearnedScor
 from apt_dense.patches.scorer_files import as_bytes
 from apt_dense.patches.scorer_layers import Weights, convolve
 
-from support.scorers import PADDING, random_scorer
+from support.scorers import PADDING, pixels_of, random_scorer
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
@@ -30,10 +30,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "scorer.safetensors"
     path.write_bytes(as_bytes(random_scorer(LearnedScorer)))
     return path
-
-
-def pixels_of(rows: int, columns: int, batch: int = 1, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (batch, 3, rows, columns), generator=torch.Generator().manual_seed(seed)).float()
 
 
 def naive(weights: Weights, pixels: Tensor, size: int) -> Tensor:

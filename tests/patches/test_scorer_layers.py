@@ -1,4 +1,4 @@
-"""What holds for every scorer with fixed weights: copies, graphs, gradients, types, devices."""
+"""Tests of every ``FixedScorer``: copying, graphs, gradients, dtypes, devices."""
 
 import copy
 import pickle

@@ -38,3 +38,8 @@ def random_scorer(kind: type[FixedScorer], seed: int = 0) -> FixedScorer:
     blocks, state = FirstBlocks(MODEL, BLOCKS), random_vit_weights(seed=seed)
     own = {name: state[name.removeprefix(VIT)] for name in blocks.sizes}
     return FirstBlockScorer(blocks, own | weights_of(random_layers(blocks.head_shapes, seed), HEAD))
+
+
+def pixels_of(rows: int, columns: int, batch: int = 1) -> Tensor:
+    """Noise (batch, 3, rows, columns): RGB grey levels."""
+    return torch.randint(0, 256, (batch, 3, rows, columns), generator=torch.Generator().manual_seed(0)).float()

@@ -37,12 +37,16 @@ class NormedConvolutions(nn.Module):
 
     def layers(self) -> list[Layer]:
         """Weights that give the same without norms, by their running means."""
-        fused = []
-        for conv, norm in zip(self.convolutions[:-1], self.norms, strict=True):
-            of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            fused.append(Layer(*(p.detach() for p in fuse_conv_bn_weights(conv.weight, conv.bias, *of_norm))))
+        fused = [_fuse(conv, norm) for conv, norm in zip(self.convolutions[:-1], self.norms, strict=True)]
         last = self.convolutions[-1]
         return [*fused, Layer(last.weight.detach(), last.bias.detach())]
+
+
+def _fuse(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Layer:
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+    )
+    return Layer(weight.detach(), bias.detach())
 
 
 class PatchNetwork(NormedConvolutions):

@@ -1,4 +1,4 @@
-"""What kernels share that compute attention head by head: the order of heads, and where their outputs go."""
+"""Helpers for kernels that compute attention one head at a time."""
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
