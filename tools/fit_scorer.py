@@ -1,9 +1,11 @@
-"""Learn from labels which patches may be merged, and write a scorer for the backbone's option "scorer".
+"""Learn which patches may be merged, and write a scorer for the backbone's option "scorer".
 
     python tools/fit_scorer.py --images data/camvid/images/training --masks data/camvid/annotations/training \\
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
     python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
     python tools/fit_scorer.py --images ... --masks ... --size 1024x1024 --model vit_small_patch14_dinov2 --out ...
+    python tools/fit_scorer.py --images my_photos --features --size 512x512 --model vit_small_patch14_dinov2 \\
+        --weights trained.pth --out scorer.safetensors
     python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
@@ -11,8 +13,12 @@ from a patch and what is around it which share of its pixels is of another class
 masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
 is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-Scores are from 0 to 1; at a threshold of 0.01 a patch is merged where a hundredth of it is expected to be something
-else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
+With --features no labels are needed: what merging hides is then how much the features of the model's last block differ
+within a patch. Give the weights of a model that was trained for your task, since those of pretraining alone do not know
+what it is about. Photos are cut to the shape of --size.
+
+Scores are from 0 to 1; with labels, at a threshold of 0.01 a patch is merged where a hundredth of it is expected to be
+something else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -28,26 +34,22 @@ from shared.packages import needed_packages
 with needed_packages("fit_scorer"):
     import torch
 
-    from apt_dense import PatchSelector
-    from apt_dense.options import PixelFormat
-    from apt_dense.patches.learned_scores import NEXT_SCALE
+    from apt_dense.patches.first_block_scores import FirstBlocks
     from apt_dense.patches.scorer_files import SUFFIX, as_bytes
-    from apt_dense.patches.scores import SCORERS, Scorer
     from apt_dense.weights.files import write_whole
 
-    from calibration.coco_objects_as_labels import load_objects
-    from calibration.learned_scorer_training import Fit, Network, hidden_by, photo_batches, train_scorer
-    from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_blocks
+    from calibration.coco_objects_as_labels import load_objects, training_photos
+    from calibration.hidden_features import HiddenFeatures
+    from calibration.learned_scorer_training import Fit, Network, Target, of_labels, photo_batches, train_scorer
+    from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_weights
+    from calibration.scorer_report import hidden_table
     from evidence.equal_token_rows import parse_size, square_size
     from evidence.labelled_photos import find_pairs
-    from evidence.photos_in_memory import LabelledSet, load_set
-    from shared.normalise import normalise
+    from evidence.photos_in_memory import LabelledSet, load_set, load_unlabelled
     from shared.option_types import PIXELS, SEEDS, device, whole
-    from shared.tables import markdown
-    from shared.thresholds_for_share import scores_of, short, thresholds_for
+    from shared.photo_files import evenly_spread, find_photos
 
 HELD_OUT = 10  # every tenth photo
-TOKENS = 0.8, 0.6, 0.4  # shares that are printed
 USUAL_BLOCKS = 4
 
 
@@ -57,6 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, nargs="+", metavar="DIR", help="folders of photos")
     add("--masks", type=Path, nargs="+", metavar="DIR", help="PNG files of the same names, 8-bit labels")
     add("--coco", type=Path, metavar="DATA", help="instead of these, a folder of detection data in COCO's layout")
+    add("--features", action="store_true", help="learn from the last block of --model, not from labels")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -93,12 +96,14 @@ def check(args: argparse.Namespace) -> Fit:
     """Turn text into values. Raises ValueError."""
     if args.out.suffix != SUFFIX:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
-    if (args.coco is None) == (args.images is None or args.masks is None):
-        raise ValueError("give --images and --masks, or --coco")
+    if (args.coco is None) == (args.images is None or (args.masks is None and not args.features)):
+        raise ValueError("give --images and --masks, or --coco, or --images and --features")
+    if args.features and (args.model is None or args.masks is not None):
+        raise ValueError("--features: give --model and its --weights, and no --masks")
     for option in ("weights", "blocks"):
         if getattr(args, option) is not None and args.model is None:
             raise ValueError(f"--{option} {getattr(args, option)}: give --model, whose they are")
-    size = parse_size(args.size) if args.coco is None else square_size(args.size)
+    size = square_size(args.size) if are_in_corners(args) else parse_size(args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
             f"--size {args.size} holds no patch of {args.patch_size << args.scales} pixels; give fewer --scales"
@@ -106,65 +111,47 @@ def check(args: argparse.Namespace) -> Fit:
     return Fit(args.patch_size, args.scales, size, args.epochs)
 
 
-def load_labelled(args: argparse.Namespace, fit: Fit) -> LabelledSet:
+def are_in_corners(args: argparse.Namespace) -> bool:
+    """Whether photos keep their shapes, in the corners of squares."""
+    return args.coco is not None and not args.features
+
+
+def load_photos(args: argparse.Namespace, fit: Fit) -> LabelledSet:
     """Read what is learned from. Raises ValueError, OSError."""
+    device = torch.device(args.device)
+    if args.features:
+        photos = find_photos(args.images) if args.coco is None else training_photos(args.coco)
+        return load_unlabelled(evenly_spread(photos, args.limit), fit.size, device)
     if args.coco is not None:
-        return load_objects(args.coco, fit.size[0], args.limit, torch.device(args.device))
-    pairs = find_pairs(args.images, args.masks, args.limit)
-    return load_set(pairs, args.zero_is_void, 255, torch.device(args.device), fit.size)
+        return load_objects(args.coco, fit.size[0], args.limit, device)
+    return load_set(find_pairs(args.images, args.masks, args.limit), args.zero_is_void, 255, device, fit.size)
 
 
-def network_of(args: argparse.Namespace) -> Callable[[], Network]:
-    """Return a function that builds the network to train. Raises ValueError, OSError."""
+def network_and_target(args: argparse.Namespace) -> tuple[Callable[[], Network], Target]:
+    """Return a function that builds the network to train, and what it learns. Raises ValueError, OSError."""
     if args.model is None:
-        return PatchNetwork
-    return partial(FirstBlocksNetwork, *pretrained_blocks(args.model, args.blocks or USUAL_BLOCKS, args.weights))
+        return PatchNetwork, of_labels
+    blocks = FirstBlocks(args.model, args.blocks or USUAL_BLOCKS)
+    weights = pretrained_weights(args.model, args.weights)
+    build = partial(FirstBlocksNetwork, blocks, weights)
+    if not args.features:
+        return build, of_labels
+    return build, HiddenFeatures(args.model, weights, args.patch_size, torch.device(args.device))
 
 
 def fit_scorer(args: argparse.Namespace) -> str:
     """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
-    fit, build = check(args), network_of(args)
-    data = load_labelled(args, fit)
+    fit, (build, target) = check(args), network_and_target(args)
+    data = load_photos(args, fit)
     count = len(data.masks)
     if count < 2 * HELD_OUT:
-        raise ValueError(f"{count} labelled photos: expected {2 * HELD_OUT} or more")
+        raise ValueError(f"{count} photos to learn from: expected {2 * HELD_OUT} or more")
     held_out = torch.arange(count, device=args.device) % HELD_OUT == HELD_OUT // 2
-    scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build)
+    scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build, target)
     with write_whole(args.out) as file:
         file.write_bytes(as_bytes(scorer))
-    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), args.coco is not None))
-    return table_of(scorer, rest, fit)
-
-
-def table_of(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit) -> str:
-    """Format the pixels hidden on held-out photos, and the thresholds, for each share of tokens."""
-    scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
-    found = {name: hidden_by(each, batches, fit, TOKENS) for name, each in scorers.items()}
-    found["thresholds"] = thresholds_of(scorer, batches, fit)
-    rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
-    columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}", "thresholds": "{}"}
-    size, count = 2 * fit.patch_size, sum(len(batch.masks) for batch in batches)
-    return (
-        f"On {count} photos held out, when patches of {size} pixels are merged in the order of their scores: hidden of "
-        f"the pixels that merging all of them would give another class. And the thresholds of {fit.scales} coarse "
-        f"scale{'s' * (fit.scales > 1)} with which these photos keep as many tokens:\n\n{markdown(rows, columns)}"
-    )
-
-
-def thresholds_of(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit) -> list[str | None]:
-    """Thresholds for each share of ``TOKENS``, those of a scale ``NEXT_SCALE`` times those of the scale before; None
-    for a share that cannot be reached."""
-    ratios = tuple(NEXT_SCALE**scale for scale in range(fit.scales))
-    selector = PatchSelector(patch_size=fit.patch_size, thresholds=ratios, scorer=scorer)
-    photos = (photo for batch in batches for photo in batch.photos.cpu().split(1))
-    scores = [scores_of(selector, normalise(photo.float(), PixelFormat())) for photo in photos]
-    found: list[str | None] = []
-    for share in TOKENS:
-        try:
-            found.append(" ".join(map(short, thresholds_for(scores, ratios, share))))
-        except ValueError:
-            found.append(None)
-    return found
+    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), are_in_corners(args)))
+    return hidden_table(scorer, rest, fit, target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

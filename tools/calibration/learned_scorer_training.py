@@ -1,6 +1,7 @@
-"""Train a learned scorer: which patches hold more than one class, told from pixels."""
+"""Train a learned scorer: which patches hide something if they are merged, told from pixels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apt_dense.patches.scorer_layers import FixedScorer
-from apt_dense.patches.scores import Scorer
 
 from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views
 
 Network = PatchNetwork | FirstBlocksNetwork
+#: Grey levels (B, 3, H, W) and masks (B, H, W) -> (pixels of a patch -> what it hides if it is merged).
+Target = Callable[[Tensor, Tensor], Callable[[int], Tensor]]
 _DECAY, _LIGHTER = 0.01, 0.2  # the last: how much lighter or darker photos are made at most
 
 
@@ -56,15 +58,21 @@ def other_classes(masks: Tensor, size: int) -> Tensor:
     return 1 - most / total
 
 
-def train_scorer(
-    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork
-) -> FixedScorer:
-    """Train on photos of labelled classes, mirrored, zoomed and lightened at random.
+def of_labels(pixels: Tensor, masks: Tensor) -> Callable[[int], Tensor]:
+    """The target where there are labels: :func:`other_classes` of patches of a size."""
+    return partial(other_classes, masks)
 
-    The network learns the square root of :func:`other_classes`, so that small objects count; its score is the square.
+
+def train_scorer(
+    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork, target: Target = of_labels
+) -> FixedScorer:
+    """Train on photos, mirrored, zoomed and lightened at random.
+
+    The network learns the square root of what a patch hides, so that small objects count; its score is the square.
 
     Args:
         build: makes the network.
+        target: what patches hide, from 0 to 1 and NaN where nothing is known, as :func:`of_labels`.
     """
     torch.manual_seed(seed)
     device, generator = data.photos.device, torch.Generator().manual_seed(seed)
@@ -77,9 +85,10 @@ def train_scorer(
     bar = tqdm(order, "training the scorer", steps, leave=False)
     for numbers in bar:
         photos, masks = random_views(data, fit.size, numbers, generator)
+        hidden = target(photos, masks)
         lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
         pixels = (photos * lightness.to(device)).clamp(0, 255)
-        loss = sum(_loss(network, pixels, masks, fit.patch_size << s) for s in range(1, fit.scales + 1))
+        loss = sum(_loss(network, pixels, hidden, fit.patch_size << s) for s in range(1, fit.scales + 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -88,8 +97,8 @@ def train_scorer(
     return network.scorer()
 
 
-def _loss(network: Network, pixels: Tensor, masks: Tensor, size: int) -> Tensor:
-    wanted = other_classes(masks, size)
+def _loss(network: Network, pixels: Tensor, hidden: Callable[[int], Tensor], size: int) -> Tensor:
+    wanted = hidden(size)
     labelled = ~wanted.isnan()
     found = torch.sigmoid(network(pixels, size))
     return F.mse_loss(found[labelled], wanted[labelled].sqrt())
@@ -104,23 +113,3 @@ def photo_batches(data: LabelledSet, in_corners: bool) -> Iterator[LabelledSet]:
     for photo, mask in zip(data.photos, data.masks, strict=True):
         rows, columns = (mask != IGNORED).nonzero().amax(0).add(1).tolist()
         yield LabelledSet(photo[None, :, :rows, :columns], mask[None, :rows, :columns])
-
-
-@torch.inference_mode()
-def hidden_by(scorer: Scorer, batches: Iterable[LabelledSet], fit: Fit, tokens: Sequence[float]) -> list[float]:
-    """What patches of scale 1 hide if those of the lowest scores are merged.
-
-    Args:
-        tokens: shares of an image's tokens to keep on average, each from 1/4 to 1.
-
-    Returns:
-        For each, the pixels that a merged patch gives another class than theirs, as a share of those that all would.
-    """
-    scores, others = [], []
-    for photos, masks in batches:
-        scores.append(scorer(photos.float(), fit.patch_size, [1])[0].flatten())
-        others.append(other_classes(masks, 2 * fit.patch_size).flatten())
-    found, wanted = torch.cat(scores), torch.cat(others).nan_to_num(0)
-    order = wanted[found.argsort(stable=True)].cumsum(0)
-    merged = [min(len(order) - 1, round((1 - share) / 0.75 * len(order))) for share in tokens]
-    return [float(order[count - 1] / order[-1]) if count else 0.0 for count in merged]

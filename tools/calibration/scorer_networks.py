@@ -77,8 +77,7 @@ class FirstBlocksNetwork(nn.Module):
 
     def __init__(self, blocks: FirstBlocks, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        own = {name: weights[name.removeprefix(VIT)].clone() for name in blocks.sizes}
-        self.blocks = blocks.assign(own).requires_grad_()
+        self.blocks = with_weights(blocks, weights).requires_grad_()
         self.head = NormedConvolutions(blocks.head_shapes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -98,16 +97,19 @@ class FirstBlocksNetwork(nn.Module):
         return FirstBlockScorer(without_weights, weights | weights_of(self.head.layers(), HEAD))
 
 
-def pretrained_blocks(model: str, count: int, path: Path | None) -> tuple[FirstBlocks, Mapping[str, Tensor]]:
-    """The first blocks of a timm ViT, without weights, and its state dict, from a file that ``load_backbone`` reads, or
-    downloaded.
+def with_weights(blocks: FirstBlocks, weights: Mapping[str, Tensor]) -> FirstBlocks:
+    """Blocks with copies of the weights of their ViT, by timm's names."""
+    return blocks.assign({name: weights[name.removeprefix(VIT)].clone() for name in blocks.sizes})
+
+
+def pretrained_weights(model: str, path: Path | None) -> Mapping[str, Tensor]:
+    """The state dict of a timm ViT, by timm's names: from a file that ``load_backbone`` reads, also of a model that was
+    trained with patches of another size, or downloaded.
 
     Raises:
-        ValueError, OSError: for models and files that ``FirstBlocks``, ``APTViT.from_timm`` and ``load_backbone``
-            refuse.
+        ValueError, OSError: for models and files that ``APTViT.from_timm`` and ``load_backbone`` refuse.
     """
-    blocks = FirstBlocks(model, count)
     backbone = APTViT.from_timm(model, pretrained=path is None, thresholds=())
     if path is not None:
-        load_backbone(backbone, path)
-    return blocks, from_apt(backbone.state_dict(), "timm").state
+        load_backbone(backbone, path, resize_patches=True)
+    return from_apt(backbone.state_dict(), "timm").state

@@ -17,7 +17,7 @@ from evidence.equal_token_rows import SMALLER, Case, check_size
 from evidence.match_token_counts import model_input, resized, smaller_grid, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
-from shared.photo_files import read_photo
+from shared.photo_files import middle, read_photo
 from shared.thresholds_for_share import scores_of, thresholds_for
 
 
@@ -46,12 +46,9 @@ def photo_at(path: Path, size: tuple[int, int]) -> Tensor | None:
     """
     pixels = read_photo(path)
     height, width = pixels.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    if scale < 1:
+    if height < size[0] or width < size[1]:
         return None
-    rows, columns = round(size[0] * scale), round(size[1] * scale)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return resized(to_grey_levels(pixels[top : top + rows, left : left + columns]), size)
+    return resized(to_grey_levels(middle(pixels, size)), size)
 
 
 class Reference(NamedTuple):

@@ -1,6 +1,7 @@
 """Labelled photos as tensors on one device, and the random views of them that are trained on."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from demo.image_edits import resize_to
 from evidence.labelled_photos import IGNORED, Labelled, read_labels
-from shared.photo_files import read_photo
+from shared.photo_files import middle, read_photo
 
 LARGEST_ZOOM = 1.5
 
@@ -49,6 +50,18 @@ def load_set(
     _check_labels(masks, classes)
     pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
     return LabelledSet(pixels.to(device), torch.from_numpy(np.stack(masks)).to(device))
+
+
+def load_unlabelled(photos: Sequence[Path], size: tuple[int, int], device: torch.device) -> LabelledSet:
+    """Read photos without masks: the middle of each, cut to the shape of ``size`` and resized to it; masks are zero.
+
+    Raises:
+        ValueError, OSError: for photos that cannot be read.
+    """
+    read = (read_photo(path) for path in tqdm(photos, "reading", leave=False))
+    arrays = [resize_to(middle(photo, size), *size) for photo in read]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(device)
+    return LabelledSet(pixels, pixels.new_zeros(len(pixels), *size))
 
 
 def _check_labels(masks: Sequence[np.ndarray], classes: int) -> None:

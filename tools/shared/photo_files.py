@@ -56,6 +56,15 @@ def read_photo(path: Path) -> np.ndarray:
     return pixels
 
 
+def middle(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The largest part in the middle of a photo (H, W, 3) that is as wide for its height as ``shape`` (H, W)."""
+    height, width = pixels.shape[:2]
+    scale = min(height / shape[0], width / shape[1])
+    rows, columns = (max(1, round(n * scale)) for n in shape)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return pixels[top : top + rows, left : left + columns]
+
+
 def evenly_spread(items: Sequence[Item], most: int | None) -> Sequence[Item]:
     """Take at most so many items at even distances; None for all."""
     return items if most is None else spread(items, most)
