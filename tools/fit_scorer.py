@@ -4,7 +4,7 @@
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
     python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
     python tools/fit_scorer.py --images ... --masks ... --size 1024x1024 --model vit_small_patch14_dinov2 --out ...
-    python tools/fit_scorer.py --images my_photos --features --size 512x512 --model vit_small_patch14_dinov2 \\
+    python tools/fit_scorer.py --images my_photos --features --size 512x512 --model vit_base_patch16_224 \\
         --weights trained.pth --out scorer.safetensors
     python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
 
@@ -13,12 +13,14 @@ from a patch and what is around it which share of its pixels is of another class
 masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
 is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-With --features no labels are needed: what merging hides is then how much the features of the model's last block differ
-within a patch. Give the weights of a model that was trained for your task, since those of pretraining alone do not know
-what it is about. Photos are cut to the shape of --size.
+With --features no labels are needed: what merging hides is then the variance, within a patch, of the last block's
+features of a model whose patches all have --patch-size. Give the weights of its training for your task; those of
+pretraining do not know what matters there. Each step runs the whole model as well and takes about twice as long. Photos
+of --images are cut to the aspect ratio of --size.
 
-Scores are from 0 to 1; with labels, at a threshold of 0.01 a patch is merged where a hundredth of it is expected to be
-something else. Every tenth photo is held out; it prints what merging hides there, and the thresholds.
+Scores are from 0 to 1. With labels, a threshold of 0.01 merges patches of which a hundredth is expected to be something
+else; with features, those that are expected to keep 0.99 of their squared length when they are averaged. Every tenth
+photo is held out; it prints what merging hides there, and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -38,9 +40,9 @@ with needed_packages("fit_scorer"):
     from apt_dense.patches.scorer_files import SUFFIX, as_bytes
     from apt_dense.weights.files import write_whole
 
-    from calibration.coco_objects_as_labels import load_objects, training_photos
-    from calibration.hidden_features import HiddenFeatures
-    from calibration.learned_scorer_training import Fit, Network, Target, of_labels, photo_batches, train_scorer
+    from calibration.coco_objects_as_labels import load_objects
+    from calibration.feature_variance import feature_variance
+    from calibration.learned_scorer_training import LABELS, Fit, Network, Target, photo_batches, train_scorer
     from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_weights
     from calibration.scorer_report import hidden_table
     from evidence.equal_token_rows import parse_size, square_size
@@ -59,7 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, nargs="+", metavar="DIR", help="folders of photos")
     add("--masks", type=Path, nargs="+", metavar="DIR", help="PNG files of the same names, 8-bit labels")
     add("--coco", type=Path, metavar="DATA", help="instead of these, a folder of detection data in COCO's layout")
-    add("--features", action="store_true", help="learn from the last block of --model, not from labels")
+    add("--features", action="store_true", help="learn from features of the trained --model, not from labels")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -85,7 +87,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", type=Path, metavar="FILE", help="of --model (default: timm's, downloaded)")
     add("--blocks", type=whole(1), metavar="K", help=f"of --model, from the first (default: {USUAL_BLOCKS})")
     add("--epochs", type=whole(1), default=Fit._field_defaults["epochs"], help="default: %(default)s")
-    add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread")
+    add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread; all are held in memory")
     add("--seed", type=whole(0, SEEDS), default=0)
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, metavar=f"FILE{SUFFIX}")
@@ -96,14 +98,11 @@ def check(args: argparse.Namespace) -> Fit:
     """Turn text into values. Raises ValueError."""
     if args.out.suffix != SUFFIX:
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
-    if (args.coco is None) == (args.images is None or (args.masks is None and not args.features)):
-        raise ValueError("give --images and --masks, or --coco, or --images and --features")
-    if args.features and (args.model is None or args.masks is not None):
-        raise ValueError("--features: give --model and its --weights, and no --masks")
+    check_source(args)
     for option in ("weights", "blocks"):
         if getattr(args, option) is not None and args.model is None:
             raise ValueError(f"--{option} {getattr(args, option)}: give --model, whose they are")
-    size = square_size(args.size) if are_in_corners(args) else parse_size(args.size)
+    size = parse_size(args.size) if args.coco is None else square_size(args.size)
     if min(size) < args.patch_size << args.scales:
         raise ValueError(
             f"--size {args.size} holds no patch of {args.patch_size << args.scales} pixels; give fewer --scales"
@@ -111,37 +110,45 @@ def check(args: argparse.Namespace) -> Fit:
     return Fit(args.patch_size, args.scales, size, args.epochs)
 
 
-def are_in_corners(args: argparse.Namespace) -> bool:
-    """Whether photos keep their shapes, in the corners of squares."""
-    return args.coco is not None and not args.features
+def check_source(args: argparse.Namespace) -> None:
+    """Raise a ValueError unless there are photos, and either labels or a model whose features are learned."""
+    if (args.coco is None) == (args.images is None):
+        raise ValueError("give --images or --coco, and not both")
+    chosen = "--features" if args.features else "--coco"
+    surplus = [f"--{name.replace('_', '-')}" for name in ("masks", "zero_is_void") if getattr(args, name)]
+    if surplus and (args.features or args.coco is not None):
+        raise ValueError(f"{surplus[0]}: leave it out with {chosen}, which has no masks of classes")
+    if args.features and (args.model is None or args.weights is None):
+        raise ValueError("--features: give --model and --weights, those of its training for your task")
+    if args.coco is None and not args.features and args.masks is None:
+        raise ValueError("--images: give --masks as well, or --features, which learns without labels")
 
 
 def load_photos(args: argparse.Namespace, fit: Fit) -> LabelledSet:
     """Read what is learned from. Raises ValueError, OSError."""
     device = torch.device(args.device)
-    if args.features:
-        photos = find_photos(args.images) if args.coco is None else training_photos(args.coco)
-        return load_unlabelled(evenly_spread(photos, args.limit), fit.size, device)
     if args.coco is not None:
         return load_objects(args.coco, fit.size[0], args.limit, device)
+    if args.features:
+        return load_unlabelled(evenly_spread(find_photos(args.images, subfolders=True), args.limit), fit.size, device)
     return load_set(find_pairs(args.images, args.masks, args.limit), args.zero_is_void, 255, device, fit.size)
 
 
-def network_and_target(args: argparse.Namespace) -> tuple[Callable[[], Network], Target]:
+def network_and_target(args: argparse.Namespace, fit: Fit) -> tuple[Callable[[], Network], Target]:
     """Return a function that builds the network to train, and what it learns. Raises ValueError, OSError."""
     if args.model is None:
-        return PatchNetwork, of_labels
+        return PatchNetwork, LABELS
     blocks = FirstBlocks(args.model, args.blocks or USUAL_BLOCKS)
-    weights = pretrained_weights(args.model, args.weights)
-    build = partial(FirstBlocksNetwork, blocks, weights)
-    if not args.features:
-        return build, of_labels
-    return build, HiddenFeatures(args.model, weights, args.patch_size, torch.device(args.device))
+    target = feature_variance(args.model, args.weights, fit, torch.device(args.device)) if args.features else LABELS
+    # The first blocks see photos resized to their own patches, and go on learning: those of other sizes serve, too.
+    weights = pretrained_weights(args.model, args.weights, resize_patches=args.features)
+    return partial(FirstBlocksNetwork, blocks, weights), target
 
 
 def fit_scorer(args: argparse.Namespace) -> str:
     """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
-    fit, (build, target) = check(args), network_and_target(args)
+    fit = check(args)
+    build, target = network_and_target(args, fit)
     data = load_photos(args, fit)
     count = len(data.masks)
     if count < 2 * HELD_OUT:
@@ -150,7 +157,7 @@ def fit_scorer(args: argparse.Namespace) -> str:
     scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build, target)
     with write_whole(args.out) as file:
         file.write_bytes(as_bytes(scorer))
-    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), are_in_corners(args)))
+    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), args.coco is not None))
     return hidden_table(scorer, rest, fit, target)
 
 

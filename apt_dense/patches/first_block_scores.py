@@ -7,7 +7,7 @@ that it was fitted on (docs/EVIDENCE.md). It costs more: its blocks run for each
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,6 @@ class FirstBlocks(nn.Module):
         return F.layer_norm(found.movedim(1, -1).float(), (found.shape[1],)).movedim(-1, 1)
 
 
-def count_blocks(names: Iterable[str], prefix: str = "") -> int:
-    """The blocks of a ViT whose weights have these names after ``prefix``."""
-    start = f"{prefix}blocks."
-    return len({name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)})
-
-
 def _vit(model: str, **options: Any) -> VisionTransformer:
     if not timm.is_model(model):  # a registered name: nothing is downloaded, no folder is read
         raise ValueError(f"timm has no model {model!r}; expected a plain ViT among timm.list_models()")
@@ -126,7 +120,7 @@ class FirstBlockScorer(FixedScorer):
         """The scorer that a file holds, whatever the colour of a host's padding. Raises ValueError for a model that is
         no plain ViT of timm's, and for weights of other shapes or that are not finite."""
         model = note.get("model")
-        count = count_blocks(weights, VIT)
+        count = len({name.split(".")[2] for name in weights if name.startswith(f"{VIT}blocks.")})
         if not isinstance(model, str):
             raise ValueError(f"scorer={str(path)!r} is of the model {model!r}; expected the name of a ViT of timm's")
         try:

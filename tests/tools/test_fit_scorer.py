@@ -10,26 +10,23 @@ import cv2
 import fit_scorer as tool
 import numpy as np
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from visualize import selector_of
 
-from apt_dense import APTViT, PatchSelector
+from apt_dense import PatchSelector
 from apt_dense.patches.first_block_scores import FirstBlocks, FirstBlockScorer
 from apt_dense.patches.learned_scores import USUAL_THRESHOLDS
 from apt_dense.patches.scorer_files import load_scorer
 from apt_dense.patches.scores import entropy_scores
 from apt_dense.weights.files import write_checkpoint
 
-from calibration.coco_objects_as_labels import load_objects, training_photos
-from calibration.hidden_features import HiddenFeatures, disagreement
-from calibration.learned_scorer_training import Fit, other_classes, photo_batches
+from calibration.coco_objects_as_labels import load_objects
+from calibration.learned_scorer_training import LABELS, Fit, other_classes, photo_batches
 from calibration.scorer_networks import FirstBlocksNetwork, pretrained_weights
 from calibration.scorer_report import hidden_by
 from evidence.labelled_photos import IGNORED
-from evidence.photos_in_memory import LabelledSet, load_unlabelled
+from evidence.photos_in_memory import LabelledSet
 from support.coco_folder import write_coco
 from support.scorers import MODEL, random_vit_weights
 
@@ -70,12 +67,9 @@ def test_what_is_hidden_follows_from_the_order_of_scores() -> None:
         return (torch.arange(1.0, 5.0).view(1, 1, 4),)
 
     data = LabelledSet(torch.zeros(1, 3, 4, 16, dtype=torch.uint8), mask[None])
-    shares = hidden_by(
-        scorer,
-        photo_batches(data, False),
-        Fit(2, 1, (4, 16)),
-        [1.0, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25],
-    )
+    batches, fit = list(photo_batches(data, False)), Fit(2, 1, (4, 16))
+    hidden = [LABELS.of(*batch)(4) for batch in batches]
+    shares = hidden_by(scorer, batches, fit, [1.0, 1 - 0.75 / 4, 1 - 0.75 / 2, 1 - 0.75 * 3 / 4, 0.25], hidden)
     assert shares == pytest.approx([0, 0, 8 / 12, 1, 1])
 
 
@@ -202,98 +196,12 @@ def test_families_of_plain_vits_serve(tmp_path: Path, model: str) -> None:
     assert network(torch.rand(1, 3, 32, 48) * 255, 16).shape == (1, 2, 3)
 
 
-def random_features(batch: int, rows: int, columns: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return F.normalize(torch.randn(batch, 5, rows, columns, generator=generator), dim=1)
-
-
-def test_disagreement_is_half_the_mean_squared_distance_of_two_features() -> None:
-    features = random_features(2, 5, 7)
-    found = disagreement(features, 4, 8)
-    assert found.shape == (2, 2, 3)
-    for image, row, column in np.ndindex(*found.shape):
-        inside = features[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1).T
-        expected = torch.cdist(inside, inside).square().mean() / 2
-        torch.testing.assert_close(found[image, row, column], expected)
-    assert disagreement(features, 4, 4).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("features", [torch.ones(1, 1, 4, 4), torch.zeros(1, 3, 4, 4), random_features(1, 3, 9)])
-def test_disagreement_is_from_0_to_1(features: Tensor) -> None:
-    found = disagreement(features, 1, 2)
-    assert ((found >= 0) & (found <= 1)).all() and found.shape[1:] == tuple(n // 2 for n in features.shape[2:])
-
-
-def test_features_are_those_of_the_whole_vit(tmp_path: Path) -> None:
-    """timm's own, at its own patch size."""
-    state = random_vit_weights()
-    vit = timm.create_model(MODEL, num_classes=0, dynamic_img_size=True).eval()
-    vit.load_state_dict({name: value for name, value in state.items() if not name.startswith("head")})
-    pixels, size = torch.rand(2, 3, 64, 96) * 255, vit.patch_embed.patch_size[0]
-    mean, std = (torch.tensor(vit.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-    with torch.inference_mode():
-        (found,) = vit.forward_intermediates((pixels / 255 - mean) / std, indices=1, intermediates_only=True)
-    features = F.normalize(F.layer_norm(found.movedim(1, -1), found.shape[1:2]), dim=-1).movedim(-1, 1)
-    hidden = HiddenFeatures(MODEL, state, size, torch.device("cpu"))(pixels, torch.zeros(2, 64, 96))(2 * size)
-    torch.testing.assert_close(hidden, disagreement(features, size, 2 * size), atol=0.03, rtol=0)  # bfloat16
-
-
-def test_photos_without_labels_serve(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Stripes on one side of every photo, and one colour on the other, where features agree."""
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        photo = np.full((64, 96, 3), rng.integers(0, 256, 3), np.uint8)
-        photo[:, : 48 + rng.integers(-8, 9)] = rng.integers(0, 256, (64, 1, 3))
-        photo = photo[:, ::-1] if rng.random() < 0.5 else photo
-        cv2.imwrite(str(tmp_path / f"{number}.png"), photo)
-    write_checkpoint(random_vit_weights(), tmp_path / "vit.pth")
-    model = ["--model", MODEL, "--weights", str(tmp_path / "vit.pth"), "--blocks", "2"]
-    source = ["--features", "--images", str(tmp_path), "--size", "64x96", "--patch-size", "4", "--scales", "1"]
-    tool.main([*source, *model, "--epochs", "5", "--out", str(tmp_path / "scorer.safetensors")])
-    printed = capsys.readouterr().out
-    assert "hidden of the differences of features in them all" in printed
-    line = next(line for line in printed.splitlines() if line.startswith("| 60%"))
-    assert float(line.split("|")[2].strip(" %")) < 25, printed  # of patches that are merged at random, 53
-
-
-def test_photos_without_labels_may_have_any_size(tmp_path: Path) -> None:
-    shapes = (64, 96), (31, 200), (7, 5)
-    for number, shape in enumerate(shapes):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((*shape, 3), 50 * number, np.uint8))
-    data = load_unlabelled(sorted(tmp_path.glob("*.png")), (32, 48), torch.device("cpu"))
-    assert data.photos.shape == (3, 3, 32, 48) and data.masks.shape == (3, 32, 48)
-    assert data.photos.float().mean((1, 2, 3)).tolist() == [0, 50, 100]
-
-
-def test_weights_of_models_with_other_patches_serve(tmp_path: Path) -> None:
-    model = APTViT.from_timm(MODEL, pretrained=False, patch_size=8, thresholds=())
-    write_checkpoint(model.state_dict(), tmp_path / "trained.pth")
-    weights = pretrained_weights(MODEL, tmp_path / "trained.pth")
-    assert weights["patch_embed.proj.weight"].shape[-2:] == random_vit_weights()["patch_embed.proj.weight"].shape[-2:]
-    torch.testing.assert_close(
-        weights["blocks.5.mlp.fc1.weight"], model.state_dict()["blocks.5.mlp.fc1.weight"], atol=0, rtol=0
-    )
-
-
-def test_photos_of_detection_data_serve_without_their_labels(tmp_path: Path) -> None:
-    """Those of the training split, of any shape."""
-    data = write_coco(tmp_path / "coco", images=20)
-    write_checkpoint(random_vit_weights(), tmp_path / "vit.pth")
-    model = ["--model", MODEL, "--weights", str(tmp_path / "vit.pth"), "--blocks", "1", "--epochs", "1"]
-    out = tmp_path / "scorer.safetensors"
-    tool.main(["--coco", str(data), "--features", "--size", "64x64", "--scales", "1", *model, "--out", str(out)])
-    assert isinstance(load_scorer(out, (124, 116, 104)), FirstBlockScorer)
-    assert [path.is_file() for path in training_photos(data)] == [True] * 20
-
-
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         (["--out", "scorer.pth"], "expected a name that ends in .safetensors"),
         (["--scales", "5"], "holds no patch of 128 pixels"),
-        (["--coco", "data"], "give --images and --masks, or --coco, or --images and --features"),
-        (["--features"], "--features: give --model and its --weights, and no --masks"),
-        (["--features", "--model", MODEL], "--features: give --model and its --weights, and no --masks"),
+        (["--coco", "data"], "give --images or --coco, and not both"),
         (["--weights", "vit.pth"], "--weights vit.pth: give --model, whose they are"),
         (["--blocks", "2"], "--blocks 2: give --model, whose they are"),
         (["--model", "nothing", "--weights", "vit.pth"], "timm has no model 'nothing'"),

@@ -39,12 +39,6 @@ def load_objects(data: Path, size: int, limit: int | None, device: torch.device)
     return LabelledSet(pixels.to(device), torch.from_numpy(np.stack(maps)).to(device))
 
 
-def training_photos(data: Path) -> list[Path]:
-    """The photos of the training split of a data set in COCO's layout. Raises ValueError, OSError."""
-    split = load_split(data, "train", every_class=False, masks=None)
-    return [split.folder / split.coco.imgs[number]["file_name"] for number in split.image_ids]
-
-
 def object_map(split: CocoSplit, number: int) -> np.ndarray:
     """Number the objects of an image from 1 up, small ones on top: (H, W) uint8; boxes where there are no masks."""
     entry = split.coco.imgs[number]

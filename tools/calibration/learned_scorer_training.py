@@ -16,8 +16,6 @@ from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet, epochs_of, random_views
 
 Network = PatchNetwork | FirstBlocksNetwork
-#: Grey levels (B, 3, H, W) and masks (B, H, W) -> (pixels of a patch -> what it hides if it is merged).
-Target = Callable[[Tensor, Tensor], Callable[[int], Tensor]]
 _DECAY, _LIGHTER = 0.01, 0.2  # the last: how much lighter or darker photos are made at most
 
 
@@ -58,13 +56,26 @@ def other_classes(masks: Tensor, size: int) -> Tensor:
     return 1 - most / total
 
 
-def of_labels(pixels: Tensor, masks: Tensor) -> Callable[[int], Tensor]:
-    """The target where there are labels: :func:`other_classes` of patches of a size."""
-    return partial(other_classes, masks)
+class Target(NamedTuple):
+    """What merging patches hides, which a scorer learns to tell.
+
+    Args:
+        of: grey levels (B, 3, H, W) and masks (B, H, W) -> a function of a patch's size in pixels, which gives
+            (B, H // size, W // size) from 0 to 1, NaN where it is not known.
+        name: the sum of it, after "hidden of the".
+    """
+
+    of: Callable[[Tensor, Tensor], Callable[[int], Tensor]]
+    name: str
+
+
+LABELS = Target(
+    lambda pixels, masks: partial(other_classes, masks), "pixels that merging all of them would give another class"
+)
 
 
 def train_scorer(
-    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork, target: Target = of_labels
+    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork, target: Target = LABELS
 ) -> FixedScorer:
     """Train on photos, mirrored, zoomed and lightened at random.
 
@@ -72,7 +83,6 @@ def train_scorer(
 
     Args:
         build: makes the network.
-        target: what patches hide, from 0 to 1 and NaN where nothing is known, as :func:`of_labels`.
     """
     torch.manual_seed(seed)
     device, generator = data.photos.device, torch.Generator().manual_seed(seed)
@@ -85,7 +95,7 @@ def train_scorer(
     bar = tqdm(order, "training the scorer", steps, leave=False)
     for numbers in bar:
         photos, masks = random_views(data, fit.size, numbers, generator)
-        hidden = target(photos, masks)
+        hidden = target.of(photos, masks)
         lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
         pixels = (photos * lightness.to(device)).clamp(0, 255)
         loss = sum(_loss(network, pixels, hidden, fit.patch_size << s) for s in range(1, fit.scales + 1))
@@ -98,10 +108,10 @@ def train_scorer(
 
 
 def _loss(network: Network, pixels: Tensor, hidden: Callable[[int], Tensor], size: int) -> Tensor:
-    wanted = hidden(size)
-    labelled = ~wanted.isnan()
+    expected = hidden(size)
+    is_known = ~expected.isnan()
     found = torch.sigmoid(network(pixels, size))
-    return F.mse_loss(found[labelled], wanted[labelled].sqrt())
+    return F.mse_loss(found[is_known], expected[is_known].sqrt())
 
 
 def photo_batches(data: LabelledSet, in_corners: bool) -> Iterator[LabelledSet]:

@@ -77,7 +77,8 @@ class FirstBlocksNetwork(nn.Module):
 
     def __init__(self, blocks: FirstBlocks, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.blocks = with_weights(blocks, weights).requires_grad_()
+        own = {name: weights[name.removeprefix(VIT)].clone() for name in blocks.sizes}
+        self.blocks = blocks.assign(own).requires_grad_()
         self.head = NormedConvolutions(blocks.head_shapes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -97,19 +98,17 @@ class FirstBlocksNetwork(nn.Module):
         return FirstBlockScorer(without_weights, weights | weights_of(self.head.layers(), HEAD))
 
 
-def with_weights(blocks: FirstBlocks, weights: Mapping[str, Tensor]) -> FirstBlocks:
-    """Blocks with copies of the weights of their ViT, by timm's names."""
-    return blocks.assign({name: weights[name.removeprefix(VIT)].clone() for name in blocks.sizes})
+def pretrained_weights(model: str, path: Path | None, resize_patches: bool = False) -> Mapping[str, Tensor]:
+    """The state dict of a timm ViT without its last norm, by timm's names: from a file that ``load_backbone`` reads, or
+    downloaded.
 
-
-def pretrained_weights(model: str, path: Path | None) -> Mapping[str, Tensor]:
-    """The state dict of a timm ViT, by timm's names: from a file that ``load_backbone`` reads, also of a model that was
-    trained with patches of another size, or downloaded.
+    Args:
+        resize_patches: whether the file may be of a model with patches of another size.
 
     Raises:
         ValueError, OSError: for models and files that ``APTViT.from_timm`` and ``load_backbone`` refuse.
     """
-    backbone = APTViT.from_timm(model, pretrained=path is None, thresholds=())
+    backbone = APTViT.from_timm(model, pretrained=path is None, thresholds=(), final_norm=False)
     if path is not None:
-        load_backbone(backbone, path, resize_patches=True)
+        load_backbone(backbone, path, resize_patches=resize_patches)
     return from_apt(backbone.state_dict(), "timm").state

@@ -1,15 +1,16 @@
 """What a learned scorer's merging hides on photos held out, and the thresholds for shares of tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from apt_dense import PatchSelector
 from apt_dense.options import PixelFormat
 from apt_dense.patches.learned_scores import NEXT_SCALE
 from apt_dense.patches.scores import SCORERS, Scorer
 
-from calibration.learned_scorer_training import Fit, Target, of_labels
+from calibration.learned_scorer_training import LABELS, Fit, Target
 from evidence.photos_in_memory import LabelledSet
 from shared.normalise import normalise
 from shared.tables import markdown
@@ -18,43 +19,40 @@ from shared.thresholds_for_share import scores_of, short, thresholds_for
 TOKENS = 0.8, 0.6, 0.4  # shares that are printed
 
 
-def hidden_table(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, target: Target = of_labels) -> str:
+def hidden_table(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, target: Target = LABELS) -> str:
     """Format what is hidden on held-out photos, and the thresholds, for each share of tokens."""
     scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
-    found = {name: hidden_by(each, batches, fit, TOKENS, target) for name, each in scorers.items()}
+    hidden = [target.of(batch.photos.float(), batch.masks)(2 * fit.patch_size) for batch in batches]
+    found = {name: hidden_by(each, batches, fit, TOKENS, hidden) for name, each in scorers.items()}
     found["thresholds"] = thresholds_of(scorer, batches, fit)
     rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
     columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}", "thresholds": "{}"}
     size, count = 2 * fit.patch_size, sum(len(batch.masks) for batch in batches)
-    labels, features = "pixels that merging all of them would give another class", "differences of features in them all"
     return (
         f"On {count} photos held out, when patches of {size} pixels are merged in the order of their scores: hidden of "
-        f"the {labels if target is of_labels else features}. And the thresholds of {fit.scales} coarse "
+        f"the {target.name}. And the thresholds of {fit.scales} coarse "
         f"scale{'s' * (fit.scales > 1)} with which these photos keep as many tokens:\n\n{markdown(rows, columns)}"
     )
 
 
 @torch.inference_mode()
 def hidden_by(
-    scorer: Scorer, batches: Iterable[LabelledSet], fit: Fit, tokens: Sequence[float], target: Target = of_labels
+    scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, tokens: Sequence[float], hidden: Sequence[Tensor]
 ) -> list[float]:
     """What patches of scale 1 hide if those of the lowest scores are merged.
 
     Args:
         tokens: shares of an image's tokens to keep on average, each from 1/4 to 1.
+        hidden: of each batch, what its patches of scale 1 hide (``Target``).
 
     Returns:
-        For each, what the merged patches hide, as a share of what all would: of labels, the pixels that they give
-        another class than theirs.
+        For each share, what the merged patches hide, as a share of what all would.
     """
-    scores, hidden = [], []
-    for photos, masks in batches:
-        scores.append(scorer(photos.float(), fit.patch_size, [1])[0].flatten())
-        hidden.append(target(photos.float(), masks)(2 * fit.patch_size).flatten())
-    found, wanted = torch.cat(scores), torch.cat(hidden).nan_to_num(0)
-    order = wanted[found.argsort(stable=True)].cumsum(0)
+    scores = torch.cat([scorer(photos.float(), fit.patch_size, [1])[0].flatten() for photos, _ in batches])
+    each = torch.cat([part.flatten() for part in hidden]).nan_to_num(0)
+    order = each[scores.argsort(stable=True)].cumsum(0)
     merged = [min(len(order) - 1, round((1 - share) / 0.75 * len(order))) for share in tokens]
-    return [float(order[count - 1] / order[-1]) if count else 0.0 for count in merged]
+    return [float(order[count - 1] / order[-1]) if count and order[-1] else 0.0 for count in merged]
 
 
 def thresholds_of(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit) -> list[str | None]:

@@ -17,7 +17,7 @@ from evidence.equal_token_rows import SMALLER, Case, check_size
 from evidence.match_token_counts import model_input, resized, smaller_grid, timed
 from evidence.model_forms import Form, set_thresholds, with_thresholds
 from shared.normalise import to_grey_levels
-from shared.photo_files import middle, read_photo
+from shared.photo_files import center_crop, read_photo
 from shared.thresholds_for_share import scores_of, thresholds_for
 
 
@@ -48,7 +48,7 @@ def photo_at(path: Path, size: tuple[int, int]) -> Tensor | None:
     height, width = pixels.shape[:2]
     if height < size[0] or width < size[1]:
         return None
-    return resized(to_grey_levels(middle(pixels, size)), size)
+    return resized(to_grey_levels(center_crop(pixels, size)), size)
 
 
 class Reference(NamedTuple):

@@ -1,4 +1,4 @@
-"""Labelled photos as tensors on one device, and the random views of them that are trained on."""
+"""Photos as tensors on one device, mostly labelled, and the random views of them that are trained on."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from demo.image_edits import resize_to
 from evidence.labelled_photos import IGNORED, Labelled, read_labels
-from shared.photo_files import middle, read_photo
+from shared.photo_files import center_crop, read_photo
 
 LARGEST_ZOOM = 1.5
 
@@ -59,7 +59,7 @@ def load_unlabelled(photos: Sequence[Path], size: tuple[int, int], device: torch
         ValueError, OSError: for photos that cannot be read.
     """
     read = (read_photo(path) for path in tqdm(photos, "reading", leave=False))
-    arrays = [resize_to(middle(photo, size), *size) for photo in read]
+    arrays = [resize_to(center_crop(photo, size), *size) for photo in read]
     pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(device)
     return LabelledSet(pixels, pixels.new_zeros(len(pixels), *size))
 

@@ -56,8 +56,8 @@ def read_photo(path: Path) -> np.ndarray:
     return pixels
 
 
-def middle(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The largest part in the middle of a photo (H, W, 3) that is as wide for its height as ``shape`` (H, W)."""
+def center_crop(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The largest part in the middle of a photo (H, W, 3) that has the aspect ratio of ``shape`` (H, W)."""
     height, width = pixels.shape[:2]
     scale = min(height / shape[0], width / shape[1])
     rows, columns = (max(1, round(n * scale)) for n in shape)

@@ -1,0 +1,68 @@
+"""The variance of a trained ViT's features within a patch: a target for learned scorers that needs no labels."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apt_dense import APTViT, load_backbone
+
+from calibration.learned_scorer_training import Fit, Target
+from evidence.fast_16_bits import in_16_bits
+from evidence.labelled_photos import IGNORED
+from evidence.match_token_counts import model_input
+
+
+def variance_within(features: Tensor, is_known: Tensor, patch_size: int, size: int) -> Tensor:
+    """The variance of the smallest patches' features within each complete patch that would replace them.
+
+    Args:
+        features: (B, C, h, w), of length 1 along C.
+        is_known: (B, H, W) booleans.
+        patch_size: pixels of the smallest patches; h = H // patch_size.
+        size: pixels of the patch.
+
+    Returns:
+        (B, H // size, W // size): 1 less the squared length of their mean, from 0 to 1; NaN where a pixel is not known.
+    """
+    variance = 1 - F.avg_pool2d(features, size // patch_size).square().sum(1)
+    unknown = F.max_pool2d((~is_known).float(), size)
+    return variance.clamp(0, 1).where(unknown == 0, torch.nan)
+
+
+def feature_variance(model: str, weights: Path, fit: Fit, device: torch.device) -> Target:
+    """The variance of features after the last block of a model, all of whose patches are of the smallest size.
+
+    Args:
+        model: a timm name.
+        weights: of its training for a task, a file that ``load_backbone`` reads.
+
+    Raises:
+        ValueError, OSError: for a model or a file that ``APTViT.from_timm`` or ``load_backbone`` refuses, such as one
+            with patches of another size.
+    """
+    backbone = uniform_model(model, weights, fit).to(device)
+
+    def target(pixels: Tensor, masks: Tensor) -> Callable[[int], Tensor]:
+        rows, columns = (n // fit.patch_size * fit.patch_size for n in pixels.shape[-2:])
+        with torch.no_grad(), in_16_bits(device.type):
+            (features,) = backbone(model_input(pixels[..., :rows, :columns], backbone))
+        standardised = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
+        unit = F.normalize(standardised, dim=-1).movedim(-1, 1)
+        return partial(variance_within, unit, masks != IGNORED, fit.patch_size)
+
+    return Target(target, "variance of features within them all")
+
+
+def uniform_model(model: str, weights: Path, fit: Fit) -> APTViT:
+    """The trained model with patches of one size, whose output is its last block's. Raises ValueError, OSError."""
+    options = {"patch_size": fit.patch_size, "img_size": fit.size, "thresholds": (), "final_norm": False}
+    backbone = APTViT.from_timm(model, pretrained=False, **options)
+    try:
+        load_backbone(backbone, weights)
+    except ValueError as error:
+        raise ValueError(f"{weights}, as {model} with --patch-size {fit.patch_size}: {error}") from None
+    return backbone.eval().requires_grad_(False)
