@@ -272,8 +272,8 @@ class PatchOptions(Options):
             thresholds are equal, and a ratio counts as 2**40 at most.) Shapes then
             depend on the size of the images alone (``torch.compile(fullgraph=True)``, CUDA graphs).
         scorer: "entropy" (bits, the paper's), another name in ``apt_dense.patches.scores.SCORERS`` ("tsallis",
-            "laplacian_max", ...), the .safetensors file of a scorer learned from labels (tools/fit_scorer.py: a small
-            network, or a ViT's first blocks; scores from 0 to 1), or a callable (``apt_dense.patches.scores.Scorer``).
+            "laplacian_max", ...), the .safetensors file of a learned scorer (tools/fit_scorer.py: a small network, or
+            a ViT's first blocks; scores from 0 to 1), or a callable (``apt_dense.patches.scores.Scorer``).
         drop_padding: make no tokens of the host's padding (exact zeros at the right and bottom) and return zeros there.
         partial_patches: "pad" fills sizes that ``patch_size`` does not divide with zeros at the right and bottom
             (timm's dynamic_img_pad, MMSeg), "crop" leaves the rest out (Detectron2).

@@ -1,4 +1,4 @@
-"""Scores from the first blocks of a pretrained ViT: how much of a patch shows something else than most of it.
+"""Scores from the first blocks of a pretrained ViT: what merging a patch would hide, by labels or by a ViT's features.
 
 A patch of any scale is one patch of the ViT, which sees the image resized until it is as large as that; a small head
 turns its token into a score. What blocks learned in pretraining holds beyond a few hundred masks, so that such a scorer

@@ -1,4 +1,4 @@
-"""Files of scorers learned from labels, which ``tools/fit_scorer.py`` writes; nothing in them is run."""
+"""Files of learned scorers, which ``tools/fit_scorer.py`` writes; nothing in them is run."""
 
 import json
 from collections.abc import Mapping, Sequence
