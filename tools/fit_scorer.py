@@ -15,12 +15,13 @@ is one of theirs: they take longer, and hide less on photos unlike those with ma
 
 With --features no labels are needed: what merging hides is then the variance, within a patch, of the last block's
 features of a model whose patches all have --patch-size. Give the weights of its training for your task; those of
-pretraining do not know what matters there. Each step runs the whole model as well and takes about twice as long. Photos
-of --images are cut to the aspect ratio of --size.
+pretraining do not know what matters there. The model is one that --model names: with its class token, and without
+relative positions, so not ViTDet's. Each step runs it as well and takes about twice as long. Photos of --images are cut
+to the aspect ratio of --size then.
 
 Scores are from 0 to 1. With labels, a threshold of 0.01 merges patches of which a hundredth is expected to be something
-else; with features, those that are expected to keep 0.99 of their squared length when they are averaged. Every tenth
-photo is held out; it prints what merging hides there, and the thresholds.
+else; with features, those whose mean feature is expected to keep 0.99 of the squared length. Every tenth photo is held
+out; it prints what merging hides there, and the thresholds.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -140,9 +141,7 @@ def network_and_target(args: argparse.Namespace, fit: Fit) -> tuple[Callable[[],
         return PatchNetwork, LABELS
     blocks = FirstBlocks(args.model, args.blocks or USUAL_BLOCKS)
     target = feature_variance(args.model, args.weights, fit, torch.device(args.device)) if args.features else LABELS
-    # The first blocks see photos resized to their own patches, and go on learning: those of other sizes serve, too.
-    weights = pretrained_weights(args.model, args.weights, resize_patches=args.features)
-    return partial(FirstBlocksNetwork, blocks, weights), target
+    return partial(FirstBlocksNetwork, blocks, pretrained_weights(args.model, args.weights)), target
 
 
 def fit_scorer(args: argparse.Namespace) -> str:

@@ -15,7 +15,8 @@ Weights = Mapping[str, Tensor]
 class FixedScorer(ABC):
     """A scorer (``apt_dense.patches.scores.Scorer``) with fixed weights.
 
-    Scores are between 0 and 1: about the share of the patch's pixels that are of another class than most of it.
+    Scores are between 0 and 1: about what merging the patch hides, by labels the share of its pixels that are of
+    another class than most of it.
 
     Args:
         weights: float32 on the CPU, by their names in a file.

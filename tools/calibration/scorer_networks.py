@@ -98,17 +98,21 @@ class FirstBlocksNetwork(nn.Module):
         return FirstBlockScorer(without_weights, weights | weights_of(self.head.layers(), HEAD))
 
 
-def pretrained_weights(model: str, path: Path | None, resize_patches: bool = False) -> Mapping[str, Tensor]:
+def pretrained_weights(model: str, path: Path | None) -> Mapping[str, Tensor]:
     """The state dict of a timm ViT without its last norm, by timm's names: from a file that ``load_backbone`` reads, or
-    downloaded.
-
-    Args:
-        resize_patches: whether the file may be of a model with patches of another size.
+    downloaded. Patches of another size are resampled, since the first blocks see photos resized to theirs.
 
     Raises:
         ValueError, OSError: for models and files that ``APTViT.from_timm`` and ``load_backbone`` refuse.
     """
     backbone = APTViT.from_timm(model, pretrained=path is None, thresholds=(), final_norm=False)
     if path is not None:
-        load_backbone(backbone, path, resize_patches=resize_patches)
+        _load(backbone, path, model)
     return from_apt(backbone.state_dict(), "timm").state
+
+
+def _load(backbone: APTViT, path: Path, model: str) -> None:
+    try:
+        load_backbone(backbone, path, resize_patches=True)
+    except ValueError as error:
+        raise ValueError(f"{path}, whose first blocks score as those of {model}: {error}") from None

@@ -21,6 +21,10 @@ TOKENS = 0.8, 0.6, 0.4  # shares that are printed
 
 def hidden_table(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, target: Target = LABELS) -> str:
     """Format what is hidden on held-out photos, and the thresholds, for each share of tokens."""
+    batches = [batch for batch in batches if min(batch.masks.shape[1:]) >= 2 * fit.patch_size]
+    if not batches:
+        size = 2 * fit.patch_size
+        raise ValueError(f"no photo held out holds a patch of {size} pixels; the scorer is written, but was not tested")
     scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
     hidden = [target.of(batch.photos.float(), batch.masks)(2 * fit.patch_size) for batch in batches]
     found = {name: hidden_by(each, batches, fit, TOKENS, hidden) for name, each in scorers.items()}
