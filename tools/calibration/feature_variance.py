@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_dense import APTViT, load_backbone
+from apt_dense import APTViT
 from apt_dense.weights.arguments_in_own_metadata import noted_options
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.find_backbone_weights import innermost
 
 from calibration.learned_scorer_training import Fit, Target
+from calibration.scorer_networks import trained_vit
 from evidence.fast_16_bits import in_16_bits
 from evidence.labelled_photos import IGNORED
 from evidence.match_token_counts import model_input
@@ -65,13 +66,9 @@ def feature_variance(model: str, weights: Path, fit: Fit, device: torch.device) 
 
 def uniform_model(model: str, weights: Path, fit: Fit) -> APTViT:
     """The trained model with patches of one size, whose output is its last block's. Raises ValueError, OSError."""
-    options = {"patch_size": fit.patch_size, "img_size": fit.size, "thresholds": (), "final_norm": False}
     content = read_checkpoint(weights)
     noted = noted_options(innermost(content), has_coarse=False)
-    options |= {name: noted[name] for name in _NOTED if name in noted}
-    backbone = APTViT.from_timm(model, pretrained=False, **options)
-    try:
-        load_backbone(backbone, content)
-    except ValueError as error:
-        raise ValueError(f"{weights}, as {model} with --patch-size {fit.patch_size}: {error}") from None
+    options = {name: noted[name] for name in _NOTED if name in noted}
+    role = f"{weights}, as {model} with --patch-size {fit.patch_size}"
+    backbone = trained_vit(model, content, role, patch_size=fit.patch_size, img_size=fit.size, **options)
     return backbone.eval().requires_grad_(False)

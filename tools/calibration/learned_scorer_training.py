@@ -57,7 +57,7 @@ def other_classes(masks: Tensor, size: int) -> Tensor:
 
 
 class Target(NamedTuple):
-    """What merging patches hides, which a scorer learns to tell.
+    """The loss of information that a scorer is trained to predict for each patch, were it merged.
 
     Args:
         of: grey levels (B, 3, H, W) and masks (B, H, W) -> a function of a patch's size in pixels, which gives

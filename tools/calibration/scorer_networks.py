@@ -14,6 +14,7 @@ from apt_dense.patches.image_preparation import rounded_mean
 from apt_dense.patches.learned_scores import LAYERS, RANGE, LearnedScorer, canvas, inside
 from apt_dense.patches.scorer_layers import Layer, Shape, normalised, weights_of
 from apt_dense.weights.convert import from_apt
+from apt_dense.weights.files import read_checkpoint
 
 from evidence.fast_16_bits import in_16_bits
 
@@ -105,14 +106,27 @@ def pretrained_weights(model: str, path: Path | None) -> Mapping[str, Tensor]:
     Raises:
         ValueError, OSError: for models and files that ``APTViT.from_timm`` and ``load_backbone`` refuse.
     """
-    backbone = APTViT.from_timm(model, pretrained=path is None, thresholds=(), final_norm=False)
-    if path is not None:
-        _load(backbone, path, model)
+    if path is None:
+        backbone = APTViT.from_timm(model, pretrained=True, thresholds=(), final_norm=False)
+    else:
+        role = f"{path}, whose first blocks score as those of {model}"
+        backbone = trained_vit(model, read_checkpoint(path), role, resize_patches=True)
     return from_apt(backbone.state_dict(), "timm").state
 
 
-def _load(backbone: APTViT, path: Path, model: str) -> None:
+def trained_vit(model: str, content: Any, role: str, resize_patches: bool = False, **options: Any) -> APTViT:
+    """A timm ViT with patches of one size, without its last norm, and the weights in a file's ``content``.
+
+    Args:
+        role: the file, and what it serves as, for errors.
+        **options: of ``APTViT``.
+
+    Raises:
+        ValueError: as ``APTViT.from_timm`` and ``load_backbone``.
+    """
+    backbone = APTViT.from_timm(model, pretrained=False, thresholds=(), final_norm=False, **options)
     try:
-        load_backbone(backbone, path, resize_patches=True)
+        load_backbone(backbone, content, resize_patches=resize_patches)
     except ValueError as error:
-        raise ValueError(f"{path}, whose first blocks score as those of {model}: {error}") from None
+        raise ValueError(f"{role}: {error}") from None
+    return backbone

@@ -1,4 +1,4 @@
-"""What a learned scorer's merging hides on photos held out, and the thresholds for shares of tokens."""
+"""Evaluate a learned scorer on held-out photos, and find thresholds for given shares of tokens."""
 
 from collections.abc import Sequence
 
@@ -21,17 +21,17 @@ TOKENS = 0.8, 0.6, 0.4  # shares that are printed
 
 def hidden_table(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, target: Target = LABELS) -> str:
     """Format what is hidden on held-out photos, and the thresholds, for each share of tokens."""
-    batches = [batch for batch in batches if min(batch.masks.shape[1:]) >= 2 * fit.patch_size]
+    size = 2 * fit.patch_size
+    batches = [batch for batch in batches if min(batch.masks.shape[1:]) >= size]
     if not batches:
-        size = 2 * fit.patch_size
         raise ValueError(f"no photo held out holds a patch of {size} pixels; the scorer is written, but was not tested")
     scorers = {"learned": scorer, "entropy": SCORERS["entropy"]}
-    hidden = [target.of(batch.photos.float(), batch.masks)(2 * fit.patch_size) for batch in batches]
+    hidden = [target.of(batch.photos.float(), batch.masks)(size) for batch in batches]
     found = {name: hidden_by(each, batches, fit, TOKENS, hidden) for name, each in scorers.items()}
     found["thresholds"] = thresholds_of(scorer, batches, fit)
     rows = [{"tokens": kept, **{name: values[i] for name, values in found.items()}} for i, kept in enumerate(TOKENS)]
     columns = {"tokens": "{:.0%}", "learned": "{:.1%}", "entropy": "{:.1%}", "thresholds": "{}"}
-    size, count = 2 * fit.patch_size, sum(len(batch.masks) for batch in batches)
+    count = sum(len(batch.masks) for batch in batches)
     return (
         f"On {count} photos held out, when patches of {size} pixels are merged in the order of their scores: hidden of "
         f"the {target.name}. And the thresholds of {fit.scales} coarse "
@@ -43,14 +43,14 @@ def hidden_table(scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, targe
 def hidden_by(
     scorer: Scorer, batches: Sequence[LabelledSet], fit: Fit, tokens: Sequence[float], hidden: Sequence[Tensor]
 ) -> list[float]:
-    """What patches of scale 1 hide if those of the lowest scores are merged.
+    """Sum the target over the lowest-scoring patches of scale 1, which are merged first.
 
     Args:
         tokens: shares of an image's tokens to keep on average, each from 1/4 to 1.
-        hidden: of each batch, what its patches of scale 1 hide (``Target``).
+        hidden: the target of each batch's patches of scale 1 (``Target``).
 
     Returns:
-        For each share, what the merged patches hide, as a share of what all would.
+        For each share, the sum over the merged patches as a fraction of the sum over all patches.
     """
     scores = torch.cat([scorer(photos.float(), fit.patch_size, [1])[0].flatten() for photos, _ in batches])
     each = torch.cat([part.flatten() for part in hidden]).nan_to_num(0)
