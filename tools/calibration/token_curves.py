@@ -22,11 +22,14 @@ from calibration.curve_record import PhotoCurve, as_line, read_curves
 from calibration.labels_of_photos import NO_BOXES, Labels
 from calibration.masks_of_photos import read_labels
 from shared.normalise import normalise, to_grey_levels
-from shared.photo_files import read_photo
+from shared.photo_files import center_crop, read_photo
 from shared.picture_layout import resize_longer_side, resize_within
 
 if TYPE_CHECKING:  # which needs pycocotools
     from calibration.objects_of_photos import ObjectsOfPhotos
+
+
+_SQUARE = 1, 1  # an aspect ratio
 
 
 class Sizes(NamedTuple):
@@ -50,13 +53,13 @@ class Sizes(NamedTuple):
             return resize_within(picture, self.within)
         if self.square is None:
             return picture
-        middle = _middle(picture)
+        middle = center_crop(picture, _SQUARE)
         way = cv2.INTER_AREA if self.square < len(middle) else cv2.INTER_CUBIC
         return cv2.resize(middle, (self.square, self.square), interpolation=way)
 
     def apply_to_labels(self, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Resize labels (H, W) like their picture, which has that size (H, W) afterwards, without mixing them."""
-        part = labels if self.square is None else _middle(labels)
+        part = labels if self.square is None else center_crop(labels, _SQUARE)
         return cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
     def apply_to_boxes(self, boxes: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
@@ -68,12 +71,6 @@ class Sizes(NamedTuple):
         moved = (boxes - np.array([left, top, left, top])) * np.tile([after[1] / columns, after[0] / rows], 2)
         inside = (moved[:, 2:] > 0).all(1) & (moved[:, :2] < [after[1], after[0]]).all(1)
         return moved[inside].astype(np.float32)
-
-
-def _middle(picture: np.ndarray) -> np.ndarray:
-    shorter = min(picture.shape[:2])
-    top, left = ((size - shorter) // 2 for size in picture.shape[:2])
-    return picture[top : top + shorter, left : left + shorter]
 
 
 class Source(NamedTuple):

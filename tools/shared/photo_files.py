@@ -57,7 +57,7 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def center_crop(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The largest part in the middle of a photo (H, W, 3) that has the aspect ratio of ``shape`` (H, W)."""
+    """The largest part in the middle of a photo or labels (H, W, ...) with the aspect ratio of ``shape`` (H, W)."""
     height, width = pixels.shape[:2]
     scale = min(height / shape[0], width / shape[1])
     rows, columns = (max(1, round(n * scale)) for n in shape)
