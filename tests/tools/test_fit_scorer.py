@@ -23,7 +23,7 @@ from apt_dense.weights.files import write_checkpoint
 
 from calibration.coco_objects_as_labels import load_objects
 from calibration.learned_scorer_training import LABELS, Fit, other_classes, photo_batches
-from calibration.scorer_networks import FirstBlocksNetwork, pretrained_weights
+from calibration.scorer_networks import PADDING, FirstBlocksNetwork, pretrained_weights
 from calibration.scorer_report import hidden_by
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet
@@ -151,6 +151,7 @@ def test_photos_in_corners_are_looked_at_alone(tmp_path: Path) -> None:
     found = list(photo_batches(data, in_corners=True))
     assert [batch.photos.shape for batch in found] == [(1, 3, 48, 64)] * 3
     assert all((batch.masks != IGNORED).all() for batch in found)
+    assert (data.photos[:, :, 48:] == torch.tensor(PADDING)[:, None, None]).all()
     assert [len(batch.masks) for batch in photo_batches(data, in_corners=False)] == [3]
 
 

@@ -1,5 +1,6 @@
 """Objects of a detection data set as label maps: a patch must not mix an object, its neighbour and the rest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from calibration.scorer_networks import PADDING
 from demo.image_edits import resize_to
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet
@@ -20,7 +22,8 @@ def load_objects(data: Path, size: int, limit: int | None, device: torch.device)
     """Read the training split of a data set in COCO's layout, each photo in the corner of a square.
 
     Args:
-        size: pixels of the square, and of the photos' longer side. The rest of it is not labelled.
+        size: pixels of the square, and of the photos' longer side. The rest of it is not labelled and of the mean
+            colour, as hosts pad.
         limit: photos at most, evenly spread.
 
     Raises:
@@ -33,7 +36,7 @@ def load_objects(data: Path, size: int, limit: int | None, device: torch.device)
         scale = size / max(photo.shape[:2])
         shape = tuple(max(1, round(n * scale)) for n in photo.shape[:2])
         labels = cv2.resize(object_map(split, number), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        photos.append(_in_corner(resize_to(photo, *shape), size, 0))
+        photos.append(_in_corner(resize_to(photo, *shape), size, PADDING))
         maps.append(_in_corner(labels, size, IGNORED))
     pixels = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
     return LabelledSet(pixels.to(device), torch.from_numpy(np.stack(maps)).to(device))
@@ -59,7 +62,7 @@ def _filled(like: np.ndarray, box: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _in_corner(array: np.ndarray, size: int, fill: int) -> np.ndarray:
+def _in_corner(array: np.ndarray, size: int, fill: int | Sequence[float]) -> np.ndarray:
     square = np.full((size, size, *array.shape[2:]), fill, np.uint8)
     square[: array.shape[0], : array.shape[1]] = array
     return square
