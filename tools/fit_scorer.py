@@ -4,6 +4,7 @@
         --zero-is-void --patch-size 14 --size 364x476 --out scorer.safetensors
     python tools/fit_scorer.py --coco data/nuclei --size 512 --out scorer.safetensors
     python tools/fit_scorer.py --images ... --masks ... --size 1024x1024 --model vit_small_patch14_dinov2 --out ...
+    python tools/fit_scorer.py --images my_photos --features work_dirs/my_run --size 512x512 --out scorer.safetensors
     python tools/fit_scorer.py --images my_photos --features --size 512x512 --model vit_base_patch16_224 \\
         --weights trained.pth --out scorer.safetensors
     python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
@@ -13,11 +14,12 @@ from a patch and what is around it which share of its pixels is of another class
 masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
 is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-With --features no labels are needed: what merging hides is then the variance, within a patch, of the last block's
-features of a model whose patches all have --patch-size. Give the weights of its training for your task; those of
-pretraining do not know what matters there. The model is one that --model names: with its class token, and without
-relative positions, so not ViTDet's. Each step runs it as well and takes about twice as long. Photos of --images are cut
-to the aspect ratio of --size then.
+With --features no labels are needed: what merging hides is then the variance, within a patch, of the last features of
+a model whose patches all have --patch-size. It is the backbone of a run of any trainer here, adaptive or not
+(--features RUN), or --model with the weights of its training for your task (--features alone); those of pretraining do
+not know what matters there. --model, whose first blocks score, is one with a class token and without relative
+positions, so not ViTDet's, but may differ from the run's. Each step runs the trained model as well. Photos of --images
+are cut to the aspect ratio of --size then.
 
 Scores are from 0 to 1. With labels, a threshold of 0.01 merges patches of which a hundredth is expected to be something
 else; with features, those whose mean feature is expected to keep 0.99 of the squared length. Every tenth photo is held
@@ -42,7 +44,7 @@ with needed_packages("fit_scorer"):
     from apt_dense.weights.files import write_whole
 
     from calibration.coco_objects_as_labels import load_objects
-    from calibration.feature_variance import feature_variance
+    from calibration.feature_variance import feature_variance, uniform_backbone, uniform_model
     from calibration.learned_scorer_training import LABELS, Fit, Network, Target, photo_batches, train_scorer
     from calibration.scorer_networks import FirstBlocksNetwork, PatchNetwork, pretrained_weights
     from calibration.scorer_report import hidden_table
@@ -62,7 +64,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, nargs="+", metavar="DIR", help="folders of photos")
     add("--masks", type=Path, nargs="+", metavar="DIR", help="PNG files of the same names, 8-bit labels")
     add("--coco", type=Path, metavar="DATA", help="instead of these, a folder of detection data in COCO's layout")
-    add("--features", action="store_true", help="learn from features of the trained --model, not from labels")
+    add(
+        "--features",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="learn without labels, from features of a trained model: of a run's folder or checkpoint, or of --model",
+    )
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -115,13 +124,16 @@ def check_source(args: argparse.Namespace) -> None:
     """Raise a ValueError unless there are photos, and either labels or a model whose features are learned."""
     if (args.coco is None) == (args.images is None):
         raise ValueError("give --images or --coco, and not both")
-    chosen = "--features" if args.features else "--coco"
+    has_labels = args.features is None
+    chosen = "--coco" if has_labels else "--features"
     surplus = [f"--{name.replace('_', '-')}" for name in ("masks", "zero_is_void") if getattr(args, name)]
-    if surplus and (args.features or args.coco is not None):
+    if surplus and not (has_labels and args.coco is None):
         raise ValueError(f"{surplus[0]}: leave it out with {chosen}, which has no masks of classes")
-    if args.features and (args.model is None or args.weights is None):
-        raise ValueError("--features: give --model and --weights, those of its training for your task")
-    if args.coco is None and not args.features and args.masks is None:
+    if args.features is True and (args.model is None or args.weights is None):
+        raise ValueError(
+            "--features: give --model and --weights, those of its training for your task; or a run's folder"
+        )
+    if args.coco is None and has_labels and args.masks is None:
         raise ValueError("--images: give --masks as well, or --features, which learns without labels")
 
 
@@ -130,24 +142,32 @@ def load_photos(args: argparse.Namespace, fit: Fit) -> LabelledSet:
     device = torch.device(args.device)
     if args.coco is not None:
         return load_objects(args.coco, fit.size[0], args.limit, device)
-    if args.features:
+    if args.features is not None:
         return load_unlabelled(evenly_spread(find_photos(args.images, subfolders=True), args.limit), fit.size, device)
     return load_set(find_pairs(args.images, args.masks, args.limit), args.zero_is_void, 255, device, fit.size)
 
 
-def network_and_target(args: argparse.Namespace, fit: Fit) -> tuple[Callable[[], Network], Target]:
-    """Return a function that builds the network to train, and what it learns. Raises ValueError, OSError."""
+def network_of(args: argparse.Namespace) -> Callable[[], Network]:
+    """Return a function that builds the network to train. Raises ValueError, OSError."""
     if args.model is None:
-        return PatchNetwork, LABELS
+        return PatchNetwork
     blocks = FirstBlocks(args.model, args.blocks or USUAL_BLOCKS)
-    target = feature_variance(args.model, args.weights, fit, torch.device(args.device)) if args.features else LABELS
-    return partial(FirstBlocksNetwork, blocks, pretrained_weights(args.model, args.weights)), target
+    return partial(FirstBlocksNetwork, blocks, pretrained_weights(args.model, args.weights))
+
+
+def target_of(args: argparse.Namespace, fit: Fit) -> Target:
+    """What it learns. Raises ValueError, OSError, ImportError."""
+    if args.features is None:
+        return LABELS
+    own = args.features is True
+    backbone = uniform_model(args.model, args.weights, fit) if own else uniform_backbone(args.features, fit)
+    return feature_variance(backbone.to(args.device), fit.patch_size)
 
 
 def fit_scorer(args: argparse.Namespace) -> str:
     """Train, write the scorer, and return a table of what merging hides. Raises ValueError, OSError."""
     fit = check(args)
-    build, target = network_and_target(args, fit)
+    build, target = network_of(args), target_of(args, fit)
     data = load_photos(args, fit)
     count = len(data.masks)
     if count < 2 * HELD_OUT:
@@ -164,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         print(fit_scorer(args))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"fit_scorer: {' '.join(str(error).split())}")
     print(
         f"\n{args.out}: set scorer={str(args.out)!r} and thresholds; for other photos and shares, tools/calibrate.py "

@@ -1,5 +1,7 @@
 """tools/fit_scorer.py --features: what is learned from a trained ViT's features, without labels."""
 
+from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -11,19 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
+from apt_dense.hosts.torchvision import build_detector
+from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.patches.first_block_scores import FirstBlockScorer
+from apt_dense.patches.learned_scores import LearnedScorer
 from apt_dense.patches.scorer_files import load_scorer
 from apt_dense.patches.scores import entropy_scores
 from apt_dense.weights.files import write_checkpoint
 
-from calibration.feature_variance import feature_variance, variance_within
+from calibration.feature_variance import feature_variance, uniform_backbone, uniform_model, variance_within
 from calibration.learned_scorer_training import Fit
 from calibration.scorer_networks import pretrained_weights
 from calibration.scorer_report import hidden_table
 from evidence.fast_16_bits import in_16_bits
 from evidence.labelled_photos import IGNORED
 from evidence.photos_in_memory import LabelledSet, load_unlabelled
-from support.coco_folder import write_coco
+from shared.normalise import normalise
+from support.coco_folder import TINY_PRESET, write_coco
 from support.references import randomise
 from support.scorers import MODEL, random_vit_weights
 
@@ -81,7 +87,7 @@ def test_features_are_those_of_the_trained_model(tmp_path: Path, patch_size: int
         (features,) = model((pixels - mean) / std)
     unit = F.normalize(F.layer_norm(features.float().movedim(1, -1), features.shape[1:2]), dim=-1).movedim(-1, 1)
     expected = variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
-    target = feature_variance(MODEL, tmp_path / "trained.pth", fit, CPU)
+    target = feature_variance(uniform_model(MODEL, tmp_path / "trained.pth", fit), patch_size)
     masks = torch.zeros(2, *shape, dtype=torch.long)
     torch.testing.assert_close(target.of(pixels, masks)(2 * patch_size), expected, atol=2e-3, rtol=0)
     assert expected.std() > 0.01
@@ -98,7 +104,7 @@ def test_photos_too_narrow_to_score_are_left_out_of_the_table() -> None:
 
 def test_incomplete_patches_are_left_out(tmp_path: Path) -> None:
     trained(8, (64, 64), tmp_path / "trained.pth")
-    target = feature_variance(MODEL, tmp_path / "trained.pth", Fit(8, 1, (64, 64)), CPU)
+    target = feature_variance(uniform_model(MODEL, tmp_path / "trained.pth", Fit(8, 1, (64, 64))), 8)
     pixels = torch.rand(1, 3, 47, 63) * 255
     found = target.of(pixels, torch.zeros(1, 47, 63))(16)
     whole = target.of(pixels[..., :40, :56], torch.zeros(1, 40, 56))(16)
@@ -157,6 +163,55 @@ def test_photos_of_detection_data_serve(tmp_path: Path, capsys: pytest.CaptureFi
     tool.main(options(tmp_path, "--coco", str(data), "--size", "64", "--epochs", "1"))
     assert "variance of features" in capsys.readouterr().out
     assert isinstance(load_scorer(tmp_path / "a.safetensors", (124, 116, 104)), FirstBlockScorer)
+
+
+def write_run(path: Path) -> APTViT:
+    """The checkpoint of a detector with adaptive patches, as torchvision's trainer writes it; return its backbone."""
+    settings = Settings(model="tiny", size=96, channels=8, box_features=16, proposals=20, thresholds=(5.5,))
+    model = randomise(build_detector.build_model(settings, 2)).eval()
+    content = {"model": model.state_dict(), "settings": asdict(settings), "categories": [(1, "red")]}
+    torch.save({**content, "optimizer": {}, "scheduler": {}, "iteration": 1}, path)
+    return model.backbone.net
+
+
+def test_a_run_of_a_trainer_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(build_detector.PRESETS, "tiny", TINY_PRESET)
+    backbone = write_run(tmp_path / "last.pth")
+    backbone.set_patches(thresholds=())
+    patch_size, pixels = backbone.patch_size, torch.rand(1, 3, 64, 96) * 255
+    with torch.inference_mode(), in_16_bits("cpu"):
+        features = backbone(normalise(pixels, backbone.pixel_format))[-1].float()
+    unit = F.normalize(F.layer_norm(features.movedim(1, -1), features.shape[1:2]), dim=-1).movedim(-1, 1)
+    target = feature_variance(uniform_backbone(tmp_path, Fit(patch_size, 1, (64, 96))), patch_size)
+    found = target.of(pixels, torch.zeros(1, 64, 96))(2 * patch_size)
+    expected = variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+    write_stripes(tmp_path / "photos", 20)
+    given = ["--features", str(tmp_path), "--images", str(tmp_path / "photos"), "--size", "64x96", "--scales", "1"]
+    tool.main([*given, "--epochs", "1", "--out", str(tmp_path / "a.safetensors")])
+    assert "variance of features" in capsys.readouterr().out
+    assert isinstance(load_scorer(tmp_path / "a.safetensors", (124, 116, 104)), LearnedScorer)
+    with pytest.raises(SystemExit, match=f"the smallest patches are of {patch_size} pixels; give --patch-size that"):
+        tool.main([*given, "--patch-size", "8", "--out", str(tmp_path / "b.safetensors")])
+    with pytest.raises(SystemExit, match="none does not exist"):
+        tool.main(["--features", str(tmp_path / "none"), *given[2:], "--out", str(tmp_path / "b.safetensors")])
+
+
+def test_detectron2s_backbone_and_dropped_padding_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forward gives a dictionary, and its padding has no tokens; photos in a corner have features of their own."""
+    backbones = pytest.importorskip("apt_dense.hosts.detectron2", reason="Detectron2 is not installed")
+    options = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64, "thresholds": (5.5,), "drop_padding": True}
+    backbone = randomise(backbones.APTViT(**options, use_abs_pos=False)).eval()
+    monkeypatch.setattr("calibration.feature_variance.load_trained", lambda *_, **__: Namespace(backbone=backbone))
+    target = feature_variance(uniform_backbone(Path("run"), Fit(16, 1, (64, 64))), 16)
+    pixels, masks = torch.rand(1, 3, 64, 64) * 255, torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[:, 32:], masks[:, :, 48:] = IGNORED, IGNORED
+    found, alone = target.of(pixels, masks)(32), target.of(pixels[..., :32, :48], masks[:, :32, :48])(32)
+    torch.testing.assert_close(found[:, :1, :1], alone)
+    assert found.isnan().sum() == 3
 
 
 @pytest.mark.parametrize(

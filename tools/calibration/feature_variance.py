@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_dense import APTViT
+from apt_dense.hosts.load_trained import load_trained
 from apt_dense.weights.arguments_in_own_metadata import noted_options
 from apt_dense.weights.files import read_checkpoint
 from apt_dense.weights.find_backbone_weights import innermost
@@ -18,6 +19,7 @@ from calibration.scorer_networks import trained_vit
 from evidence.fast_16_bits import in_16_bits
 from evidence.labelled_photos import IGNORED
 from evidence.match_token_counts import model_input
+from evidence.model_forms import set_thresholds
 
 #: Options that neither a timm name nor the shapes of weights tell, taken from the notes of our own files.
 _NOTED = "pixel_mean", "pixel_std", "channel_order", "window_size", "window_block_indexes"
@@ -40,8 +42,29 @@ def variance_within(features: Tensor, is_known: Tensor, patch_size: int, size: i
     return variance.clamp(0, 1).where(unknown == 0, torch.nan)
 
 
-def feature_variance(model: str, weights: Path, fit: Fit, device: torch.device) -> Target:
-    """The variance of features after the last block of a model, all of whose patches are of the smallest size.
+def feature_variance(backbone: APTViT, patch_size: int) -> Target:
+    """The variance of a trained model's last features, each standardised and of length 1.
+
+    Args:
+        backbone: in eval mode, all of whose patches are of ``patch_size``.
+    """
+
+    def target(pixels: Tensor, masks: Tensor) -> Callable[[int], Tensor]:
+        rows, columns = (n // patch_size * patch_size for n in pixels.shape[-2:])
+        is_known = masks != IGNORED
+        images = model_input(pixels, backbone) * is_known[:, None]  # zeros, as hosts pad
+        with torch.no_grad(), in_16_bits(pixels.device.type):
+            # Not backbone(...), which gives a dictionary in Detectron2.
+            features = APTViT.forward(backbone, images[..., :rows, :columns])[-1]
+        standardised = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
+        unit = F.normalize(standardised, dim=-1).movedim(-1, 1)
+        return partial(variance_within, unit, is_known, patch_size)
+
+    return Target(target, "variance of features within them all")
+
+
+def uniform_model(model: str, weights: Path, fit: Fit) -> APTViT:
+    """A trained timm model with patches of one size, whose output is its last block's.
 
     Args:
         model: a timm name.
@@ -51,24 +74,25 @@ def feature_variance(model: str, weights: Path, fit: Fit, device: torch.device) 
         ValueError, OSError: for a model or a file that ``APTViT.from_timm`` or ``load_backbone`` refuses, such as one
             with patches of another size.
     """
-    backbone = uniform_model(model, weights, fit).to(device)
-
-    def target(pixels: Tensor, masks: Tensor) -> Callable[[int], Tensor]:
-        rows, columns = (n // fit.patch_size * fit.patch_size for n in pixels.shape[-2:])
-        with torch.no_grad(), in_16_bits(device.type):
-            (features,) = backbone(model_input(pixels[..., :rows, :columns], backbone))
-        standardised = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
-        unit = F.normalize(standardised, dim=-1).movedim(-1, 1)
-        return partial(variance_within, unit, masks != IGNORED, fit.patch_size)
-
-    return Target(target, "variance of features within them all")
-
-
-def uniform_model(model: str, weights: Path, fit: Fit) -> APTViT:
-    """The trained model with patches of one size, whose output is its last block's. Raises ValueError, OSError."""
     content = read_checkpoint(weights)
     noted = noted_options(innermost(content), has_coarse=False)
     options = {name: noted[name] for name in _NOTED if name in noted}
     role = f"{weights}, as {model} with --patch-size {fit.patch_size}"
     backbone = trained_vit(model, content, role, patch_size=fit.patch_size, img_size=fit.size, **options)
     return backbone.eval().requires_grad_(False)
+
+
+def uniform_backbone(run: Path, fit: Fit) -> APTViT:
+    """The backbone of a segmentor or detector that was trained, with patches of one size.
+
+    Args:
+        run: its folder or a checkpoint (``load_trained``).
+
+    Raises:
+        ValueError, OSError, ImportError: as ``load_trained``; ValueError if its patches are of another size.
+    """
+    backbone = load_trained(run, device="cpu").backbone
+    if backbone.patch_size != fit.patch_size:
+        raise ValueError(f"{run}: the smallest patches are of {backbone.patch_size} pixels; give --patch-size that")
+    set_thresholds(backbone, ())
+    return backbone.requires_grad_(False)
