@@ -7,19 +7,19 @@
     python tools/fit_scorer.py --images my_photos --features work_dirs/my_run --size 512x512 --out scorer.safetensors
     python tools/fit_scorer.py --images my_photos --features --size 512x512 --model vit_base_patch16_224 \\
         --weights trained.pth --out scorer.safetensors
-    python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.007 --tokens 0.6 --out found/
+    python tools/calibrate.py my_photos --scorer scorer.safetensors --thresholds 0.03 0.0075 --tokens 0.6 --out found/
 
 Entropy merges what has little contrast, whatever it is: dark cars on dark streets. This network of 77,000 weights tells
 from a patch and what is around it which share of its pixels is of another class than most of it, and is trained on your
 masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
 is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-With --features no labels are needed: what merging hides is then the variance, within a patch, of the last features of
-a model whose patches all have --patch-size. It is the backbone of a run of any trainer here, adaptive or not
-(--features RUN), or --model with the weights of its training for your task (--features alone); those of pretraining do
-not know what matters there. --model, whose first blocks score, is one with a class token and without relative
-positions, so not ViTDet's, but may differ from the run's. Each step runs the trained model as well. Photos of --images
-are cut to the aspect ratio of --size then.
+With --features no labels are needed: what merging hides is then the variance, within a patch, of the last features of a
+trained model with patches of --patch-size alone. It is the backbone of a run of any trainer here (--features RUN; if it
+was trained with adaptive patches, without them), or --model with the weights of its training for your task (--features
+alone); those of pretraining do not know what matters there. The ViT whose first blocks score need not be the run's. It
+is a plain one, without relative positions, so not ViTDet's. Each step runs the trained model as well. Photos of
+--images are cut to the aspect ratio of --size.
 
 Scores are from 0 to 1. With labels, a threshold of 0.01 merges patches of which a hundredth is expected to be something
 else; with features, those whose mean feature is expected to keep 0.99 of the squared length. Every tenth photo is held
@@ -72,6 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="learn without labels, from features of a trained model: of a run's folder or checkpoint, or of --model",
     )
+    add("--config", type=Path, metavar="FILE", help="of RUN, where it comes without; configs are programs, and are run")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -94,7 +95,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="coarse patch sizes that are scored (default: %(default)s)",
     )
     add("--model", metavar="NAME", help="a timm ViT, whose first blocks score (default: a network without pretraining)")
-    add("--weights", type=Path, metavar="FILE", help="of --model (default: timm's, downloaded)")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="of --model (default: timm's, downloaded; with --features alone, needed)",
+    )
     add("--blocks", type=whole(1), metavar="K", help=f"of --model, from the first (default: {USUAL_BLOCKS})")
     add("--epochs", type=whole(1), default=Fit._field_defaults["epochs"], help="default: %(default)s")
     add("--limit", type=whole(1), metavar="N", help="photos to use at most, evenly spread; all are held in memory")
@@ -128,11 +134,13 @@ def check_source(args: argparse.Namespace) -> None:
     chosen = "--coco" if has_labels else "--features"
     surplus = [f"--{name.replace('_', '-')}" for name in ("masks", "zero_is_void") if getattr(args, name)]
     if surplus and not (has_labels and args.coco is None):
-        raise ValueError(f"{surplus[0]}: leave it out with {chosen}, which has no masks of classes")
+        raise ValueError(f"{surplus[0]}: leave it out with {chosen}, which reads no masks of classes")
     if args.features is True and (args.model is None or args.weights is None):
         raise ValueError(
             "--features: give --model and --weights, those of its training for your task; or a run's folder"
         )
+    if args.config is not None and (has_labels or args.features is True):
+        raise ValueError(f"--config {args.config}: give --features RUN, whose it is")
     if args.coco is None and has_labels and args.masks is None:
         raise ValueError("--images: give --masks as well, or --features, which learns without labels")
 
@@ -160,7 +168,9 @@ def target_of(args: argparse.Namespace, fit: Fit) -> Target:
     if args.features is None:
         return LABELS
     own = args.features is True
-    backbone = uniform_model(args.model, args.weights, fit) if own else uniform_backbone(args.features, fit)
+    backbone = (
+        uniform_model(args.model, args.weights, fit) if own else uniform_backbone(args.features, args.config, fit)
+    )
     return feature_variance(backbone.to(args.device), fit.patch_size)
 
 
@@ -173,10 +183,11 @@ def fit_scorer(args: argparse.Namespace) -> str:
     if count < 2 * HELD_OUT:
         raise ValueError(f"{count} photos to learn from: expected {2 * HELD_OUT} or more")
     held_out = torch.arange(count, device=args.device) % HELD_OUT == HELD_OUT // 2
-    scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build, target)
+    in_corners = args.coco is not None
+    scorer = train_scorer(LabelledSet(*(part[~held_out] for part in data)), fit, args.seed, build, target, in_corners)
     with write_whole(args.out) as file:
         file.write_bytes(as_bytes(scorer))
-    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), args.coco is not None))
+    rest = list(photo_batches(LabelledSet(*(part[held_out] for part in data)), in_corners))
     return hidden_table(scorer, rest, fit, target)
 
 

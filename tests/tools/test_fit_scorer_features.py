@@ -27,7 +27,7 @@ from calibration.scorer_networks import pretrained_weights
 from calibration.scorer_report import hidden_table
 from evidence.fast_16_bits import in_16_bits
 from evidence.labelled_photos import IGNORED
-from evidence.photos_in_memory import LabelledSet, load_unlabelled
+from evidence.photos_in_memory import LabelledSet, load_unlabelled, random_views
 from shared.normalise import normalise
 from support.coco_folder import TINY_PRESET, write_coco
 from support.references import randomise
@@ -157,6 +157,22 @@ def test_photos_without_labels_may_have_any_size(tmp_path: Path) -> None:
     assert data.photos.float().mean((1, 2, 3)).tolist() == [0, 50, 100]
 
 
+def test_padding_stays_right_of_mirrored_photos() -> None:
+    """A photo of 6 x 5 pixels, lighter to the right as its labels rise, in the corner of a square of 8."""
+    photos, masks = torch.full((1, 3, 8, 8), 50, dtype=torch.uint8), torch.full((1, 8, 8), IGNORED, dtype=torch.uint8)
+    masks[..., :6, :5] = torch.arange(5)
+    photos[..., :6, :5] = torch.arange(0, 250, 50)
+    views = random_views(LabelledSet(photos, masks), (8, 8), torch.zeros(40, dtype=torch.long), torch.Generator(), True)
+    is_rising = []
+    for view, mask in zip(*views, strict=True):
+        is_known = mask != IGNORED
+        assert (is_known.int().diff(dim=1) <= 0).all(), mask
+        labels, lightness = mask[0][is_known[0]].float(), view[0, 0][is_known[0]]
+        is_rising.append(bool(labels[-1] > labels[0]))
+        assert torch.corrcoef(torch.stack([labels, lightness]))[0, 1] > 0.5  # 1, but for what is mixed with padding
+    assert {True, False} == set(is_rising)
+
+
 def test_photos_of_detection_data_serve(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = write_coco(tmp_path / "coco", images=20)
     write_checkpoint(random_vit_weights(), tmp_path / "vit.pth")
@@ -184,7 +200,7 @@ def test_a_run_of_a_trainer_serves(
     with torch.inference_mode(), in_16_bits("cpu"):
         features = backbone(normalise(pixels, backbone.pixel_format))[-1].float()
     unit = F.normalize(F.layer_norm(features.movedim(1, -1), features.shape[1:2]), dim=-1).movedim(-1, 1)
-    target = feature_variance(uniform_backbone(tmp_path, Fit(patch_size, 1, (64, 96))), patch_size)
+    target = feature_variance(uniform_backbone(tmp_path, None, Fit(patch_size, 1, (64, 96))), patch_size)
     found = target.of(pixels, torch.zeros(1, 64, 96))(2 * patch_size)
     expected = variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
@@ -194,10 +210,15 @@ def test_a_run_of_a_trainer_serves(
     tool.main([*given, "--epochs", "1", "--out", str(tmp_path / "a.safetensors")])
     assert "variance of features" in capsys.readouterr().out
     assert isinstance(load_scorer(tmp_path / "a.safetensors", (124, 116, 104)), LearnedScorer)
-    with pytest.raises(SystemExit, match=f"the smallest patches are of {patch_size} pixels; give --patch-size that"):
+    with pytest.raises(
+        SystemExit, match=f"its smallest patches are of {patch_size} pixels; give --patch-size {patch_size}"
+    ):
         tool.main([*given, "--patch-size", "8", "--out", str(tmp_path / "b.safetensors")])
     with pytest.raises(SystemExit, match="none does not exist"):
         tool.main(["--features", str(tmp_path / "none"), *given[2:], "--out", str(tmp_path / "b.safetensors")])
+    write_checkpoint(random_vit_weights(), tmp_path / "vit.pth")
+    with pytest.raises(SystemExit, match="vit.pth is not a checkpoint of a run.* give --features alone, --model and"):
+        tool.main(["--features", str(tmp_path / "vit.pth"), *given[2:], "--out", str(tmp_path / "b.safetensors")])
 
 
 def test_detectron2s_backbone_and_dropped_padding_serve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +227,7 @@ def test_detectron2s_backbone_and_dropped_padding_serve(monkeypatch: pytest.Monk
     options = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64, "thresholds": (5.5,), "drop_padding": True}
     backbone = randomise(backbones.APTViT(**options, use_abs_pos=False)).eval()
     monkeypatch.setattr("calibration.feature_variance.load_trained", lambda *_, **__: Namespace(backbone=backbone))
-    target = feature_variance(uniform_backbone(Path("run"), Fit(16, 1, (64, 64))), 16)
+    target = feature_variance(uniform_backbone(Path("run"), None, Fit(16, 1, (64, 64))), 16)
     pixels, masks = torch.rand(1, 3, 64, 64) * 255, torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[:, 32:], masks[:, :, 48:] = IGNORED, IGNORED
     found, alone = target.of(pixels, masks)(32), target.of(pixels[..., :32, :48], masks[:, :32, :48])(32)
@@ -221,6 +242,7 @@ def test_detectron2s_backbone_and_dropped_padding_serve(monkeypatch: pytest.Monk
         (["--coco", "a", "--size", "64", "--zero-is-void"], "--zero-is-void: leave it out with --features"),
         (["--images", "a", "--coco", "b"], "give --images or --coco, and not both"),
         ([], "give --images or --coco, and not both"),
+        (["--images", "photos", "--config", "own.py"], "--config own.py: give --features RUN, whose it is"),
         (["--images", "photos", "--patch-size", "8"], "vit.pth, as test_vit with --patch-size 8: .*patch"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value else "",

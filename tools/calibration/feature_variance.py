@@ -22,7 +22,10 @@ from evidence.match_token_counts import model_input
 from evidence.model_forms import set_thresholds
 
 #: Options that neither a timm name nor the shapes of weights tell, taken from the notes of our own files.
-_NOTED = "pixel_mean", "pixel_std", "channel_order", "window_size", "window_block_indexes"
+_NOTED = (
+    "pixel_mean", "pixel_std", "channel_order", "window_size", "window_block_indexes", "drop_padding",
+    "partial_patches", "pos_antialias",
+)  # fmt: skip
 
 
 def variance_within(features: Tensor, is_known: Tensor, patch_size: int, size: int) -> Tensor:
@@ -82,17 +85,22 @@ def uniform_model(model: str, weights: Path, fit: Fit) -> APTViT:
     return backbone.eval().requires_grad_(False)
 
 
-def uniform_backbone(run: Path, fit: Fit) -> APTViT:
+def uniform_backbone(run: Path, config: Path | None, fit: Fit) -> APTViT:
     """The backbone of a segmentor or detector that was trained, with patches of one size.
 
     Args:
-        run: its folder or a checkpoint (``load_trained``).
+        run: its folder or a checkpoint, as ``config`` an argument of ``load_trained``.
 
     Raises:
         ValueError, OSError, ImportError: as ``load_trained``; ValueError if its patches are of another size.
     """
-    backbone = load_trained(run, device="cpu").backbone
+    try:
+        backbone = load_trained(run, config, device="cpu").backbone
+    except ValueError as error:
+        raise ValueError(f"{error}. For weights without a run give --features alone, --model and --weights") from None
     if backbone.patch_size != fit.patch_size:
-        raise ValueError(f"{run}: the smallest patches are of {backbone.patch_size} pixels; give --patch-size that")
+        raise ValueError(
+            f"{run}: its smallest patches are of {(p := backbone.patch_size)} pixels; give --patch-size {p}"
+        )
     set_thresholds(backbone, ())
     return backbone.requires_grad_(False)

@@ -75,14 +75,16 @@ LABELS = Target(
 
 
 def train_scorer(
-    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork, target: Target = LABELS
-) -> FixedScorer:
+    data: LabelledSet, fit: Fit, seed: int = 0, build: Callable[[], Network] = PatchNetwork, target: Target = LABELS,
+    in_corners: bool = False,
+) -> FixedScorer:  # fmt: skip
     """Train on photos, mirrored, zoomed and lightened at random.
 
     The network learns the square root of what a patch hides, so that small objects count; its score is the square.
 
     Args:
         build: makes the network.
+        in_corners: whether photos are in corners of squares (``load_objects``).
     """
     torch.manual_seed(seed)
     device, generator = data.photos.device, torch.Generator().manual_seed(seed)
@@ -94,7 +96,7 @@ def train_scorer(
     order = epochs_of(len(data.masks), fit.batch, fit.epochs, generator)
     bar = tqdm(order, "training the scorer", steps, leave=False)
     for numbers in bar:
-        photos, masks = random_views(data, fit.size, numbers, generator)
+        photos, masks = random_views(data, fit.size, numbers, generator, in_corners)
         hidden = target.of(photos, masks)
         lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
         pixels = (photos * lightness.to(device)).clamp(0, 255)
@@ -110,8 +112,8 @@ def train_scorer(
 def _loss(network: Network, pixels: Tensor, hidden: Callable[[int], Tensor], size: int) -> Tensor:
     expected = hidden(size)
     is_known = ~expected.isnan()
-    found = torch.sigmoid(network(pixels, size))
-    return F.mse_loss(found[is_known], expected[is_known].sqrt())
+    error = torch.sigmoid(network(pixels, size)) - expected.nan_to_num(0).sqrt()
+    return error[is_known].square().sum() / is_known.sum().clamp(min=1)  # photos may be too narrow for a patch
 
 
 def photo_batches(data: LabelledSet, in_corners: bool) -> Iterator[LabelledSet]:

@@ -80,31 +80,44 @@ def epochs_of(count: int, batch: int, epochs: int, generator: torch.Generator) -
 
 
 def random_views(
-    data: LabelledSet, size: tuple[int, int], numbers: Tensor, generator: torch.Generator
+    data: LabelledSet, size: tuple[int, int], numbers: Tensor, generator: torch.Generator, in_corners: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Parts of photos enlarged to ``size``, mirrored half of the time.
 
     A part is 1 / zoom as high and as wide as the photo, with zooms drawn evenly from 1 to ``LARGEST_ZOOM``.
 
+    Args:
+        in_corners: whether unlabelled columns at the right are padding, which stays there.
+
     Returns:
         Grey levels (B, 3, *size) float32 and classes (B, *size) int64.
     """
-    views = [_view(data, int(number), size, torch.rand(5, generator=generator).tolist()) for number in numbers]
+    views = []
+    for number in numbers.tolist():
+        *draws, side = torch.rand(5, generator=generator).tolist()
+        view = _view(data, number, size, draws)
+        views.append(_mirrored(*view, in_corners) if side < 0.5 else view)
     photos, masks = zip(*views, strict=True)
     return torch.cat(photos), torch.cat(masks)
 
 
 def _view(data: LabelledSet, number: int, size: tuple[int, int], draws: Sequence[float]) -> tuple[Tensor, Tensor]:
     slices = []
-    for side, draw, place in zip(data.masks.shape[1:], draws[:2], draws[2:4], strict=True):
+    for side, draw, place in zip(data.masks.shape[1:], draws[:2], draws[2:], strict=True):
         length = max(1, round(side / (1 + draw * (LARGEST_ZOOM - 1))))
         first = int(place * (side - length + 1))
         slices.append(slice(first, first + length))
     photo = data.photos[number, :, slices[0], slices[1]][None].float()
     mask = data.masks[number, slices[0], slices[1]][None, None].float()
     photo = F.interpolate(photo, size=size, mode="bilinear", antialias=True).round().clamp(0, 255)
-    mask = F.interpolate(mask, size=size, mode="nearest-exact")[:, 0].long()
-    return (photo.flip(-1), mask.flip(-1)) if draws[4] < 0.5 else (photo, mask)
+    return photo, F.interpolate(mask, size=size, mode="nearest-exact")[:, 0].long()
+
+
+def _mirrored(photo: Tensor, mask: Tensor, in_corner: bool) -> tuple[Tensor, Tensor]:
+    """Mirror a photo (1, 3, H, W) and its mask (1, H, W), without the unlabelled columns right of one in a corner."""
+    is_labelled = (mask != IGNORED).any(1).flatten()
+    width = int(is_labelled.nonzero().max()) + 1 if in_corner and is_labelled.any() else mask.shape[-1]
+    return tuple(torch.cat([part[..., :width].flip(-1), part[..., width:]], -1) for part in (photo, mask))
 
 
 def resized_photos(data: LabelledSet, size: tuple[int, int], batch: int) -> Iterator[Tensor]:

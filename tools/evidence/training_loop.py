@@ -96,5 +96,8 @@ def summary(backbone: APTViT, share: float, losses: Sequence[Tensor]) -> dict[st
 
 
 def on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights."""
-    return {name: value.cpu() for name, value in model.state_dict().items()}
+    """A model's weights, with what they note (``arguments_in_own_metadata``)."""
+    state = model.state_dict()
+    for name, value in state.items():
+        state[name] = value.cpu()
+    return state
