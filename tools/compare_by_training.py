@@ -21,7 +21,8 @@ way to that share of tokens: "merging" of similar ones, "pruning" with a way bac
 photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
 train_over_seeds.py.
 
-OUT gets rows.jsonl (a line for each row and seed), table.csv and table.md. Interrupted, the same command continues
+OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md and with --plot curves.png, in which rows whose
+names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
 lines of their rows.jsonl into one file, and the command with all seeds makes the table.
 """
@@ -90,6 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--group-by", metavar="ROW", help="scores also of the pixels under its fine and its coarse patches, in all rows"
     )
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
+    add("--plot", action="store_true", help="draw the scores against tokens and, where there are times, against them")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
@@ -150,7 +152,12 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str,
 def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, command: str) -> str:
     """Write the tables; return the one in Markdown with what it was made by."""
     write_csv(found, args.out / "table.csv")
-    text = f"    {command}\n\n{markdown(over_seeds(found, metric), COLUMNS)}\n\n"
+    lines = over_seeds(found, metric)
+    if args.plot:
+        with needed_packages("compare_by_training"):
+            from evidence.plot_accuracy_curves import plot_trained
+        plot_trained(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png")
+    text = f"    {command}\n\n{markdown(lines, COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
     write_text_whole(args.out / "table.md", text)
     return text

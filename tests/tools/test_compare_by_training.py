@@ -59,7 +59,7 @@ def whole(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.save(timm.create_model(MODEL).state_dict(), folders / "weights.pth")
     out = tmp_path_factory.mktemp("whole")
-    tool.main(arguments(folders, out, "--seeds", "0", "1"))
+    tool.main(arguments(folders, out, "--seeds", "0", "1", "--plot"))
     return out
 
 
@@ -72,6 +72,7 @@ def test_rows_at_equal_tokens_over_seeds(whole: Path) -> None:
     assert {row["seeds"] for row in found.values()} == {"2"}
     assert all(0 <= float(row["mIoU"]) <= 100 and float(row["spread"]) >= 0 for row in found.values())
     assert found["switched"]["loss"] == "" and float(found["uniform"]["loss"]) > 0
+    assert (whole / "curves.png").is_file()
 
 
 def without_times(out: Path) -> list[dict[str, str]]:

@@ -330,3 +330,20 @@ def test_curves_are_drawn(against_time: bool, tmp_path: Path) -> None:
     curves.plot(rows_with([0.3, 0.1, -0.1]), "m", tmp_path / "curves.png", against_time)
     height, width, _ = cv2.imread(str(tmp_path / "curves.png")).shape
     assert (height > width) == against_time
+
+
+@pytest.mark.parametrize("times", [{"ms": 3.0}, {"backbone ms": 3.0}, {}], ids=str)
+def test_trained_rows_whose_names_differ_in_a_share_are_one_curve(
+    times: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "uniform", "blocks 80 %, as it is", "blocks, as it is", "smaller image 62.5 %", "smaller image"
+    lines = [{"row": name, "share": 1 / n, "mIoU": 50.0 + n, **times} for n, name in enumerate(names, 1)]
+    curves.plot_trained(lines, "2x2", "mIoU", tmp_path / "curves.png")
+    height, width, _ = cv2.imread(str(tmp_path / "curves.png")).shape
+    assert (height > width) == bool(times)
+    drawn: list[dict] = []
+    monkeypatch.setattr(curves, "plot", lambda points, *_, **__: drawn.extend(points))
+    curves.plot_trained(lines, "2x2", "mIoU", tmp_path / "curves.png")
+    variants = ["uniform", "blocks, as it is", "blocks, as it is", "smaller image", "smaller image"]
+    assert [point["variant"] for point in drawn] == variants
+    assert [point["mIoU"] for point in drawn] == [51, 52, 53, 54, 55]

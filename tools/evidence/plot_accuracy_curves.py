@@ -1,5 +1,6 @@
 """Curves of accuracy against tokens, and against time: a panel for each image size."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,37 @@ def plot(rows: Sequence[Mapping[str, Any]], measure: str, path: Path, against_ti
         figure.savefig(partial, format="png", dpi=120)
 
 
+def plot_trained(lines: Sequence[Mapping[str, Any]], size: str, measure: str, path: Path) -> None:
+    """Draw means over seeds of ``compare_by_training`` to a PNG, also against milliseconds if all rows have them.
+
+    Rows whose names differ in a share ("N %") are one curve; it begins at the row "uniform".
+
+    Args:
+        size: of the images.
+    """
+    points = [
+        {
+            "size": size,
+            "variant": re.sub(r"\s*\b[\d.]+ ?%", "", line["row"]),
+            "share": line["share"],
+            "tokens": line["share"],
+            "ms": line.get("ms") or line.get("backbone ms"),
+            measure: line[measure],
+        }
+        for line in lines
+    ]
+    plot(points, measure, path, against_time=all(point["ms"] for point in points))
+
+
 def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], along: str, measure: str) -> None:
     """One line a variant; all of them begin at the uniform model, which is marked."""
     uniform = [row for row in rows if row["variant"] == UNIFORM]
     names = dict.fromkeys(row["variant"] for row in rows if row["variant"] != UNIFORM)
-    for number, name in enumerate(names):
+    colours = {name: f"C{place}" for place, name in enumerate(n for n in names if not n.startswith(SMALLER))}
+    for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["share"])
         own = [*own, *uniform]
-        style = {"color": "black", "linestyle": "--"} if name == SMALLER else {"color": f"C{number - 1}"}
+        style = {"color": colours[name]} if name in colours else {"color": "black", "linestyle": "--"}
         panel.plot([row[along] for row in own], [row[measure] for row in own], label=name, marker=".", **style)
     panel.plot([row[along] for row in uniform], [row[measure] for row in uniform], "k*", label=UNIFORM, markersize=11)
     panel.set(xlabel="share of the tokens" if along == "tokens" else "milliseconds of a forward pass", ylabel=measure)
