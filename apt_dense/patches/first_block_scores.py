@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from apt_dense.patches.scorer_layers import FixedScorer, Shape, Weights, checked, convolve, normalised, sizes_of
-from apt_dense.runtime import is_traced
+from apt_dense.runtime import is_traced, without_autocast
 
 WIDTH = 96  # channels of the head
 VIT, HEAD = "vit.", "head."  # prefixes of weights
@@ -99,7 +99,8 @@ class FirstBlockScorer(FixedScorer):
     """The first blocks of a ViT, and a head.
 
     Blocks attend to all of a batch's padding, and positions are those of its size, as in a plain ViT: scores of an
-    image depend on the size to which it is padded, though not on the other images.
+    image depend on the size to which it is padded, though not on the other images. Under autocast they compute in 16
+    bits, as they did while they were fitted, and so do not choose exactly the patches that they choose in float32.
 
     Args:
         blocks: without weights.
@@ -107,6 +108,7 @@ class FirstBlockScorer(FixedScorer):
     """
 
     KIND = "first_block_scorer"
+    follows_autocast = True
 
     def __init__(self, blocks: FirstBlocks, weights: Weights) -> None:
         super().__init__(weights)
@@ -137,7 +139,8 @@ class FirstBlockScorer(FixedScorer):
 
     def logits(self, images: Tensor, size: int) -> Tensor:
         features = self._features(images, size)
-        return convolve(self.weights_on(images.device), self.blocks.head_shapes, features, HEAD)[:, 0]
+        with without_autocast(images):
+            return convolve(self.weights_on(images.device), self.blocks.head_shapes, features, HEAD)[:, 0]
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         weights = self.weights_on(images.device)

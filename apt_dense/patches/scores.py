@@ -6,6 +6,7 @@ Shape letters: B images, H x W pixels, h x w patches of the scale in question.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +66,9 @@ def resolve_scorer(scorer: str | Scorer, pixel_format: PixelFormat) -> Scorer:
 def score_maps(
     images: Tensor, patch_size: int, scales: Sequence[int], scorer: Scorer, pixel_format: PixelFormat
 ) -> tuple[Tensor, ...]:
-    """Score normalised images (B, 3, H, W), in float32 also under autocast: one map per scale.
+    """Score normalised images (B, 3, H, W): one map per scale.
+
+    In float32, also under autocast, unless the scorer has a true attribute ``follows_autocast``; maps are float32.
 
     Raises:
         ValueError: if a scorer returns maps of another shape or device.
@@ -73,7 +76,7 @@ def score_maps(
     """
     if not scales:
         return ()
-    with without_autocast(images):
+    with nullcontext() if getattr(scorer, "follows_autocast", False) else without_autocast(images):
         maps = _checked_maps(scorer(denormalise(images, pixel_format), patch_size, scales), images.device)
     sizes = [patch_size * 2**scale for scale in scales]
     expected = [(len(images), images.shape[-2] // size, images.shape[-1] // size) for size in sizes]
