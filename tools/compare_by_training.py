@@ -33,7 +33,7 @@ import argparse
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--group-by", metavar="ROW", help="scores also of the pixels under its fine and its coarse patches, in all rows"
     )
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
-    add("--plot", action="store_true", help="draw the scores against tokens and, where there are times, against them")
+    add("--plot", action="store_true", help="draw the scores against tokens")
+    add("--times", action="store_true", help="with --plot, also against milliseconds; for quiet machines")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
@@ -108,6 +109,8 @@ def check(args: argparse.Namespace) -> None:
     groups = row_named(args, args.group_by)
     if args.group_by is not None and (groups is None or not groups.is_adaptive):
         raise ValueError(f"--group-by {args.group_by!r}: expected the name of a row with adaptive patches")
+    if args.times and not args.plot:
+        raise ValueError("--times: give --plot, in which they are shown")
     for name, least in (("classes", 2), ("epochs", 1), ("batch", 2), ("limit", args.batch)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -153,14 +156,19 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, c
     """Write the tables; return the one in Markdown with what it was made by."""
     write_csv(found, args.out / "table.csv")
     lines = over_seeds(found, metric)
-    if args.plot:
-        with needed_packages("compare_by_training"):
-            from evidence.plot_accuracy_curves import plot_trained
-        plot_trained(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png")
     text = f"    {command}\n\n{markdown(lines, COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
     write_text_whole(args.out / "table.md", text)
+    if args.plot:
+        plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", args.times)
     return text
+
+
+def plotter() -> Callable[..., None]:
+    """Import what draws curves, for which there must be matplotlib."""
+    with needed_packages("compare_by_training"):
+        from evidence.plot_accuracy_curves import plot_trained
+    return plot_trained
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = shlex.join(["python", "tools/compare_by_training.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         check(args)
+        if args.plot:
+            plotter()  # not after hours
         args.out.mkdir(parents=True, exist_ok=True)
         task = make_task(args)
         found = list(Trainings(args, task, KeptRows(args.out / "rows.jsonl")).rows())

@@ -14,9 +14,9 @@ from a patch and what is around it which share of its pixels is of another class
 masks in minutes. --model trains the first blocks of a pretrained ViT instead, which see photos resized until each patch
 is one of theirs: they take longer, and hide less on photos unlike those with masks (docs/EVIDENCE.md).
 
-With --features no labels are needed: what merging hides is then the variance, within a patch, of the last features of a
-trained model with patches of --patch-size alone. It is the backbone of a run of any trainer here (--features RUN; if it
-was trained with adaptive patches, without them), or --model with the weights of its training for your task (--features
+With --features no labels are needed: what merging hides is then the variance, within a patch, of the last features of
+a trained model with patches of --patch-size alone. It is the backbone of a run of any trainer here, whose adaptive
+patches are switched off (--features RUN), or --model with the weights of its training for your task (--features
 alone); those of pretraining do not know what matters there. The ViT whose first blocks score need not be the run's. It
 is a plain one, without relative positions, so not ViTDet's. Each step runs the trained model as well. Photos of
 --images are cut to the aspect ratio of --size.
@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="learn without labels, from features of a trained model: of a run's folder or checkpoint, or of --model",
     )
-    add("--config", type=Path, metavar="FILE", help="of RUN, where it comes without; configs are programs, and are run")
+    add("--config", type=Path, metavar="FILE", help="config of RUN, if it has none of its own; a program, which is run")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -140,7 +140,7 @@ def check_source(args: argparse.Namespace) -> None:
             "--features: give --model and --weights, those of its training for your task; or a run's folder"
         )
     if args.config is not None and (has_labels or args.features is True):
-        raise ValueError(f"--config {args.config}: give --features RUN, whose it is")
+        raise ValueError(f"--config {args.config}: give --features RUN, to which it belongs")
     if args.coco is None and has_labels and args.masks is None:
         raise ValueError("--images: give --masks as well, or --features, which learns without labels")
 

@@ -97,7 +97,7 @@ def uniform_backbone(run: Path, config: Path | None, fit: Fit) -> APTViT:
     try:
         backbone = load_trained(run, config, device="cpu").backbone
     except ValueError as error:
-        raise ValueError(f"{error}. For weights without a run give --features alone, --model and --weights") from None
+        raise ValueError(f"{error}. If these are weights alone: --features --model NAME --weights FILE") from None
     if backbone.patch_size != fit.patch_size:
         raise ValueError(
             f"{run}: its smallest patches are of {(p := backbone.patch_size)} pixels; give --patch-size {p}"

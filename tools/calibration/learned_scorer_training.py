@@ -100,6 +100,8 @@ def train_scorer(
         hidden = target.of(photos, masks)
         lightness = 1 + _LIGHTER * (2 * torch.rand(len(photos), 1, 1, 1, generator=generator) - 1)
         pixels = (photos * lightness.to(device)).clamp(0, 255)
+        if in_corners:  # hosts' padding is of one colour
+            pixels = torch.where((masks == IGNORED)[:, None], photos, pixels)
         loss = sum(_loss(network, pixels, hidden, fit.patch_size << s) for s in range(1, fit.scales + 1))
         optimizer.zero_grad()
         loss.backward()

@@ -22,9 +22,10 @@ def plot(rows: Sequence[Mapping[str, Any]], measure: str, path: Path, against_ti
     """
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     axes_of = ("tokens", "ms") if against_time else ("tokens",)
-    figure = Figure(figsize=(5.2 * len(sizes), 4.2 * len(axes_of)), layout="constrained")
+    shape = (len(axes_of), len(sizes)) if len(sizes) > 1 else (1, len(axes_of))
+    figure = Figure(figsize=(5.2 * shape[1], 4.2 * shape[0]), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(axes_of), len(sizes), squeeze=False)
+    panels = figure.subplots(*shape, squeeze=False).reshape(len(axes_of), len(sizes))
     for line, along in zip(panels, axes_of, strict=True):
         for panel, size in zip(line, sizes, strict=True):
             _draw(panel, [row for row in rows if row["size"] == size], along, measure)
@@ -34,36 +35,41 @@ def plot(rows: Sequence[Mapping[str, Any]], measure: str, path: Path, against_ti
         figure.savefig(partial, format="png", dpi=120)
 
 
-def plot_trained(lines: Sequence[Mapping[str, Any]], size: str, measure: str, path: Path) -> None:
-    """Draw means over seeds of ``compare_by_training`` to a PNG, also against milliseconds if all rows have them.
+def plot_trained(
+    lines: Sequence[Mapping[str, Any]], size: str, measure: str, path: Path, against_time: bool = False
+) -> None:
+    """Draw means over seeds of ``compare_by_training`` to a PNG.
 
     Rows whose names differ in a share ("N %") are one curve; it begins at the row "uniform".
 
     Args:
         size: of the images.
+        against_time: also against milliseconds, if all rows have them.
     """
+    time = next((key for key in ("ms", "backbone ms") if all(line.get(key) for line in lines)), None)
     points = [
         {
             "size": size,
-            "variant": re.sub(r"\s*\b[\d.]+ ?%", "", line["row"]),
+            "variant": re.sub(r"\s*\b[\d.]+ ?%", "", line["row"]) or line["row"],
             "share": line["share"],
             "tokens": line["share"],
-            "ms": line.get("ms") or line.get("backbone ms"),
+            "ms": time and line[time],
             measure: line[measure],
         }
         for line in lines
     ]
-    plot(points, measure, path, against_time=all(point["ms"] for point in points))
+    plot(points, measure, path, against_time and time is not None)
 
 
 def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], along: str, measure: str) -> None:
-    """One line a variant; all of them begin at the uniform model, which is marked."""
+    """One line a variant with several points; all of them begin at the uniform model, which is marked."""
     uniform = [row for row in rows if row["variant"] == UNIFORM]
     names = dict.fromkeys(row["variant"] for row in rows if row["variant"] != UNIFORM)
-    colours = {name: f"C{place}" for place, name in enumerate(n for n in names if not n.startswith(SMALLER))}
+    smaller = next((name for name in names if name.startswith(SMALLER)), None)
+    colours = {name: f"C{place}" for place, name in enumerate(name for name in names if name != smaller)}
     for name in names:
         own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["share"])
-        own = [*own, *uniform]
+        own = [*own, *uniform] if len(own) > 1 else own
         style = {"color": colours[name]} if name in colours else {"color": "black", "linestyle": "--"}
         panel.plot([row[along] for row in own], [row[measure] for row in own], label=name, marker=".", **style)
     panel.plot([row[along] for row in uniform], [row[measure] for row in uniform], "k*", label=UNIFORM, markersize=11)
