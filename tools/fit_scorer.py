@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN",
         help="learn without labels, from features of a trained model: of a run's folder or checkpoint, or of --model",
     )
-    add("--config", type=Path, metavar="FILE", help="config of RUN, if it has none of its own; a program, which is run")
+    add("--config", type=Path, metavar="FILE", help="config file of RUN, if RUN lacks one; executed as Python")
     add("--zero-is-void", action="store_true", help="label 0 is not counted, as 255")
     add(
         "--size",
@@ -164,7 +164,7 @@ def network_of(args: argparse.Namespace) -> Callable[[], Network]:
 
 
 def target_of(args: argparse.Namespace, fit: Fit) -> Target:
-    """What it learns. Raises ValueError, OSError, ImportError."""
+    """Return the training target. Raises ValueError, OSError, ImportError."""
     if args.features is None:
         return LABELS
     own = args.features is True

@@ -24,6 +24,8 @@ class FixedScorer(ABC):
 
     #: In the note of a file, the name of what it holds.
     KIND: ClassVar[str]
+    #: Whether it computes in the type of autocast, as ``score_maps`` calls it.
+    follows_autocast: ClassVar[bool] = False
 
     def __init__(self, weights: Weights) -> None:
         self.weights = dict(weights)

@@ -69,6 +69,13 @@ def test_patches_with_unknown_pixels_have_no_variance() -> None:
     assert variance_within(features, is_known, 2, 4).isnan().nonzero().tolist() == [[0, 1, 2]]
 
 
+def variance_of(features: Tensor, patch_size: int) -> Tensor:
+    """The variance of a whole image's standardised features within patches of scale 1."""
+    standardised = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
+    unit = F.normalize(standardised, dim=-1).movedim(-1, 1)
+    return variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
+
+
 def trained(patch_size: int, shape: tuple[int, int], path: Path) -> APTViT:
     """A model of other patches, positions and pixels than timm's, whose weights are in a file."""
     pixels = {"pixel_mean": (10.0, 120.0, 90.0), "pixel_std": (50.0, 60.0, 70.0)}
@@ -85,8 +92,7 @@ def test_features_are_those_of_the_trained_model(tmp_path: Path, patch_size: int
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (model.pixel_format.mean, model.pixel_format.std))
     with torch.inference_mode(), in_16_bits("cpu"):
         (features,) = model((pixels - mean) / std)
-    unit = F.normalize(F.layer_norm(features.float().movedim(1, -1), features.shape[1:2]), dim=-1).movedim(-1, 1)
-    expected = variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
+    expected = variance_of(features, patch_size)
     target = feature_variance(uniform_model(MODEL, tmp_path / "trained.pth", fit), patch_size)
     masks = torch.zeros(2, *shape, dtype=torch.long)
     torch.testing.assert_close(target.of(pixels, masks)(2 * patch_size), expected, atol=2e-3, rtol=0)
@@ -198,11 +204,10 @@ def test_a_run_of_a_trainer_serves(
     backbone.set_patches(thresholds=())
     patch_size, pixels = backbone.patch_size, torch.rand(1, 3, 64, 96) * 255
     with torch.inference_mode(), in_16_bits("cpu"):
-        features = backbone(normalise(pixels, backbone.pixel_format))[-1].float()
-    unit = F.normalize(F.layer_norm(features.movedim(1, -1), features.shape[1:2]), dim=-1).movedim(-1, 1)
+        features = backbone(normalise(pixels, backbone.pixel_format))[-1]
     target = feature_variance(uniform_backbone(tmp_path, None, Fit(patch_size, 1, (64, 96))), patch_size)
     found = target.of(pixels, torch.zeros(1, 64, 96))(2 * patch_size)
-    expected = variance_within(unit, known(unit, patch_size), patch_size, 2 * patch_size)
+    expected = variance_of(features, patch_size)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
     assert expected.std() > 0.01
 
