@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +27,35 @@ from scaling.contrast_data import contrast_picture, write_ade, write_coco
 from scaling.rank_times import RankTimes, read_times, record_process, run_processes
 
 TINY = {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 2, "thresholds": (5.5, 4.0)}
-SLOW = 0.05  # seconds that a process takes longer
+SLOW = 0.5  # seconds that a process keeps the other waiting
 
 
 def train(folder: Path, rank: int) -> None:
-    """Three steps, of which each process has a slow one."""
+    """Three steps. In the last two, one of both goes on only when the other has waited, whatever else is running."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = DistributedDataParallel(APTViT(**TINY).train())
+    barrier = dist.barrier
     for step in range(3):
         images = torch.rand(1, 3, 64, 64) * 4 - 2 if step == rank else torch.zeros(1, 3, 64, 64)
         loss = model(images)[0].square().mean()
-        time.sleep(SLOW if step - 1 == rank else 0)
+        if step - 1 == rank:
+            keep_waiting(folder / f"step {step}, rank {1 - rank} waits")
+        dist.barrier = partial(announce, folder / f"step {step}, rank {rank} waits", barrier)
         loss.backward()
+        dist.barrier = barrier
     dist.destroy_process_group()
+
+
+def announce(path: Path, barrier: Callable[..., None], *arguments: dist.ProcessGroup) -> None:
+    path.touch()
+    barrier(*arguments)
+
+
+def keep_waiting(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+    time.sleep(SLOW)
 
 
 def test_processes_record_their_tokens_and_who_waits(tmp_path: Path) -> None:
@@ -50,7 +66,7 @@ def test_processes_record_their_tokens_and_who_waits(tmp_path: Path) -> None:
     times = read_times(paths, 0)  # the first step has no beginning
     assert times.tokens.tolist() == [[1, 16], [1, 1]]
     # The first process is slow in the second step, the second in the third: the other one waits.
-    assert times.waited[0, 1] > SLOW / 2 > times.waited[0, 0] and times.waited[1, 0] > SLOW / 2 > times.waited[1, 1]
+    assert times.waited[0, 1] > max(SLOW, times.waited[0, 0]) and times.waited[1, 0] > max(SLOW, times.waited[1, 1])
     assert times.own[0, 0] > SLOW and times.own[1, 1] > SLOW
     with pytest.raises(ValueError, match="recorded .0. steps after 2"):
         read_times(paths, 2)
