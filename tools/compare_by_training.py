@@ -21,6 +21,9 @@ way to that share of tokens: "merging" of similar ones, "pruning" with a way bac
 photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
 train_over_seeds.py.
 
+With --times the models of all rows, whole, take turns in a table of milliseconds that compares them fairly; those of
+rows without it are taken one after another, between hours of training.
+
 OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md and with --plot curves.png, in which rows whose
 names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command continues
 after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
@@ -49,8 +52,10 @@ with needed_packages("compare_by_training"):
     from evidence.labelled_photos import find_pairs
     from evidence.miou_after_training import SegmentationTask
     from evidence.resumable_rows import KeptRows
+    from evidence.times_in_turns import times_of
     from evidence.training_variants import in_order, parse_variant
-    from evidence.trainings_of_rows import Task, Trainings, row_named
+    from evidence.trainings_of_rows import Task, Trainings, plan_of, row_named
+    from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, device, number, whole
     from shared.tables import markdown, write_csv
 
@@ -59,9 +64,10 @@ COLUMNS = {
     "mIoU": "{:.2f}", "AP": "{:.2f}", "spread": "{:.2f}", "AP50": "{:.2f}", "APs": "{:.2f}", "APm": "{:.2f}",
     "APl": "{:.2f}",
     "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
-    "step ms": "{:.0f}", "ms": "{:.1f}", "backbone ms": "{:.1f}",
+    "step ms": "{:.0f}", "ms": "{:.1f}", "range": "{}", "backbone ms": "{:.1f}",
 }  # fmt: skip
-_MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread"))
+_BATCHES = {"mIoU": "batches of 8", "AP": "one at a time"}
+_MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread", "range"))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +98,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--limit", type=int, metavar="N", help="photos to train on at most, evenly spread")
     add("--plot", action="store_true", help="draw the scores against tokens")
-    add("--times", action="store_true", help="with --plot, also against milliseconds; for quiet machines")
+    add(
+        "--times",
+        type=whole(1),
+        nargs="?",
+        const=10,
+        metavar="ROUNDS",
+        help="then time the rows' models, which take turns; with --plot also draw the scores against milliseconds; for "
+        "quiet machines (default: not; ROUNDS: %(const)s)",
+    )
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args(argv)
@@ -109,8 +123,6 @@ def check(args: argparse.Namespace) -> None:
     groups = row_named(args, args.group_by)
     if args.group_by is not None and (groups is None or not groups.is_adaptive):
         raise ValueError(f"--group-by {args.group_by!r}: expected the name of a row with adaptive patches")
-    if args.times and not args.plot:
-        raise ValueError("--times: give --plot, in which they are shown")
     for name, least in (("classes", 2), ("epochs", 1), ("batch", 2), ("limit", args.batch)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -138,6 +150,14 @@ def make_task(args: argparse.Namespace) -> Task:
     return SegmentationTask(trained, tested, args.zero_is_void, device, row_named(args, args.group_by))
 
 
+def with_times(args: argparse.Namespace, task: Task, found: Sequence[dict]) -> list[dict[str, Any]]:
+    """Replace times of rows, measured one after another, by those of models that take turns."""
+    thresholds = {row["row"]: row["thresholds"] for row in reversed(found)}  # of the first seed
+    times = times_of(task, plan_of(args), args.rows, thresholds, args.times, torch.device(args.device))
+    untimed = ({name: value for name, value in row.items() if name not in ("ms", "backbone ms")} for row in found)
+    return [{**row, **times[row["row"]]} for row in untimed]
+
+
 def over_seeds(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
     """One line for each row's name: means over seeds, and the standard deviation of the metric."""
     lines = []
@@ -158,9 +178,14 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, c
     lines = over_seeds(found, metric)
     text = f"    {command}\n\n{markdown(lines, COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
+    if args.times:
+        text += (
+            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {args.times} "
+        )
+        text += f"rounds on {environment(torch.device(args.device))}.\n"
     write_text_whole(args.out / "table.md", text)
     if args.plot:
-        plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", args.times)
+        plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", bool(args.times))
     return text
 
 
@@ -181,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         task = make_task(args)
         found = list(Trainings(args, task, KeptRows(args.out / "rows.jsonl")).rows())
+        found = with_times(args, task, found) if args.times else found
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"compare_by_training: {' '.join(str(error).split())}")
     print(write_tables(args, found, task.metric, command))

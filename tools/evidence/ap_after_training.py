@@ -5,7 +5,7 @@ on a CPU. Without, all of it is trained.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from evidence.detection_photos import DetectionSet, SizedPhotos, files_of, load_
 from evidence.fast_16_bits import in_16_bits
 from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detector_features
 from evidence.frozen_features import LastFeatures
+from evidence.model_forms import set_thresholds
 from evidence.rival_backbones import RIVALS, mean_tokens
 from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
@@ -30,6 +31,7 @@ from torchvision_detection.data import CocoSplit
 from torchvision_detection.evaluation import coco_scores, detections_of
 
 PATCH_SIZE = 16  # pixels; the levels of a pyramid have strides that are powers of 2
+_TIMED = 16  # photos of a forward pass that is timed
 _SCORES = "AP", "AP50", "APs", "APm", "APl"
 _HEADS = {
     "channels": 64, "box_features": 256, "box_batch_size_per_image": 128, "rpn_post_nms_top_n_train": 300,
@@ -194,12 +196,33 @@ class DetectionTask:
         self, plan: Plan, variant: Variant, seed: int, start: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See :func:`run`; photos are read once. Raises ValueError, OSError."""
+        plan, photos = self._ready(plan, variant)
+        return run(plan, variant, seed, photos, start, self._features, self._device)
+
+    def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """See :class:`Task`; some photos tested, one at a time, to boxes. Heads that know nothing propose as many boxes
+        as they may."""
+        plan, photos = self._ready(plan, variant)
+        model = build(plan, variant).to(self._device).eval()
+        set_thresholds(model.backbone.net, tuple(thresholds))
+        numbers = evenly_spread(range(len(photos.tested.photos)), _TIMED)
+        images = [photos.tested.image(number).to(self._device) for number in numbers]
+
+        @torch.inference_mode()
+        def run_all() -> int:
+            with in_16_bits(self._device.type):
+                return sum(len(model([image])) for image in images)
+
+        return run_all
+
+    def _ready(self, plan: Plan, variant: Variant) -> tuple[Plan, Photos]:
+        """The plan with what the data say, and photos at the size of a variant; those of the last one are kept."""
         self._sets = self._sets or self._load()
         size = (variant.size or plan.size)[0]
         if self._photos is None or self._photos[0] != size:
             self._photos = size, Photos(*(data.at(size) for data in self._sets))
-        plan = plan._replace(classes=len(self._sets[0].split.category_ids), patch_size=PATCH_SIZE)
-        return run(plan, variant, seed, self._photos[1], start, self._features, self._device)
+        classes = len(self._sets[0].split.category_ids)
+        return plan._replace(classes=classes, patch_size=PATCH_SIZE), self._photos[1]
 
     def _load(self) -> tuple[DetectionSet, DetectionSet]:
         trained, tested = load_photos(self._data, "train", self._limit), load_photos(self._data, "val")

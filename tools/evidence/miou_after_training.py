@@ -16,6 +16,7 @@ from evidence.frozen_features import FrozenSegmentor, FrozenSet, LastFeatures, e
 from evidence.labelled_photos import IGNORED, Labelled
 from evidence.linear_segmentor import LinearSegmentor
 from evidence.match_token_counts import timed
+from evidence.model_forms import set_thresholds
 from evidence.photos_in_memory import LabelledSet, load_set, random_views, resized_photos
 from evidence.rival_backbones import mean_tokens
 from evidence.segmentation_scores import score
@@ -23,7 +24,9 @@ from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.normalise import normalise
+from shared.photo_files import evenly_spread
 
+_TIMED = 16  # photos of a forward pass that is timed
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -162,6 +165,21 @@ class SegmentationTask:
         """See :func:`run`; photos are read once. Raises ValueError, OSError."""
         self._sets = self._sets or self._load(plan)
         return run(plan, variant, seed, self._sets, start, self._features)
+
+    def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """See :class:`Task`; some photos tested, in batches of 8, to classes at the masks' size."""
+        self._sets = self._sets or self._load(plan)
+        model = build(plan, variant).to(self._device).eval()
+        set_thresholds(model.backbone, tuple(thresholds))
+        tested = self._sets.tested
+        some = LabelledSet(*(part[list(evenly_spread(range(len(part)), _TIMED))] for part in tested))
+        batches = list(resized_photos(some, variant.size or plan.size, 8))
+
+        @torch.inference_mode()
+        def run_all() -> int:
+            return sum(len(model(photos, tested.masks.shape[1:]).argmax(1)) for photos in batches)
+
+        return run_all
 
     def _load(self, plan: Plan) -> Sets:
         sets = Sets(*(load_set(pairs, self._zero_is_void, plan.classes, self._device) for pairs in self._pairs))

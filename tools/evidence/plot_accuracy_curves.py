@@ -44,21 +44,20 @@ def plot_trained(
 
     Args:
         size: of the images.
-        against_time: also against milliseconds, if all rows have them.
+        against_time: also against milliseconds ("ms").
     """
-    time = next((key for key in ("ms", "backbone ms") if all(line.get(key) for line in lines)), None)
     points = [
         {
             "size": size,
             "variant": re.sub(r"\s*\b[\d.]+ ?%", "", line["row"]) or line["row"],
             "share": line["share"],
             "tokens": line["share"],
-            "ms": time and line[time],
+            "ms": line.get("ms"),
             measure: line[measure],
         }
         for line in lines
     ]
-    plot(points, measure, path, against_time and time is not None)
+    plot(points, measure, path, against_time)
 
 
 def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], along: str, measure: str) -> None:

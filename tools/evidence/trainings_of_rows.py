@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,9 @@ class Task(Protocol):
         self, plan: Plan, variant: Variant, seed: int, start: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Train and test one variant from the weights of ``start``; return its results and weights."""
+
+    def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """Make a function that runs an untrained model of a variant over some photos, and returns their number."""
 
 
 def row_named(args: argparse.Namespace, name: str | None) -> Variant | None:
@@ -77,6 +80,12 @@ def _content(value: Any) -> str:
     return digest([Path(value)]) if is_scorer else repr(value)
 
 
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What all rows of a command share."""
+    plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
+    return plan._replace(backbone_rate=0.0) if args.frozen else plan
+
+
 class Trainings:
     """The trainings of a command, made or found."""
 
@@ -102,9 +111,7 @@ class Trainings:
     def _make(self, variant: Variant, seed: int, settings: Mapping[str, Any]) -> dict:
         start = None if variant.start is None else self._weights(variant.start, seed)
         args, metric = self.args, self.task.metric
-        plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
-        plan = plan._replace(backbone_rate=0.0) if args.frozen else plan
-        results, state = self.task.run(plan, variant, seed, start)
+        results, state = self.task.run(plan_of(args), variant, seed, start)
         results["environment"] = environment(torch.device(args.device))
         if any(other.start == variant.name for other in args.rows):
             with write_whole(self._path(settings)) as partial:

@@ -1,0 +1,110 @@
+"""tools/compare_by_training.py --times: models of all rows take turns, and only what differs in time is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import compare_by_training as tool
+import pytest
+import timm
+import torch
+
+from evidence import miou_after_training as training
+from evidence import times_in_turns as times
+from evidence.labelled_photos import find_pairs
+from evidence.training_variants import Variant
+from evidence.variant_backbones import Plan
+from support.coco_folder import write_coco
+from support.markdown_blocks import rows_by_name
+from support.threads import one_thread  # noqa: F401
+from support.tiny_camvid import write_camvid
+
+CPU = torch.device("cpu")
+FORM = "tokens=0.5, thresholds=(5.5,)"
+ROWS = (
+    "uniform", f"adaptive: {FORM}", f"switched: {FORM}, start='uniform', epochs=0", "smaller: size=(16, 32)",
+    "merging: tokens=0.75, rival='merging'",
+)  # fmt: skip
+DETECTORS = (ROWS[0], f"adaptive: {FORM}", "smaller: size=(64, 64)")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), root / "weights.pth")
+    write_coco(root / "coco", images=4)
+    return write_camvid(root, images=4)
+
+
+def run(folders: Path, out: Path, data: list[str], rows: tuple[str, ...], *more: str) -> None:
+    argv = ["--model", "test_vit", "--weights", str(folders / "weights.pth"), *data]
+    argv += [word for row in rows for word in ("--row", row)]
+    tool.main([*argv, "--epochs", "1", "--batch", "2", "--device", "cpu", "--out", str(out), "--seeds", "0", *more])
+
+
+def masks(folders: Path) -> list[str]:
+    argv = ["--size", "32x48", "--classes", "12"]
+    argv += ["--images", str(folders / "train"), "--masks", str(folders / "trainannot")]
+    return [*argv, "--test-images", str(folders / "val"), "--test-masks", str(folders / "valannot")]
+
+
+def test_rows_get_times_without_being_trained_again(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folders, tmp_path, masks(folders), ROWS)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    built, build = [], training.build
+    monkeypatch.setattr(training, "build", lambda plan, variant: built.append(variant.name) or build(plan, variant))
+    run(folders, tmp_path, masks(folders), ROWS, "--times", "2", "--plot")
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    assert built == ["uniform", "adaptive", "smaller", "merging"]
+    found = rows_by_name(tmp_path / "table.md")
+    assert found["switched"]["ms"] == found["adaptive"]["ms"] and found["uniform"]["step ms"]
+    for row in found.values():
+        least, most = map(float, row["range"].split("-"))
+        assert 0 < least <= float(row["ms"]) <= most
+    assert "in turns: batches of 8, medians and ranges of 2 rounds on" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+@pytest.mark.parametrize("more", [[], ["--frozen"]])
+def test_whole_detectors_are_timed(more: list[str], folders: Path, tmp_path: Path) -> None:
+    run(folders, tmp_path, ["--coco", str(folders / "coco"), "--size", "128"], DETECTORS, "--times", "1", *more)
+    found = rows_by_name(tmp_path / "table.md")
+    assert all(float(row["ms"]) > 0 and "backbone ms" not in row for row in found.values())
+    assert "in turns: one at a time, medians and ranges of 1 rounds" in (tmp_path / "table.md").read_text()
+
+
+def test_models_that_are_timed_are_those_of_the_rows(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = find_pairs([folders / "val"], [folders / "valannot"])
+    task = training.SegmentationTask(pairs, pairs, False, CPU)
+    plan = Plan("test_vit", folders / "weights.pth", 12, (32, 48), 1, 2)
+    models, build = [], training.build
+    monkeypatch.setattr(training, "build", lambda *args: models.append(build(*args)) or models[-1])
+    forward = task.forward(plan, Variant("a", {}, tokens=0.5), (4.25,))
+    assert forward() == len(pairs) == 4
+    assert tuple(models[0].backbone.thresholds) == (4.25,) and not models[0].training
+
+
+def test_models_take_turns_after_a_round_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = iter([9.0, 9.0, 2.0, 0.5, 4.0, 1.5]), []
+
+    def seconds_of(action: Callable[[], None], device: torch.device) -> float:
+        action()
+        return next(clock)
+
+    monkeypatch.setattr(times, "seconds_of", seconds_of)
+    forwards = {
+        name: lambda name=name, photos=photos: calls.append(name) or photos for name, photos in (("a", 4), ("b", 1))
+    }
+    assert times.milliseconds_in_turns(forwards, 2, CPU) == {"a": [500.0, 1000.0], "b": [500.0, 1500.0]}
+    assert calls == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "x"])
+def test_wrong_numbers_of_rounds_are_refused(rounds: str, folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(folders, tmp_path, masks(folders), ROWS, "--times", rounds)

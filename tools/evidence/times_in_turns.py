@@ -1,0 +1,53 @@
+"""Milliseconds of a photo for all rows of a comparison, whose models take turns so that other load slows all alike."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.meters import seconds_of
+from evidence.training_variants import Variant
+from evidence.trainings_of_rows import Task
+from evidence.variant_backbones import Plan, backbone_key
+
+Forward = Callable[[], int]
+
+
+def times_of(
+    task: Task, plan: Plan, rows: Sequence[Variant], thresholds: Mapping[str, Sequence[float]], rounds: int,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Time whole models in evaluation mode. Rows that differ only in how they were trained share a model.
+
+    Args:
+        thresholds: those of each row, by its name.
+
+    Returns:
+        By the name of a row, milliseconds of one photo: "ms", the median over rounds, and "range", the fastest and
+        the slowest round.
+    """
+    forwards: dict[str, Forward] = {}
+    keys = {row.name: repr(backbone_key(plan, row)) for row in rows}
+    for row in rows:
+        if keys[row.name] not in forwards:
+            forwards[keys[row.name]] = task.forward(plan, row, thresholds[row.name])
+    found = milliseconds_in_turns(forwards, rounds, device)
+    return {name: _describe(found[key]) for name, key in keys.items()}
+
+
+def milliseconds_in_turns(forwards: Mapping[str, Forward], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Run each in every round, after a round that does not count; return the milliseconds of one photo by round."""
+    found: dict[str, list[float]] = {name: [] for name in forwards}
+    for number in tqdm(range(rounds + 1), "timing", leave=False):
+        for name, forward in forwards.items():
+            photos: list[int] = []
+            seconds = seconds_of(lambda forward=forward, photos=photos: photos.append(forward()), device)
+            if number:
+                found[name].append(1000 * seconds / photos[0])
+    return found
+
+
+def _describe(milliseconds: Sequence[float]) -> dict[str, Any]:
+    return {"ms": statistics.median(milliseconds), "range": f"{min(milliseconds):.1f}-{max(milliseconds):.1f}"}
