@@ -1,4 +1,5 @@
-"""The entries of a lazy config's ``train`` that are about patches: schedule, expected tokens, AP by scale."""
+"""What a lazy config says of patches besides the backbone's options: ``train``'s schedule, expected tokens and AP by
+scale, and the pixels of images that are scored."""
 
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
@@ -9,10 +10,13 @@ from apt_dense.hosts.anneal_patches import AnnealedPatches
 from apt_dense.hosts.detectron2.ap_by_scale import APByScaleEvaluator
 from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
 from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
+from apt_dense.hosts.pixel_agreement import pixel_disagreement
+
+_LOADERS = "train", "test"
 
 
 class PatchOptionError(ValueError):
-    """Options of ``train`` about patches that make no sense. Tools report it in one line."""
+    """Options about patches that make no sense. Tools report it in one line."""
 
 
 def patch_schedule_hook(cfg: DictConfig, model: nn.Module) -> HookBase | None:
@@ -53,3 +57,15 @@ def ap_by_scale_evaluators(cfg: DictConfig, model: nn.Module) -> list[DatasetEva
         return [APByScaleEvaluator(names[0], model, None if option is True else tuple(option))]
     except (TypeError, ValueError) as error:
         raise PatchOptionError(f"train.ap_by_scale={option}: {error}") from error
+
+
+def check_pixels(cfg: DictConfig, model: nn.Module) -> None:
+    """Raise PatchOptionError if the backbone expects images of another normalisation than the model's, or in another
+    channel order than the loaders'. A model without ``pixel_mean`` passes."""
+    if getattr(model, "pixel_mean", None) is None:
+        return
+    orders = (OmegaConf.select(cfg, f"dataloader.{name}.mapper.image_format") for name in _LOADERS)
+    for order in {order if order in ("RGB", "BGR") else None for order in orders}:
+        found = pixel_disagreement(model, model.pixel_mean, model.pixel_std, order)
+        if found:
+            raise PatchOptionError(f"model.pixel_mean, model.pixel_std or image_format of a mapper: {found}")

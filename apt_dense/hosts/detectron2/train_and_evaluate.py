@@ -24,6 +24,7 @@ from apt_dense.hosts.detectron2.count_tokens_of_tests import tokens_counted
 from apt_dense.hosts.detectron2.patch_options_of_train import (
     PatchOptionError,
     ap_by_scale_evaluators,
+    check_pixels,
     patch_schedule_hook,
     token_drift_hook,
 )
@@ -76,7 +77,8 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
     Raises:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
         PatchOptionError: if ``train.patch_schedule`` does not fit the model, ``train.expected_tokens`` is no share, or
-            ``train.ap_by_scale`` names no patches.
+            ``train.ap_by_scale`` names no patches; or if the backbone expects images of another normalisation or
+            channel order than the model's and the loaders'.
         Stopped: on such a signal.
         DataError: if an image cannot be read.
         RunError: for other errors, most of which are mistakes in the config.
@@ -235,6 +237,7 @@ def _writer_hook(cfg: DictConfig) -> HookBase:
 
 def _build_model(cfg: DictConfig) -> nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device)
+    check_pixels(cfg, model)
     # Without a GPU there is no device number, and DDP must not be given one.
     devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
     return create_ddp_model(model, **{**cfg.train.ddp, **devices})

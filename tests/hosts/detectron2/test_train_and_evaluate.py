@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from apt_dense.hosts.detectron2 import train_and_evaluate as run
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 
 from support.references import randomise
-from support.tiny_coco import UNIFORM, one_thread, tiny_config, tiny_model  # noqa: F401 (a fixture)
+from support.tiny_coco import ADAPTIVE, UNIFORM, one_thread, tiny_config, tiny_model  # noqa: F401 (a fixture)
 
 
 def drawn(seed: int, iteration: int) -> float:
@@ -78,3 +79,20 @@ def test_evaluation_runs_with_the_checkpoint_s_weights(tmp_path: Path, monkeypat
     cfg = tiny_config(UNIFORM, "train.device=cpu", f"train.init_checkpoint={tmp_path / 'model.pth'}")
     assert run.evaluate_checkpoint(cfg) == {"bbox": {}}
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in evaluated[0].items())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.backbone.net.pixel_mean=[127.5,127.5,127.5]", "undoes pixel_mean=(127.5, 127.5, 127.5)"),
+        ("model.backbone.net.channel_order=BGR", "undoes pixel_mean=(123.675, 116.28, 103.53)"),
+        ("dataloader.train.mapper.image_format=BGR", "channels in the order BGR"),
+        ("dataloader.test.mapper.image_format=BGR", "channels in the order BGR"),
+    ],
+)
+def test_backbones_expect_the_images_that_they_get(override: str, named: str, tmp_path: Path) -> None:
+    more = "train.device=cpu", f"train.output_dir={tmp_path}"
+    run._build_model(tiny_config(ADAPTIVE, *more))
+    run._build_model(tiny_config(UNIFORM, override, *more))  # scores nothing
+    with pytest.raises(run.PatchOptionError, match=re.escape(named)):
+        run._build_model(tiny_config(ADAPTIVE, override, *more))
