@@ -41,6 +41,7 @@ CASES = [
     ("benchmark", "tqdm"),
     ("check_identity", "cv2"),
     ("measure_accuracy", "cv2"),
+    ("compare_scorers", "cv2"),
     ("prepare_camvid", "tqdm"),
     ("train_over_seeds", "tqdm"),
     ("simulate_scaling", "tqdm"),

@@ -55,7 +55,7 @@ def hidden_by(
     scores = torch.cat([scorer(photos.float(), fit.patch_size, [1])[0].flatten() for photos, _ in batches])
     each = torch.cat([part.flatten() for part in hidden]).nan_to_num(0)
     order = each[scores.argsort(stable=True)].cumsum(0)
-    merged = [min(len(order) - 1, round((1 - share) / 0.75 * len(order))) for share in tokens]
+    merged = [min(len(order), round((1 - share) / 0.75 * len(order))) for share in tokens]
     return [float(order[count - 1] / order[-1]) if count and order[-1] else 0.0 for count in merged]
 
 
