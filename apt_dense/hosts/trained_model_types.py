@@ -80,6 +80,14 @@ class TrainedDetector(TrainedModel, ABC):
         chosen = order[found.scores[order] >= score_threshold]
         return Detections(*(None if part is None else part[chosen] for part in found))
 
+    def scale_photos(self, factor: float) -> None:
+        """Resize photos from now on to ``factor`` (above 0) times their size in the run's tests; 1 is that size again.
+
+        Raises:
+            ValueError: for a detector that sees photos as they are.
+        """
+        raise ValueError("the run sees photos as they are, at no size of its own; resize the files")
+
     @abstractmethod
     def _detect(self, photo: np.ndarray) -> Detections:
         """Return all that the host finds, in any order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 from apt_dense.vit import APTViT
 
 CONFIG = "config.yaml"  # Detectron2's name of a run's config
+_SQUARE = "_square_pad"  # of Detectron2's SimpleFeaturePyramid: pixels of the square that it asks for
 MARKER = "last_checkpoint"  # and of the note of its last checkpoint
 
 
@@ -42,7 +44,20 @@ class Detectron2Detector(TrainedDetector):
         super().__init__(**options)
         if input_format not in ("RGB", "BGR"):
             raise ValueError(f"the run read pictures as {input_format!r}; photos can be given as RGB or BGR")
-        self.resize, self.input_format = resize, input_format
+        self.resize, self.input_format, self._resize_of_tests = resize, input_format, resize
+        self._square = getattr(getattr(self.model, "backbone", None), _SQUARE, 0)
+
+    def scale_photos(self, factor: float) -> None:
+        """Resize photos otherwise, and pad them to a smaller or larger square if there is one; see
+        :class:`TrainedDetector`."""
+        given = self._resize_of_tests
+        if given is None or not all(given.short_edge_length):
+            super().scale_photos(factor)
+        lengths = [max(1, round(factor * length)) for length in given.short_edge_length]
+        self.resize = ResizeShortestEdge(lengths, max(1, round(factor * given.max_size)), given.sample_style)
+        if self._square:
+            step = self.model.backbone.size_divisibility or self.backbone.patch_size
+            setattr(self.model.backbone, _SQUARE, step * math.ceil(factor * self._square / step))
 
     def _detect(self, photo: np.ndarray) -> Detections:
         pixels = photo if self.input_format == "RGB" else photo[..., ::-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,28 @@ MASK_THRESHOLD = 0.5  # torchvision returns soft masks
 class TorchvisionDetector(TrainedDetector):
     """torchvision's Mask R-CNN or Faster R-CNN."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        transform = self.model.transform
+        self._sizes = {name: getattr(transform, name) for name in ("min_size", "max_size", "fixed_size")}
+
+    def scale_photos(self, factor: float) -> None:
+        """Resize photos otherwise; see :class:`TrainedDetector`."""
+        for name, size in self._sizes.items():
+            setattr(self.model.transform, name, _scaled(size, factor))
+
     def _detect(self, photo: np.ndarray) -> Detections:
         (found,) = self.model([to_tensor(photo).to(self.device)])
         boxes, scores, labels = (found[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
         masks = (found["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy() if "masks" in found else None
         return Detections(boxes, scores, labels.astype(np.int64) - 1, masks)
+
+
+def _scaled(size: int | Sequence[int] | None, factor: float) -> int | tuple[int, ...] | None:
+    """Pixels times a factor, at least 1."""
+    if size is None:
+        return None
+    return max(1, round(size * factor)) if isinstance(size, int) else tuple(_scaled(each, factor) for each in size)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

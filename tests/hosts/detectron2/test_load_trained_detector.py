@@ -65,6 +65,34 @@ def test_a_photo_gets_the_detections_of_a_test(tmp_path: Path) -> None:
         assert trained.backbone is trained.model.backbone.net and not trained.model.training
 
 
+def test_photos_are_seen_at_another_size(tmp_path: Path) -> None:
+    more = "model.roi_heads.box_predictor.test_score_thresh=0.0", "model.backbone.square_pad=128"
+    model = write_lazy_run(tmp_path / "run", *more)
+    trained, seen = load_trained_detector(tmp_path / "run"), []
+    trained.model.backbone.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape[-2:])))
+    at_full_size = trained.predict(PHOTO, 0)
+    trained.scale_photos(0.55)
+    model.backbone._square_pad = 96  # 70 pixels, in whole strides of the coarsest level
+    image = torch.from_numpy(
+        ResizeShortestEdge(70, 70).get_transform(PHOTO).apply_image(PHOTO).transpose(2, 0, 1).copy()
+    )
+    with torch.no_grad():
+        expect(trained.predict(PHOTO, 0), model([{"image": image.float(), "height": 60, "width": 80}])[0]["instances"])
+    trained.scale_photos(1)
+    assert np.array_equal(trained.predict(PHOTO, 0).boxes, at_full_size.boxes)
+    assert seen == [(128, 128), (96, 96), (128, 128)]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["dataloader.test.mapper.augmentations=[]", "dataloader.test.mapper.augmentations.0.short_edge_length=0"],
+)
+def test_photos_without_a_size_are_not_scaled(override: str, tmp_path: Path) -> None:
+    write_lazy_run(tmp_path / "run", override)
+    with pytest.raises(ValueError, match="the run sees photos as they are"):
+        load_trained_detector(tmp_path / "run").scale_photos(0.5)
+
+
 def test_a_lazy_config_that_is_named_is_used(tmp_path: Path) -> None:
     write_lazy_run(tmp_path / "run")
     expected = load_trained_detector(tmp_path / "run").predict(PHOTO, 0)

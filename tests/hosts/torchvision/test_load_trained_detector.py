@@ -54,6 +54,26 @@ def test_the_trained_detector_finds_what_the_model_found(task: str, tmp_path: Pa
     assert len(sure.boxes) >= 2 and (sure.scores >= found.scores[1]).all() and (np.diff(sure.scores) <= 0).all()
 
 
+@pytest.mark.parametrize("fixed", [None, (96, 64)])
+def test_photos_are_seen_at_another_size(fixed: tuple[int, int] | None, tmp_path: Path) -> None:
+    model = write_run(tmp_path / "last.pth")
+    trained, seen = load_trained_detector(tmp_path / "last.pth"), []
+    trained.model.transform.fixed_size = fixed
+    trained = type(trained)(trained.model, trained.backbone, trained.class_names, trained.category_ids)
+    trained.model.backbone.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape[-2:])))
+    at_full_size = trained.predict(PHOTO, 0)
+    trained.scale_photos(0.5)
+    transform = model.transform
+    transform.min_size, transform.max_size = (48,), 48
+    transform.fixed_size = None if fixed is None else (48, 32)
+    with torch.no_grad():
+        (expected,) = model([to_tensor(PHOTO)])
+    assert np.array_equal(trained.predict(PHOTO, 0).boxes, expected["boxes"])
+    trained.scale_photos(1)
+    assert np.array_equal(trained.predict(PHOTO, 0).boxes, at_full_size.boxes)
+    assert seen[0] == seen[2] and max(seen[1]) < max(seen[0])
+
+
 def test_runs_of_before_there_were_tasks_have_masks(tmp_path: Path) -> None:
     settings = asdict(SETTINGS)
     del settings["task"]
