@@ -4,11 +4,13 @@
         --photos my_photos --sizes 504x672 --form adaptive --form "half: proportional_attention=0.5" --out runs/features
     python tools/measure_accuracy.py labels --config CONFIG --checkpoint iter_1840.pth --sizes 364x476 \\
         --images data/camvid/images/testing --masks data/camvid/annotations/testing --out runs/labels
+    python tools/measure_accuracy.py boxes --run runs/det --coco data/nuclei --form adaptive --out runs/boxes
 
 "features" compares with the features of the uniform model after a block: mean cosine over cells and photos; those of a
-smaller image are enlarged bilinearly. "labels" is the mIoU of a model of MMSegmentation, trained with or without
-adaptive patches, with the same weights. A form is a name and options of APTViT. For each share of tokens, thresholds
-are scaled until all images together keep it, and a smaller image has as many patches.
+smaller image are enlarged bilinearly. "labels" is the mIoU of a model of MMSegmentation, "boxes" the AP of a detector
+of any of the trainers, both trained with or without adaptive patches, with the same weights. A form is a name and
+options of APTViT. For each share of tokens, thresholds are scaled until all images together keep it, and a smaller
+image has as many patches, or of detectors, which pad, about as many.
 
 OUT gets rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole
 row. The figures do not change from run to run; times, in table.csv and with --times shown, do.
@@ -22,7 +24,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from shared.packages import needed_packages
@@ -34,63 +35,24 @@ with needed_packages("measure_accuracy"):
     from apt_dense.weights.files import write_text_whole
     from apt_dense.weights.timm_arguments import create_timm_model
 
-    from evidence.equal_token_rows import Case, cases, check_size, crossings, parse_size
+    from evidence.equal_token_rows import Case, cases, check_size, crossings
     from evidence.feature_similarity import load_model, measure, photo_at, reference_at
     from evidence.file_digest import digest
     from evidence.labelled_photos import find_pairs
-    from evidence.model_forms import PLAIN, Form, check_names, parse_form
+    from evidence.measure_options import check, parse_args
+    from evidence.model_forms import Form
     from evidence.plot_accuracy_curves import plot
     from evidence.resumable_rows import KeptRows
     from shared.machine_and_versions import environment
-    from shared.option_types import device, whole
     from shared.photo_files import evenly_spread, find_photos
     from shared.tables import markdown, write_csv
 
-MEASURES = {"features": "cosine", "labels": "mIoU"}
+MEASURES = {"features": "cosine", "labels": "mIoU", "boxes": "AP"}
 COLUMNS = {
     "size": "{}", "variant": "{}", "share": "{:.0%}", "tokens": "{:.1%}", "cosine": "{:.4f}", "least_cosine": "{:.4f}",
+    "AP": "{:.2f}", "AP50": "{:.2f}", "APs": "{:.2f}", "APm": "{:.2f}", "APl": "{:.2f}", "mask AP": "{:.2f}",
     "mIoU": "{:.2f}", "boundary": "{:.2f}", "accuracy": "{:.2f}", "ms": "{:.1f}", "photos": "{}", "images": "{}",
 }  # fmt: skip
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    features = kinds.add_parser("features", help="cosine to the uniform model's features, on any photos")
-    features.add_argument("--model", required=True, metavar="NAME", help="a timm name")
-    features.add_argument("--weights", type=Path, metavar="FILE", help="default: timm's, downloaded")
-    features.add_argument("--block", type=whole(0), help="whose output is compared, from 0 (default: the last but one)")
-    features.add_argument("--photos", type=Path, nargs="+", required=True, metavar="DIR", help="folders or files")
-    labels = kinds.add_parser("labels", help="mIoU of a trained segmentor, on any labelled images")
-    labels.add_argument("--config", type=Path, required=True, help="of MMSegmentation, with an APTViT")
-    labels.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    labels.add_argument("--images", type=Path, nargs="+", required=True, metavar="DIR")
-    labels.add_argument("--masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files, 8-bit labels")
-    for each in (features, labels):
-        each.add_argument("--sizes", nargs="+", required=True, metavar="HxW", help="pixels, whole patches")
-        each.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.6, 0.4], help="of the tokens")
-        each.add_argument(
-            "--thresholds", type=float, nargs="+", default=[5.5], help="their ratios (default: %(default)s)"
-        )
-        each.add_argument("--form", action="append", metavar="TEXT", help='"NAME" or "NAME: OPTION=VALUE, ..."')
-        each.add_argument(
-            "--times", action="store_true", help="show milliseconds of a forward pass; for quiet machines"
-        )
-        each.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-        each.add_argument("--limit", type=int, metavar="N", help="images at most, evenly spread")
-        each.add_argument("--out", type=Path, required=True, help="folder of the results")
-    return parser.parse_args(argv)
-
-
-def check(args: argparse.Namespace) -> None:
-    """Turn text into values. Raises ValueError."""
-    args.sizes = [parse_size(size) for size in args.sizes]
-    args.forms = [parse_form(text) for text in args.form or [PLAIN]]
-    check_names(args.forms)
-    if not all(0 < share < 1 for share in args.shares):
-        raise ValueError(f"--shares {args.shares}: expected numbers between 0 and 1")
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: expected 1 or more")
 
 
 def ratios_of(form: Form, args: argparse.Namespace) -> tuple[float, ...]:
@@ -99,7 +61,7 @@ def ratios_of(form: Form, args: argparse.Namespace) -> tuple[float, ...]:
 
 def settings_of(case: Case, common: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """All that the results of a row depend on besides versions."""
-    size = f"{case.size[0]}x{case.size[1]}"
+    size = f"size x {case.size[0]:g}" if args.kind == "boxes" else f"{case.size[0]}x{case.size[1]}"
     settings = {**common, "size": size, "variant": case.variant, "share": case.share}
     if case.form is not None:
         settings |= {"form": case.form.text, "ratios": list(ratios_of(case.form, args))}
@@ -162,6 +124,29 @@ def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     return rows(args, {"kind": "labels", "weights": weights, "data": data}, kept, make)
 
 
+def boxes(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
+    """The rows of the third table, made or found."""
+    with needed_packages("measure_accuracy"):
+        from evidence.ap_without_training import (
+            SwitchedDetector,
+            check_switchable,
+            load_boxes,
+            load_detector,
+            weights_digest,
+        )
+        from evidence.detection_photos import files_of
+
+    check_switchable(args.forms)
+    detector = load_detector(args.run, args.config, args.device)
+    common = {"kind": "boxes", "weights": weights_digest(detector.model), "limit": args.limit}
+    switched = SwitchedDetector(detector, load_boxes(args.coco, args.limit))
+
+    def make(case: Case) -> dict[str, Any]:
+        return switched.measure(case, ratios_of(case.form or args.forms[0], args))
+
+    return rows(args, {**common, "data": digest(list(files_of(args.coco, "val")))}, kept, make)
+
+
 def rows(
     args: argparse.Namespace, common: Mapping[str, Any], kept: KeptRows, make: Callable[[Case], dict[str, Any]]
 ) -> Iterator[dict]:
@@ -188,12 +173,12 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     command = shlex.join(["python", "tools/measure_accuracy.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         check(args)
         args.out.mkdir(parents=True, exist_ok=True)
-        make = features if args.kind == "features" else labels
+        make = {"features": features, "labels": labels, "boxes": boxes}[args.kind]
         found = list(make(args, KeptRows(args.out / "rows.jsonl")))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"measure_accuracy: {' '.join(str(error).split())}")

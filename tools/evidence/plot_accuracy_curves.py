@@ -29,7 +29,7 @@ def plot(rows: Sequence[Mapping[str, Any]], measure: str, path: Path, against_ti
     for line, along in zip(panels, axes_of, strict=True):
         for panel, size in zip(line, sizes, strict=True):
             _draw(panel, [row for row in rows if row["size"] == size], along, measure)
-            panel.set_title(f"{size} pixels")
+            panel.set_title(f"{size} pixels" if size[0].isdigit() else size)
     panels[0, 0].legend()
     with write_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed (it is built from source, see its INSTALL page)")
 
+import measure_accuracy
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -81,6 +83,26 @@ def test_photos_are_seen_at_another_size(tmp_path: Path) -> None:
     trained.scale_photos(1)
     assert np.array_equal(trained.predict(PHOTO, 0).boxes, at_full_size.boxes)
     assert seen == [(128, 128), (96, 96), (128, 128)]
+
+
+def test_a_run_is_switched_without_training(tmp_path: Path) -> None:
+    """tools/measure_accuracy.py boxes, on photos that are padded to a square."""
+    data = write_coco(tmp_path / "coco")
+    path = data / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    places = {category["id"]: place for place, category in enumerate(content["categories"], 1)}
+    for entry in (*content["categories"], *content["annotations"]):
+        key = "category_id" if "category_id" in entry else "id"
+        entry[key] = places[entry[key]]
+    path.write_text(json.dumps(content))
+    write_lazy_run(tmp_path / "run", "model.backbone.square_pad=128", "model.backbone.net.thresholds=[]")
+    argv = ["boxes", "--run", str(tmp_path / "run"), "--coco", str(data), "--shares", "0.6", "--device", "cpu"]
+    measure_accuracy.main([*argv, "--out", str(tmp_path / "out")])
+    rows = [json.loads(line)["results"] for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    uniform, smaller, adaptive = rows
+    assert uniform["tokens"] == 1 and {"AP", "mask AP"} <= uniform.keys()
+    assert smaller["tokens"] == pytest.approx(0.6, abs=0.05) and smaller["factor"] < 0.78
+    assert 0.3 < adaptive["tokens"] <= 0.6 and len(adaptive["thresholds"]) == 1
 
 
 @pytest.mark.parametrize(
