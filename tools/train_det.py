@@ -89,6 +89,7 @@ def dry_run(args: argparse.Namespace) -> str:
         raise ValueError(f"total_batch_size={loader.total_batch_size} must be a multiple of the {processes} processes")
     images = loader.total_batch_size = loader.total_batch_size // processes
     model = instantiate(cfg.model).to(cfg.train.device).train()
+    run.check_pixels(cfg, model, "train", is_new=True)
     cfg.optimizer.params.model = model
     batches, precision = iter(instantiate(resumable(loader, cfg.train.seed, 0))), cfg.train.amp
 

@@ -102,6 +102,7 @@ def dry_run(cfg: Config, processes: int) -> str:
         cfg.work_dir = folder
         with quiet():
             runner = APTRunner.from_cfg(cfg)
+            runner.check_pixels(is_new=True)
             runner._init_model_weights()
             wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
             loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)

@@ -1,4 +1,4 @@
-"""Whether a host normalises images as the adaptive ViT in its model expects, which undoes that to score patches."""
+"""Check that a host normalises images as its model's adaptive ViT expects, which undoes that to score patches."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,21 @@ _TOLERANCE = 0.51  # grey levels: means are written as 123.675 or rounded, 124
 def pixel_disagreement(
     model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, channel_order: str | None = None
 ) -> str | None:
-    """Say how a host's normalisation differs from that of the adaptive ViTs in a model; None if it does not.
+    """Compare a host's normalisation with that of the adaptive ViTs in a model.
 
-    Without adaptive patches nothing is scored, and there is nothing to agree on.
+    Those without adaptive patches score nothing, and a callable scorer may not look at pixels: both pass.
 
     Args:
         mean, std: that the host normalises images by, in grey levels, of one channel or three.
         channel_order: of the host's images, "RGB" or "BGR"; None if it is not known.
+
+    Returns:
+        A sentence that names the difference; None if there is none.
     """
     given = [[float(value) for value in values] for values in (mean, std)]
     for net in (module for module in model.modules() if isinstance(module, APTViT)):
         patches = net.patches
-        if not (patches.thresholds or patches.token_budget):
+        if callable(patches.scorer) or not (patches.thresholds or patches.token_budget):
             continue
         expected = net.pixel_format
         if not all(_agree(*pair) for pair in zip(given, (expected.mean, expected.std), strict=True)):

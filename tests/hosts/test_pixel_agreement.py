@@ -42,6 +42,8 @@ def test_what_differs_is_named(options: dict, mean: tuple, std: tuple, order: st
 
 def test_without_adaptive_patches_nothing_is_scored() -> None:
     assert pixel_disagreement(model(thresholds=()), (0.0,) * 3, (1.0,) * 3, "BGR") is None
+    own = model(scorer=lambda pixels, patch_size, scales: [])
+    assert pixel_disagreement(own, (0.0,) * 3, (1.0,) * 3, "BGR") is None
 
 
 def test_grey_images_have_one_mean() -> None:

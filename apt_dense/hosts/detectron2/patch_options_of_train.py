@@ -1,6 +1,8 @@
 """What a lazy config says of patches besides the backbone's options: ``train``'s schedule, expected tokens and AP by
 scale, and the pixels of images that are scored."""
 
+import logging
+
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +14,7 @@ from apt_dense.hosts.detectron2.patch_schedule_hook import PatchScheduleHook
 from apt_dense.hosts.detectron2.token_drift_hook import TokenDriftHook
 from apt_dense.hosts.pixel_agreement import pixel_disagreement
 
-_LOADERS = "train", "test"
+logger = logging.getLogger(__name__)
 
 
 class PatchOptionError(ValueError):
@@ -59,13 +61,22 @@ def ap_by_scale_evaluators(cfg: DictConfig, model: nn.Module) -> list[DatasetEva
         raise PatchOptionError(f"train.ap_by_scale={option}: {error}") from error
 
 
-def check_pixels(cfg: DictConfig, model: nn.Module) -> None:
-    """Raise PatchOptionError if the backbone expects images of another normalisation than the model's, or in another
-    channel order than the loaders'. A model without ``pixel_mean`` passes."""
+def check_pixels(cfg: DictConfig, model: nn.Module, split: str, is_new: bool) -> None:
+    """Compare the images that the backbone expects with what the model and a loader make of them: their normalisation
+    and the order of their channels. A model without ``pixel_mean`` passes.
+
+    Args:
+        split: the loader's name, "train" or "test".
+        is_new: whether nothing is trained yet, so that the config can still be mended; else a difference is logged.
+
+    Raises:
+        PatchOptionError: if they differ, and ``is_new``.
+    """
     if getattr(model, "pixel_mean", None) is None:
         return
-    orders = (OmegaConf.select(cfg, f"dataloader.{name}.mapper.image_format") for name in _LOADERS)
-    for order in {order if order in ("RGB", "BGR") else None for order in orders}:
-        found = pixel_disagreement(model, model.pixel_mean, model.pixel_std, order)
-        if found:
-            raise PatchOptionError(f"model.pixel_mean, model.pixel_std or image_format of a mapper: {found}")
+    order = OmegaConf.select(cfg, f"dataloader.{split}.mapper.image_format")
+    found = pixel_disagreement(model, model.pixel_mean, model.pixel_std, order if order in ("RGB", "BGR") else None)
+    if found and is_new:
+        raise PatchOptionError(f"model.pixel_mean, model.pixel_std or image_format of a mapper: {found}")
+    if found:
+        logger.warning("%s (trained so, the model has learned to live with the patches that it got)", found)

@@ -50,6 +50,7 @@ __all__ = [
     "RunError",
     "apply_overrides",
     "check_parts",
+    "check_pixels",
     "complete_config",
     "evaluate",
     "evaluate_checkpoint",
@@ -78,7 +79,7 @@ def train(cfg: DictConfig, resume: bool = False) -> None:
         CheckpointError: if a checkpoint is missing, damaged or does not fit.
         PatchOptionError: if ``train.patch_schedule`` does not fit the model, ``train.expected_tokens`` is no share, or
             ``train.ap_by_scale`` names no patches; or if the backbone expects images of another normalisation or
-            channel order than the model's and the loaders'.
+            channel order than the model's and the loader's, and nothing is trained yet.
         Stopped: on such a signal.
         DataError: if an image cannot be read.
         RunError: for other errors, most of which are mistakes in the config.
@@ -96,13 +97,14 @@ def _explaining(cfg: DictConfig) -> AbstractContextManager[None]:
 
 def _train(cfg: DictConfig, resume: bool, asked: Callable[[], bool]) -> None:
     model = _build_model(cfg)
+    resume = resume and has_checkpoint(cfg)
+    check_pixels(cfg, unwrapped(model), "train", is_new=not resume)
     ap_by_scale_evaluators(cfg, model)  # fails now, not at the first evaluation
     cfg.optimizer.params.model = unwrapped(model)
     trainer = make_trainer(model, instantiate(cfg.optimizer), cfg.train)
     output_dir, main = cfg.train.output_dir, comm.is_main_process()
     if main:
         write_classes(cfg, output_dir)
-    resume = resume and has_checkpoint(cfg)
     checkpointer = APTCheckpointer(model, output_dir, complete=resume, trainer=trainer)
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None
     trainer.register_hooks([
@@ -186,6 +188,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]] | 
         raise CheckpointError("nothing to evaluate: set train.init_checkpoint=FILE, such as a run's model_final.pth")
     with _explaining(cfg):
         model = _build_model(cfg)
+        check_pixels(cfg, unwrapped(model), "test", is_new=False)
         APTCheckpointer(model, complete=True).load(cfg.train.init_checkpoint)
         return evaluate(cfg, model)
 
@@ -237,7 +240,6 @@ def _writer_hook(cfg: DictConfig) -> HookBase:
 
 def _build_model(cfg: DictConfig) -> nn.Module:
     model = instantiate(cfg.model).to(cfg.train.device)
-    check_pixels(cfg, model)
     # Without a GPU there is no device number, and DDP must not be given one.
     devices = {} if torch.device(cfg.train.device).type == "cuda" else {"device_ids": None}
     return create_ddp_model(model, **{**cfg.train.ddp, **devices})

@@ -12,6 +12,8 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is built from source (see its INSTALL page)")
 
+from detectron2.config import instantiate
+
 from apt_dense.hosts.detectron2 import train_and_evaluate as run
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 
@@ -82,17 +84,36 @@ def test_evaluation_runs_with_the_checkpoint_s_weights(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("override", "split", "named"),
     [
-        ("model.backbone.net.pixel_mean=[127.5,127.5,127.5]", "undoes pixel_mean=(127.5, 127.5, 127.5)"),
-        ("model.backbone.net.channel_order=BGR", "undoes pixel_mean=(123.675, 116.28, 103.53)"),
-        ("dataloader.train.mapper.image_format=BGR", "channels in the order BGR"),
-        ("dataloader.test.mapper.image_format=BGR", "channels in the order BGR"),
+        ("model.backbone.net.pixel_mean=[127.5,127.5,127.5]", "train", "undoes pixel_mean=(127.5, 127.5, 127.5)"),
+        ("model.backbone.net.channel_order=BGR", "train", "undoes pixel_mean=(123.675, 116.28, 103.53)"),
+        ("dataloader.train.mapper.image_format=BGR", "train", "channels in the order BGR"),
+        ("dataloader.test.mapper.image_format=BGR", "test", "channels in the order BGR"),
     ],
 )
-def test_backbones_expect_the_images_that_they_get(override: str, named: str, tmp_path: Path) -> None:
-    more = "train.device=cpu", f"train.output_dir={tmp_path}"
-    run._build_model(tiny_config(ADAPTIVE, *more))
-    run._build_model(tiny_config(UNIFORM, override, *more))  # scores nothing
+def test_backbones_expect_the_images_that_they_get(
+    override: str, split: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def check(config: Path, *overrides: str, split: str = split, is_new: bool = True) -> None:
+        cfg = tiny_config(config, *overrides)
+        run.check_pixels(cfg, instantiate(cfg.model), split, is_new)
+
+    check(ADAPTIVE)
+    check(UNIFORM, override)  # scores nothing
     with pytest.raises(run.PatchOptionError, match=re.escape(named)):
-        run._build_model(tiny_config(ADAPTIVE, override, *more))
+        check(ADAPTIVE, override)
+    assert not caplog.messages
+    check(ADAPTIVE, override, is_new=False)
+    assert named in caplog.messages[0]
+    if override.startswith("dataloader.test"):  # of which a training says nothing
+        check(ADAPTIVE, override, split="train")
+
+
+def test_a_training_checks_its_images_and_goes_on_with_a_warning(tmp_path: Path) -> None:
+    wrong = "model.backbone.net.pixel_mean=[127.5,127.5,127.5]", "train.device=cpu", f"train.output_dir={tmp_path}"
+    with pytest.raises(run.PatchOptionError, match="pixel_mean"):
+        run.train(tiny_config(ADAPTIVE, *wrong))
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    with pytest.raises(run.CheckpointError):  # which is not there; the images are not what stops it
+        run.train(tiny_config(ADAPTIVE, *wrong), resume=True)

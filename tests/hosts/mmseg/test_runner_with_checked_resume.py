@@ -70,11 +70,21 @@ PIXELS = {"pixel_mean": (127.5,) * 3, "pixel_std": (60.0,) * 3}
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, Wrapped, lambda model: Wrapped(Wrapped(model))])
-def test_backbones_expect_the_images_that_they_get(wrap: Callable, tmp_path: Path) -> None:
+def test_backbones_expect_the_images_that_they_get(
+    wrap: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in ("train", "test"):
+        monkeypatch.setattr(Runner, step, lambda self, step=step: step)
     images = ImgDataPreprocessor(PIXELS["pixel_mean"], PIXELS["pixel_std"])
-    APTRunner(wrap(Segmentor(images, **PIXELS)), str(tmp_path))
-    APTRunner(wrap(Segmentor(BaseDataPreprocessor())), str(tmp_path))  # normalises nothing, pipelines may
+    APTRunner(wrap(Segmentor(images, **PIXELS)), str(tmp_path)).check_pixels(is_new=True)
+    APTRunner(wrap(Segmentor(BaseDataPreprocessor())), str(tmp_path)).check_pixels(is_new=True)  # pipelines may
+    runner, warned = APTRunner(wrap(Segmentor(images)), str(tmp_path)), []
     with pytest.raises(
         ConfigError, match=r"do not agree: images come with mean=\[127.5, .* undoes pixel_mean=.123.675"
     ):
-        APTRunner(wrap(Segmentor(images)), str(tmp_path))
+        runner.train()
+    monkeypatch.setattr(runner.logger, "warning", warned.append)
+    assert runner.test() == "test"
+    runner._resume = True
+    assert runner.train() == "train"
+    assert len(warned) == 2 and "undoes pixel_mean" in warned[0]
