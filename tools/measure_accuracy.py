@@ -10,7 +10,7 @@
 smaller image are enlarged bilinearly. "labels" is the mIoU of a model of MMSegmentation, "boxes" the AP of a detector
 of any of the trainers, both trained with or without adaptive patches, with the same weights. A form is a name and
 options of APTViT. For each share of tokens, thresholds are scaled until all images together keep it, and a smaller
-image has as many patches, or of detectors, which pad, about as many.
+image has as many patches (for detectors, which pad images, about as many).
 
 OUT gets rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole
 row. The figures do not change from run to run; times, in table.csv and with --times shown, do.
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from shared.packages import needed_packages
@@ -32,10 +33,11 @@ with needed_packages("measure_accuracy"):
     import torch
     from tqdm import tqdm
 
+    from apt_dense.patches.scorer_files import SUFFIX
     from apt_dense.weights.files import write_text_whole
     from apt_dense.weights.timm_arguments import create_timm_model
 
-    from evidence.equal_token_rows import Case, cases, check_size, crossings
+    from evidence.equal_token_rows import SMALLER, Case, cases, check_size, crossings
     from evidence.feature_similarity import load_model, measure, photo_at, reference_at
     from evidence.file_digest import digest
     from evidence.labelled_photos import find_pairs
@@ -65,7 +67,14 @@ def settings_of(case: Case, common: Mapping[str, Any], args: argparse.Namespace)
     settings = {**common, "size": size, "variant": case.variant, "share": case.share}
     if case.form is not None:
         settings |= {"form": case.form.text, "ratios": list(ratios_of(case.form, args))}
+        settings |= scorer_digest(case.form.options.get("scorer"))
     return settings
+
+
+def scorer_digest(scorer: object) -> dict[str, str]:
+    """The content of a scorer's file, which may have been fitted anew under its name; nothing for other scorers."""
+    is_file = isinstance(scorer, str) and scorer.endswith(SUFFIX)
+    return {"scorer": digest([Path(scorer)])} if is_file else {}
 
 
 def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
@@ -127,31 +136,36 @@ def labels(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
 def boxes(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:
     """The rows of the third table, made or found."""
     with needed_packages("measure_accuracy"):
-        from evidence.ap_without_training import (
-            SwitchedDetector,
-            check_switchable,
-            load_boxes,
-            load_detector,
-            weights_digest,
-        )
+        from evidence.ap_without_training import SwitchedDetector, check_switchable
         from evidence.detection_photos import files_of
+        from evidence.trained_detectors import files_of_run, finds_masks, load_boxes, load_detector, weights_digest
 
-    check_switchable(args.forms)
-    detector = load_detector(args.run, args.config, args.device)
+        check_switchable(args.forms)
+        detector = load_detector(args.run, args.config, args.device)
+
     common = {"kind": "boxes", "weights": weights_digest(detector.model), "limit": args.limit}
-    switched = SwitchedDetector(detector, load_boxes(args.coco, args.limit))
+    common |= {"run": digest(files_of_run(args.run, args.config)), "data": digest(list(files_of(args.coco, "val")))}
+    common |= {"run's scorer": scorer_digest(detector.backbone.patches.scorer)}
+    switched = SwitchedDetector(detector, load_boxes(args.coco, args.limit, finds_masks(detector)))
 
     def make(case: Case) -> dict[str, Any]:
         return switched.measure(case, ratios_of(case.form or args.forms[0], args))
 
-    return rows(args, {**common, "data": digest(list(files_of(args.coco, "val")))}, kept, make)
+    try:
+        detector.scale_photos(1.0)
+    except ValueError as error:
+        print(f"without rows of smaller images: {error}")
+        return rows(args, common, kept, make, leave_out=SMALLER)
+    return rows(args, common, kept, make)
 
 
 def rows(
-    args: argparse.Namespace, common: Mapping[str, Any], kept: KeptRows, make: Callable[[Case], dict[str, Any]]
-) -> Iterator[dict]:
+    args: argparse.Namespace, common: Mapping[str, Any], kept: KeptRows, make: Callable[[Case], dict[str, Any]],
+    leave_out: str | None = None,
+) -> Iterator[dict]:  # fmt: skip
     """Yield the rows in the table's order, those found in ``kept`` at once."""
-    for case in tqdm(list(cases(args.sizes, args.shares, args.forms)), "rows"):
+    listed = [case for case in cases(args.sizes, args.shares, args.forms) if case.variant != leave_out]
+    for case in tqdm(listed, "rows"):
         settings = settings_of(case, common, args)
         yield kept.get(settings) or kept.add(settings, make(case))
 
@@ -180,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         make = {"features": features, "labels": labels, "boxes": boxes}[args.kind]
         found = list(make(args, KeptRows(args.out / "rows.jsonl")))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"measure_accuracy: {' '.join(str(error).split())}")
     print(write_tables(args, found, command))
 

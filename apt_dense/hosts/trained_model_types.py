@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import nn
 
 from apt_dense.vit import APTViT
 
+NO_SIZE = "the run sees photos as they are, at no size of its own that could be scaled"
 SCORE_THRESHOLD = 0.5  # lowest score of a detection, unless another is asked for
 
 
@@ -81,12 +83,12 @@ class TrainedDetector(TrainedModel, ABC):
         return Detections(*(None if part is None else part[chosen] for part in found))
 
     def scale_photos(self, factor: float) -> None:
-        """Resize photos from now on to ``factor`` (above 0) times their size in the run's tests; 1 is that size again.
+        """Resize photos from now on to ``factor`` times their size in the run's tests; 1 is that size again.
 
         Raises:
-            ValueError: for a detector that sees photos as they are.
+            ValueError: for a factor that is not finite and above 0, and a detector that sees photos as they are.
         """
-        raise ValueError("the run sees photos as they are, at no size of its own; resize the files")
+        raise ValueError(NO_SIZE)
 
     @abstractmethod
     def _detect(self, photo: np.ndarray) -> Detections:
@@ -126,6 +128,12 @@ class TrainedSegmentor(TrainedModel, ABC):
     @abstractmethod
     def _segment(self, photo: np.ndarray) -> np.ndarray:
         """Return the class of each pixel."""
+
+
+def check_factor(factor: float) -> None:
+    """Raise ValueError unless a factor is finite and above 0."""
+    if not 0 < factor < math.inf:
+        raise ValueError(f"factor={factor!r} must be finite and above 0")
 
 
 def check_photo(photo: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from apt_dense.hosts.torchvision import build_detector
 from apt_dense.hosts.torchvision.run_settings import Settings
 from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 from apt_dense.nn.attention import Attention
+from apt_dense.patches.scorer_files import as_bytes
 
+from calibration.scorer_networks import PatchNetwork
 from evidence import ap_without_training as boxes
+from evidence import trained_detectors as detectors
 from evidence.equal_token_rows import SMALLER, UNIFORM, Case
 from evidence.model_forms import parse_form
 from support.coco_folder import TINY_PRESET, write_coco
@@ -144,7 +147,7 @@ class Knowing(TrainedDetector):
 
 
 def test_true_boxes_have_the_full_ap(data: Path) -> None:
-    switched = boxes.SwitchedDetector(Knowing(data), boxes.load_boxes(data, None))
+    switched = boxes.SwitchedDetector(Knowing(data), detectors.load_boxes(data, None, False))
     found = switched.measure(Case(UNIFORM, (1.0, 1.0)), (5.5,))
     assert found["AP"] == found["AP50"] == pytest.approx(100)
     with pytest.raises(ValueError, match="the run sees photos as they are"):
@@ -152,7 +155,7 @@ def test_true_boxes_have_the_full_ap(data: Path) -> None:
 
 
 def test_some_photos_are_judged_alone(data: Path) -> None:
-    split = boxes.load_boxes(data, 2)
+    split = detectors.load_boxes(data, 2, True)
     assert len(split.image_ids) == 2 and {image["id"] for image in split.coco.dataset["images"]} == {*split.image_ids}
     assert {each["image_id"] for each in split.coco.dataset["annotations"]} == {*split.image_ids}
 
@@ -161,7 +164,7 @@ def test_the_run_s_own_choice_comes_back(data: Path) -> None:
     """Options of a form hold for its rows alone."""
     detector = Knowing(data)
     detector.backbone.set_patches(scorer="laplacian")
-    switched = boxes.SwitchedDetector(detector, boxes.load_boxes(data, None))
+    switched = boxes.SwitchedDetector(detector, detectors.load_boxes(data, None, False))
     form = parse_form("other: scorer='entropy', proportional_attention=1.0")
     switched.measure(Case("other", (1.0, 1.0), 0.9, form), (5.5,))
     assert detector.backbone.patches.scorer == "entropy" and switched.layers[0].proportional == 1.0
@@ -174,6 +177,8 @@ def test_the_run_s_own_choice_comes_back(data: Path) -> None:
     [
         (["--form", "windows: window_size=4"], "a trained detector cannot change window_size, only thresholds"),
         (["--form", "budget: token_budget=0.5"], "a trained detector cannot change token_budget"),
+        (["--form", "least: min_tokens=9"], "a trained detector cannot change min_tokens"),
+        (["--form", "power: proportional_attention=-1"], "proportional_attention=-1"),
         (["--shares", "0.01"], "a share of 0.01 of the tokens cannot be reached"),
         (["--run", "nowhere"], "nowhere does not exist"),
         (["--coco", "nowhere"], "nowhere"),
@@ -187,15 +192,102 @@ def test_what_cannot_be_measured_is_said_in_a_line(more: list[str], message: str
 
 def test_other_categories_are_refused(tmp_path: Path) -> None:
     other = write_coco(tmp_path / "coco", change=lambda content: content["categories"].append({"id": 91, "name": "x"}))
-    with pytest.raises(SystemExit, match=r"finds the category ids \(3, 90\) \(2\), and the data have \(3, 90, 91\)"):
+    with pytest.raises(SystemExit, match=r"finds 2 categories and the data have 3; .* only one side has \[91\]"):
         tool.main(arguments(write_run(tmp_path / "run"), other, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("ids", "expected"), [((90, 3), (90, 3)), ((3, 90), (3, 90)), ((1, 2), (3, 90))])
+def test_categories_of_the_classes(ids: tuple, expected: tuple, data: Path) -> None:
+    """Runs note them in any order; (1, 2) is what is known of a run that noted none."""
+    detector = Knowing(data)
+    detector.category_ids = ids
+    assert detectors.category_ids_of(detector, detector.split) == expected
+
+
+def test_photos_without_objects_are_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "empty")
+    path = tmp_path / "empty" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    first = min(image["id"] for image in content["images"])
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != first]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="there is no object to find in 1 photos"):
+        tool.main(arguments(write_run(tmp_path / "run"), tmp_path / "empty", tmp_path / "out", "--limit", "1"))
+
+
+def test_runs_without_a_size_have_no_rows_of_smaller_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(detectors, "load_trained", lambda *args: Knowing(data))
+    tool.main(arguments(write_run(tmp_path / "run"), data, tmp_path / "out"))
+    assert list(rows_of(tmp_path / "out")) == [UNIFORM, "adaptive", "half"]
+    assert "without rows of smaller images: the run sees photos as they are" in capsys.readouterr().out
+
+
+def test_a_missing_host_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object) -> None:
+        raise ImportError("no detectron2")
+
+    monkeypatch.setattr(detectors, "load_trained", load)
+    with pytest.raises(SystemExit, match="no detectron2"):
+        tool.main(arguments(tmp_path, data, tmp_path / "out"))
+
+
+def test_rows_depend_on_the_run_s_settings_and_scorers_files(data: Path, tmp_path: Path) -> None:
+    run, file = write_run(tmp_path / "run"), tmp_path / "own.safetensors"
+    argv = arguments(run, data, tmp_path / "out", "--form", f"own: scorer={str(file)!r}, thresholds=(0.5,)")
+
+    def added() -> int:
+        lines = tmp_path / "out" / "rows.jsonl"
+        before = len(lines.read_text().splitlines()) if lines.exists() else 0
+        tool.main(argv)
+        return len(lines.read_text().splitlines()) - before
+
+    file.write_bytes(as_bytes(PatchNetwork().scorer()))
+    assert (added(), added()) == (5, 0)
+    file.write_bytes(as_bytes(PatchNetwork().scorer()))  # fitted anew
+    assert added() == 1
+    content = torch.load(run / "last.pth", weights_only=True)
+    content["settings"]["proposals"] = 10
+    torch.save(content, run / "last.pth")
+    assert added() == 5
+
+
+@pytest.mark.parametrize("drop_padding", [True, False])
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.3])
+def test_a_share_is_of_what_the_uniform_model_sees(
+    share: float, drop_padding: bool, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of photos whose right quarter and lower half are padding."""
+    detector = Knowing(data)
+    detector.model.backbone = APTViT(
+        img_size=128, embed_dim=12, depth=1, num_heads=2, thresholds=(5.5,), drop_padding=drop_padding
+    )
+    detector.backbone = detector.model.backbone
+    switched = boxes.SwitchedDetector(detector, detectors.load_boxes(data, None, False))
+    images = [torch.zeros(1, 3, 256, 256) for _ in range(3)]
+    for number, image in enumerate(images):
+        strength = torch.linspace(0.01, 2, 192) * (number + 1)
+        image[..., :128, :192] = torch.randn(3, 128, 192, generator=torch.Generator().manual_seed(number)) * strength
+    monkeypatch.setattr(switched, "_images", lambda factor, limit=None: iter(images))
+    full = switched._tokens(1.0)
+    assert full == 3 * (8 * 12 if drop_padding else 16 * 16)
+    options = {**switched.given, "thresholds": (5.5,), "token_budget": None, "min_tokens": None}
+    found = replace(detector.backbone.patches, thresholds=switched.thresholds(1.0, options, share))
+    kept = sum(int(found.count(image).sum()) for image in images) / full
+    # Without dropping it, padding is the first to be merged, all of it at once.
+    assert share - (0.02 if drop_padding else 0.5) < kept <= share
 
 
 def test_weights_are_told_apart(tmp_path: Path) -> None:
     first = load_trained(write_run(tmp_path / "a"), device="cpu").model
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     second = load_trained(tmp_path / "b", device="cpu").model
-    assert boxes.weights_digest(first) == boxes.weights_digest(second)
+    assert detectors.weights_digest(first) == detectors.weights_digest(second)
     with torch.no_grad():
         next(second.parameters()).view(-1)[0] += 1
-    assert boxes.weights_digest(first) != boxes.weights_digest(second)
+    assert detectors.weights_digest(first) != detectors.weights_digest(second)
+    counts = nn.BatchNorm2d(2), nn.BatchNorm2d(2)  # a number of no dimension, too
+    assert detectors.weights_digest(counts[0]) == detectors.weights_digest(counts[1])
+    counts[1].num_batches_tracked += 1
+    assert detectors.weights_digest(counts[0]) != detectors.weights_digest(counts[1])

@@ -1,5 +1,6 @@
 """Evaluate a learned scorer on held-out photos, and find thresholds for given shares of tokens."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,8 @@ def hidden_by(
     scores = torch.cat([scorer(photos.float(), fit.patch_size, [1])[0].flatten() for photos, _ in batches])
     each = torch.cat([part.flatten() for part in hidden]).nan_to_num(0)
     order = each[scores.argsort(stable=True)].cumsum(0)
-    merged = [min(len(order), round((1 - share) / 0.75 * len(order))) for share in tokens]
+    cells = sum(len(masks) * math.prod(n // fit.patch_size for n in masks.shape[1:]) for _, masks in batches)
+    merged = [min(len(order), round((1 - share) * cells / 3)) for share in tokens]  # each merge saves 3 of 4
     return [float(order[count - 1] / order[-1]) if count and order[-1] else 0.0 for count in merged]
 
 

@@ -204,7 +204,8 @@ class DetectionTask:
         as they may."""
         plan, photos = self._ready(plan, variant)
         model = build(plan, variant).to(self._device).eval()
-        set_thresholds(model.backbone.net, tuple(thresholds))
+        if variant.is_adaptive:
+            set_thresholds(model.backbone.net, tuple(thresholds))
         numbers = evenly_spread(range(len(photos.tested.photos)), _TIMED)
         images = [photos.tested.image(number).to(self._device) for number in numbers]
 

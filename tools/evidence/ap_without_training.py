@@ -1,97 +1,65 @@
 """AP of one trained detector of any trainer with the same weights: uniform, adaptive, on smaller images."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from pycocotools import mask as rle
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apt_dense.hosts.load_trained import load_trained
-from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
+from apt_dense.hosts.trained_model_types import TrainedDetector
 from apt_dense.nn.attention import Attention
 from apt_dense.nn.patch_embed import CoarseEmbed
+from apt_dense.options import BlockOptions
+from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.replaceable_selector import CHANGEABLE
 
 from evidence.equal_token_rows import SMALLER, Case
 from evidence.model_forms import Form
+from evidence.trained_detectors import category_ids_of, entries_of
 from shared.photo_files import evenly_spread
 from shared.thresholds_for_share import scores_of, thresholds_for
-from torchvision_detection.data import CocoSplit, index, load_split, read_image
+from torchvision_detection.data import CocoSplit, read_image
 from torchvision_detection.evaluation import coco_scores
 
 POWER = "proportional_attention"
+_SWITCHED = "thresholds", "scorer", "keep_fine", "keep_coarse"
+_OFF = {"thresholds": (), "token_budget": None, "min_tokens": None}  # which thresholds alone decide, if they are given
 _TRIED = 16  # photos by which the size of a smaller image is chosen
 _SCORES = "AP", "AP50", "APs", "APm", "APl"
 
 
 def check_switchable(forms: Sequence[Form]) -> None:
-    """Raise a ValueError for a form whose options a detector that is built already cannot change."""
+    """Raise a ValueError or TypeError for a form whose options a detector that is built already cannot change, and for
+    values out of range."""
     for form in forms:
-        fixed = sorted(form.options.keys() - {*CHANGEABLE, POWER} | form.options.keys() & {"token_budget"})
+        fixed = sorted(form.options.keys() - {*_SWITCHED, POWER})
         if fixed:
-            names = ", ".join(name for name in (*CHANGEABLE, POWER) if name != "token_budget")
+            names = ", ".join((*_SWITCHED, POWER))
             raise ValueError(f"form {form.text!r}: a trained detector cannot change {fixed[0]}, only {names}")
-
-
-def load_detector(run: Path, config: Path | None, device: str) -> TrainedDetector:
-    """Load a trained detector.
-
-    Raises:
-        ValueError, OSError, ImportError: as ``load_trained``; ValueError for a segmentor.
-    """
-    trained = load_trained(run, config, device)
-    if not isinstance(trained, TrainedDetector):
-        raise ValueError(f'{run} is a segmentor; "labels" measures its mIoU')
-    return trained
-
-
-def load_boxes(data: Path, limit: int | None) -> CocoSplit:
-    """The split "val" of a data set in COCO's layout, or so many of its photos, evenly spread.
-
-    Raises:
-        ValueError, OSError: as ``load_split``.
-    """
-    split = load_split(data, "val", every_class=False, masks=None)
-    ids = tuple(evenly_spread(split.image_ids, limit))
-    content = dict(split.coco.dataset)
-    content["images"] = [image for image in content["images"] if image["id"] in ids]
-    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
-    return split._replace(coco=index(content), image_ids=ids)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Tell apart the weights of models."""
-    total = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return total.hexdigest()[:16]
+        if POWER in form.options:
+            BlockOptions(proportional_attention=form.options[POWER])
 
 
 class SwitchedDetector:
     """A trained detector on labelled photos, whose patches and image size change from row to row, whatever it was
     trained as.
 
+    Args:
+        detector: in eval mode; it is changed.
+        split: without masks unless the detector finds some.
+
     Raises:
         ValueError: if the detector finds other categories than the data have.
     """
 
     def __init__(self, detector: TrainedDetector, split: CocoSplit) -> None:
-        if tuple(detector.category_ids) != tuple(split.category_ids):
-            raise ValueError(
-                f"the detector finds the category ids {detector.category_ids[:5]} ({len(detector.category_ids)}), and "
-                f"the data have {split.category_ids[:5]} ({len(split.category_ids)})"
-            )
+        self.category_ids = category_ids_of(detector, split)
         self.detector, self.split, self.net, self.factor = detector, split, detector.backbone, 1.0
         if self.net.coarse_embed is None:
             self.net.coarse_embed = CoarseEmbed(self.net.embed_dim).to(detector.device)  # neutral until it is trained
@@ -108,7 +76,7 @@ class SwitchedDetector:
             case: whose ``size`` is the factor of the photos' size in the run's tests, twice.
             ratios: of the thresholds, which are scaled.
         """
-        factor, options = case.size[0], {**self.given, "thresholds": (), "token_budget": None}
+        factor, options = case.size[0], {**self.given, **_OFF}
         self.net.set_patches(**options)
         if case.form is not None:
             options |= {name: value for name, value in case.form.options.items() if name != POWER}
@@ -124,9 +92,9 @@ class SwitchedDetector:
     def thresholds(self, factor: float, options: Mapping[str, Any], share: float) -> tuple[float, ...]:
         """Those by which all photos together keep a share of the uniform model's tokens."""
         selector = replace(self.net.patches, **options)
-        scores = [scores_of(selector, image) for image in self._images(factor)]
-        cells = sum(math.prod(each.bounds.grid) for each in scores)
-        return thresholds_for(scores, options["thresholds"], share * self.full(factor) / cells)
+        images = self._images(factor)
+        images = map(without_padding, images) if selector.drop_padding else images  # as the uniform model's are counted
+        return thresholds_for([scores_of(selector, image) for image in images], options["thresholds"], share)
 
     def smaller(self, factor: float, share: float) -> float:
         """The factor by which some photos, padded to whole strides, are nearest to a share of the tokens."""
@@ -136,7 +104,7 @@ class SwitchedDetector:
 
     def _tokens(self, factor: float, limit: int | None = None) -> int:
         """Tokens of the uniform model, with those of padding if it keeps them."""
-        uniform = replace(self.net.patches, **{**self.given, "thresholds": (), "token_budget": None})
+        uniform = replace(self.net.patches, **_OFF)
         return sum(int(uniform.count(image).sum()) for image in self._images(factor, limit))
 
     def _images(self, factor: float, limit: int | None = None) -> Iterator[Tensor]:
@@ -166,14 +134,20 @@ class SwitchedDetector:
                 start = time.perf_counter()
                 found = self.detector.predict(photo, 0.0)
                 seconds.append(time.perf_counter() - start)
-                entries += entries_of(found, image_id, self.split.category_ids)
+                entries += entries_of(found, image_id, self.category_ids)
         finally:
             count.remove()
         scores = {name: value for name, value in _scores(self.split, entries, "bbox").items() if name in _SCORES}
-        if self.split.masks and all("segmentation" in entry for entry in entries):
+        if self.split.masks:
             scores["mask AP"] = _scores(self.split, entries, "segm")["AP"]
         ms = 1000 * sorted(seconds)[len(seconds) // 2]
         return {**scores, "tokens": sum(tokens), "ms": ms, "images": len(seconds)}
+
+
+def without_padding(image: Tensor) -> Tensor:
+    """Cut the padding off an image (1, 3, H, W)."""
+    rows, columns = filled_region(image)[0].tolist()
+    return image[..., :rows, :columns]
 
 
 class _SeenError(Exception):
@@ -193,18 +167,6 @@ def _first_images(backbone: nn.Module, seen: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def entries_of(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO's result entries of a photo."""
-    entries = []
-    for number, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
-        entry = {"image_id": image_id, "category_id": category_ids[int(found.labels[number])]}
-        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(found.scores[number])}
-        if found.masks is not None:
-            entry["segmentation"] = rle.encode(np.asfortranarray(found.masks[number].astype(np.uint8)))
-        entries.append(entry)
-    return entries
 
 
 def _scores(split: CocoSplit, entries: Sequence[Mapping], kind: str) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     """
 
     variant: str
-    size: tuple[int, int]  # pixels, height and width
+    size: tuple[float, float]  # pixels, height and width; of detectors, factors of the photos' size, twice the same
     share: float = 1.0
     form: Form | None = None
 
@@ -75,6 +75,8 @@ def crossings(rows: Sequence[Mapping[str, Any]], measure: str) -> Iterator[str]:
     for size in dict.fromkeys(row["size"] for row in rows):
         here = [row for row in rows if row["size"] == size]
         rival = {row["share"]: row[measure] for row in here if row["variant"] == SMALLER}
+        if not rival:
+            continue
         for form in dict.fromkeys(row["variant"] for row in here if row["variant"] not in (UNIFORM, SMALLER)):
             lead = sorted((row["share"], row[measure] - rival[row["share"]]) for row in here if row["variant"] == form)
             yield f"At {size} {form} is {_where_ahead(lead)}"

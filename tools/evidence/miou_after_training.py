@@ -170,7 +170,8 @@ class SegmentationTask:
         """See :class:`Task`; some photos tested, in batches of 8, to classes at the masks' size."""
         self._sets = self._sets or self._load(plan)
         model = build(plan, variant).to(self._device).eval()
-        set_thresholds(model.backbone, tuple(thresholds))
+        if variant.is_adaptive:
+            set_thresholds(model.backbone, tuple(thresholds))
         tested = self._sets.tested
         some = LabelledSet(*(part[list(evenly_spread(range(len(part)), _TIMED))] for part in tested))
         batches = list(resized_photos(some, variant.size or plan.size, 8))

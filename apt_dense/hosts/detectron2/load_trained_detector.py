@@ -20,12 +20,12 @@ from apt_dense.hosts.detectron2.read_lazy_config import load_config
 from apt_dense.hosts.detectron2.read_run_config import build, find_all, read_run_config, resolved
 from apt_dense.hosts.detectron2.safe_checkpoints import APTCheckpointer
 from apt_dense.hosts.detectron2.yacs import add_apt_config
-from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
+from apt_dense.hosts.trained_model_types import NO_SIZE, Detections, TrainedDetector, check_factor
 from apt_dense.vit import APTViT
 
 CONFIG = "config.yaml"  # Detectron2's name of a run's config
-_SQUARE = "_square_pad"  # of Detectron2's SimpleFeaturePyramid: pixels of the square that it asks for
 MARKER = "last_checkpoint"  # and of the note of its last checkpoint
+_SQUARE = "_square_pad"  # of Detectron2's SimpleFeaturePyramid: pixels of the square that it asks for
 
 
 class Detectron2Detector(TrainedDetector):
@@ -48,11 +48,11 @@ class Detectron2Detector(TrainedDetector):
         self._square = getattr(getattr(self.model, "backbone", None), _SQUARE, 0)
 
     def scale_photos(self, factor: float) -> None:
-        """Resize photos otherwise, and pad them to a smaller or larger square if there is one; see
-        :class:`TrainedDetector`."""
+        """Resize photos, and the square that they are padded to if there is one; see :class:`TrainedDetector`."""
+        check_factor(factor)
         given = self._resize_of_tests
         if given is None or not all(given.short_edge_length):
-            super().scale_photos(factor)
+            raise ValueError(NO_SIZE)
         lengths = [max(1, round(factor * length)) for length in given.short_edge_length]
         self.resize = ResizeShortestEdge(lengths, max(1, round(factor * given.max_size)), given.sample_style)
         if self._square:

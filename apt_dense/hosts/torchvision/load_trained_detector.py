@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apt_dense.hosts.torchvision.build_detector import build_model
 from apt_dense.hosts.torchvision.safe_checkpoints import load_weights, read_run, settings_of
-from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
+from apt_dense.hosts.trained_model_types import Detections, TrainedDetector, check_factor
 
 MASK_THRESHOLD = 0.5  # torchvision returns soft masks
 
@@ -26,7 +26,8 @@ class TorchvisionDetector(TrainedDetector):
         self._sizes = {name: getattr(transform, name) for name in ("min_size", "max_size", "fixed_size")}
 
     def scale_photos(self, factor: float) -> None:
-        """Resize photos otherwise; see :class:`TrainedDetector`."""
+        """Resize photos to ``factor`` times their size in the run's tests; see :class:`TrainedDetector`."""
+        check_factor(factor)
         for name, size in self._sizes.items():
             setattr(self.model.transform, name, _scaled(size, factor))
 
@@ -38,7 +39,7 @@ class TorchvisionDetector(TrainedDetector):
 
 
 def _scaled(size: int | Sequence[int] | None, factor: float) -> int | tuple[int, ...] | None:
-    """Pixels times a factor, at least 1."""
+    """Multiply pixels by a factor and round, to 1 at least."""
     if size is None:
         return None
     return max(1, round(size * factor)) if isinstance(size, int) else tuple(_scaled(each, factor) for each in size)

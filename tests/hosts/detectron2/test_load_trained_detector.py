@@ -88,13 +88,6 @@ def test_photos_are_seen_at_another_size(tmp_path: Path) -> None:
 def test_a_run_is_switched_without_training(tmp_path: Path) -> None:
     """tools/measure_accuracy.py boxes, on photos that are padded to a square."""
     data = write_coco(tmp_path / "coco")
-    path = data / "annotations" / "instances_val2017.json"
-    content = json.loads(path.read_text())
-    places = {category["id"]: place for place, category in enumerate(content["categories"], 1)}
-    for entry in (*content["categories"], *content["annotations"]):
-        key = "category_id" if "category_id" in entry else "id"
-        entry[key] = places[entry[key]]
-    path.write_text(json.dumps(content))
     write_lazy_run(tmp_path / "run", "model.backbone.square_pad=128", "model.backbone.net.thresholds=[]")
     argv = ["boxes", "--run", str(tmp_path / "run"), "--coco", str(data), "--shares", "0.6", "--device", "cpu"]
     measure_accuracy.main([*argv, "--out", str(tmp_path / "out")])
@@ -102,7 +95,7 @@ def test_a_run_is_switched_without_training(tmp_path: Path) -> None:
     uniform, smaller, adaptive = rows
     assert uniform["tokens"] == 1 and {"AP", "mask AP"} <= uniform.keys()
     assert smaller["tokens"] == pytest.approx(0.6, abs=0.05) and smaller["factor"] < 0.78
-    assert 0.3 < adaptive["tokens"] <= 0.6 and len(adaptive["thresholds"]) == 1
+    assert 0.5 < adaptive["tokens"] <= 0.6 and len(adaptive["thresholds"]) == 1
 
 
 @pytest.mark.parametrize(
