@@ -21,8 +21,8 @@ way to that share of tokens: "merging" of similar ones, "pruning" with a way bac
 photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
 train_over_seeds.py.
 
-With --times the models of all rows, whole, take turns in a table of milliseconds that compares them fairly; those of
-rows without it are taken one after another, between hours of training.
+With --times, the whole models of all rows are timed in turns, which compares them fairly; without it, times are taken
+row by row, between hours of training.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md and with --plot curves.png, in which rows whose
 names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command continues
@@ -179,10 +179,10 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, c
     text = f"    {command}\n\n{markdown(lines, COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
     if args.times:
+        rounds = f"{args.times} round{'s' * (args.times > 1)} on {environment(torch.device(args.device))}"
         text += (
-            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {args.times} "
+            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {rounds}.\n"
         )
-        text += f"rounds on {environment(torch.device(args.device))}.\n"
     write_text_whole(args.out / "table.md", text)
     if args.plot:
         plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", bool(args.times))

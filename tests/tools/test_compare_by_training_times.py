@@ -75,7 +75,7 @@ def test_whole_detectors_are_timed(more: list[str], folders: Path, tmp_path: Pat
     run(folders, tmp_path, ["--coco", str(folders / "coco"), "--size", "128"], DETECTORS, "--times", "1", *more)
     found = rows_by_name(tmp_path / "table.md")
     assert all(float(row["ms"]) > 0 and "backbone ms" not in row for row in found.values())
-    assert "in turns: one at a time, medians and ranges of 1 rounds" in (tmp_path / "table.md").read_text()
+    assert "in turns: one at a time, medians and ranges of 1 round on" in (tmp_path / "table.md").read_text()
 
 
 def test_models_that_are_timed_are_those_of_the_rows(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
