@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from shared.packages import needed_packages
@@ -33,13 +32,12 @@ with needed_packages("measure_accuracy"):
     import torch
     from tqdm import tqdm
 
-    from apt_dense.patches.scorer_files import SUFFIX
     from apt_dense.weights.files import write_text_whole
     from apt_dense.weights.timm_arguments import create_timm_model
 
     from evidence.equal_token_rows import SMALLER, Case, cases, check_size, crossings
     from evidence.feature_similarity import load_model, measure, photo_at, reference_at
-    from evidence.file_digest import digest
+    from evidence.file_digest import digest, scorer_digest
     from evidence.labelled_photos import find_pairs
     from evidence.measure_options import check, parse_args
     from evidence.model_forms import Form
@@ -67,14 +65,9 @@ def settings_of(case: Case, common: Mapping[str, Any], args: argparse.Namespace)
     settings = {**common, "size": size, "variant": case.variant, "share": case.share}
     if case.form is not None:
         settings |= {"form": case.form.text, "ratios": list(ratios_of(case.form, args))}
-        settings |= scorer_digest(case.form.options.get("scorer"))
+        scorer = scorer_digest(case.form.options.get("scorer"))
+        settings |= {"scorer": scorer} if scorer else {}
     return settings
-
-
-def scorer_digest(scorer: object) -> dict[str, str]:
-    """The content of a scorer's file, which may have been fitted anew under its name; nothing for other scorers."""
-    is_file = isinstance(scorer, str) and scorer.endswith(SUFFIX)
-    return {"scorer": digest([Path(scorer)])} if is_file else {}
 
 
 def features(args: argparse.Namespace, kept: KeptRows) -> Iterator[dict]:

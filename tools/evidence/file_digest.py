@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from apt_dense.patches.scorer_files import SUFFIX
+
 
 def digest(paths: Sequence[Path]) -> str:
     """Tell apart the content of files, and their order."""
@@ -12,3 +14,9 @@ def digest(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def scorer_digest(value: object) -> str | None:
+    """The digest of the file that an option names if it is a scorer's, which may have been fitted anew under its name;
+    None for other values."""
+    return digest([Path(value)]) if isinstance(value, str) and value.endswith(SUFFIX) else None

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from apt_dense.patches.scorer_files import SUFFIX
 from apt_dense.weights.files import read_checkpoint, write_whole
 
 from evidence.fast_16_bits import fast_type
-from evidence.file_digest import digest
+from evidence.file_digest import digest, scorer_digest
 from evidence.resumable_rows import KeptRows
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan
@@ -57,7 +56,7 @@ def settings_of(
     size = "x".join(map(str, variant.size or args.size))
     own = {
         "row": variant.name,
-        "options": {name: _content(value) for name, value in variant.options.items()},
+        "options": {name: scorer_digest(value) or repr(value) for name, value in variant.options.items()},
         "size": size,
     }
     # Rows of before had no scores of borders and no times.
@@ -72,12 +71,6 @@ def settings_of(
     if variant.start is not None:
         own["start"] = settings_of(row_named(args, variant.start), args, data, is_grouped)
     return own
-
-
-def _content(value: Any) -> str:
-    """The repr of an option's value, or the digest of a scorer's file, which may have been refitted under its name."""
-    is_scorer = isinstance(value, str) and value.endswith(SUFFIX)
-    return digest([Path(value)]) if is_scorer else repr(value)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
