@@ -1,6 +1,7 @@
 """Milliseconds of a photo for all rows of a comparison, whose models take turns so that other load slows all alike."""
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,12 +39,18 @@ def times_of(
 
 
 def milliseconds_in_turns(forwards: Mapping[str, Forward], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Run each in every round, after a round that does not count; return the milliseconds of one photo by round."""
+    """Run each in every round, in turns and after a round that does not count.
+
+    Returns:
+        Milliseconds of one photo by round.
+    """
     found: dict[str, list[float]] = {name: [] for name in forwards}
+    names = deque(forwards)
     for number in tqdm(range(rounds + 1), "timing", leave=False):
-        for name, forward in forwards.items():
+        names.rotate(1)  # so that none always comes at the same time after another
+        for name in names:
             photos: list[int] = []
-            seconds = seconds_of(lambda forward=forward, photos=photos: photos.append(forward()), device)
+            seconds = seconds_of(lambda name=name, photos=photos: photos.append(forwards[name]()), device)
             if number:
                 found[name].append(1000 * seconds / photos[0])
     return found
