@@ -44,7 +44,7 @@ with needed_packages("compare_scorers"):
     from evidence.fast_16_bits import in_16_bits
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import load_set
-    from evidence.times_in_turns import milliseconds_in_turns
+    from evidence.times_in_turns import milliseconds_in_turns, without_drift
     from shared.machine_and_versions import environment
     from shared.normalise import normalise
     from shared.option_types import PIXELS, device, number, whole
@@ -124,7 +124,7 @@ def milliseconds(scorers: Mapping[str, Scorer], photos: Tensor, fit: Fit) -> dic
         return len(images)
 
     forwards = {name: partial(score, scorer) for name, scorer in scorers.items()}
-    found = milliseconds_in_turns(forwards, ROUNDS, images.device)
+    found = without_drift(milliseconds_in_turns(forwards, ROUNDS, images.device))
     return {name: statistics.median(each) for name, each in found.items()}
 
 

@@ -104,6 +104,15 @@ def test_models_take_turns_after_a_round_that_does_not_count(monkeypatch: pytest
     assert calls == ["b", "a", "a", "b", "b", "a"]
 
 
+def test_what_slows_a_round_slows_all_alike() -> None:
+    """Three rounds, of which the last took twice as long, and one model was held up once."""
+    found = times.without_drift({"a": [100.0, 100.0, 200.0], "b": [50.0, 50.0, 100.0]})
+    assert found == {"a": pytest.approx([100.0] * 3), "b": pytest.approx([50.0] * 3)}
+    held_up = times.without_drift({"a": [100.0, 400.0, 200.0], "b": [50.0, 50.0, 100.0]})
+    assert held_up["a"][0] == pytest.approx(held_up["a"][2]) and held_up["a"][1] > 1.9 * held_up["a"][0]
+    assert times.without_drift({"a": [3.0]}) == {"a": [pytest.approx(3.0)]}
+
+
 @pytest.mark.parametrize("rounds", ["0", "-1", "x"])
 def test_wrong_numbers_of_rounds_are_refused(
     rounds: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,14 +28,14 @@ def times_of(
 
     Returns:
         By the name of a row, milliseconds of one photo: "ms", the median over rounds, and "range", the fastest and
-        the slowest round.
+        the slowest round, both without what slowed all models of a round alike.
     """
     forwards: dict[str, Forward] = {}
     keys = {row.name: repr(backbone_key(plan, row)) for row in rows}
     for row in rows:
         if keys[row.name] not in forwards:
             forwards[keys[row.name]] = task.forward(plan, row, thresholds[row.name])
-    found = milliseconds_in_turns(forwards, rounds, device)
+    found = without_drift(milliseconds_in_turns(forwards, rounds, device))
     return {name: _describe(found[key]) for name, key in keys.items()}
 
 
@@ -54,6 +55,15 @@ def milliseconds_in_turns(forwards: Mapping[str, Forward], rounds: int, device: 
             if number:
                 found[name].append(1000 * seconds / photos[0])
     return found
+
+
+def without_drift(milliseconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Divide each round by how much slower it was than others, by its geometric mean over all models: virtual machines
+    are slower for minutes, and a median of rounds may be of slow ones for one model and of fast ones for the next."""
+    logarithms = np.log(np.array([*milliseconds.values()]))  # (models, rounds)
+    slowness = logarithms.mean(0)
+    steady = np.exp(logarithms - slowness + np.median(slowness))
+    return dict(zip(milliseconds, steady.tolist(), strict=True))
 
 
 def _describe(milliseconds: Sequence[float]) -> dict[str, Any]:
