@@ -13,7 +13,7 @@ from torch import nn
 
 from apt_dense.vit import APTViT
 
-NO_SIZE = "the run sees photos as they are, at no size of its own that could be scaled"
+NO_SIZE = "the run does not resize photos, so there is no size to scale"
 SCORE_THRESHOLD = 0.5  # lowest score of a detection, unless another is asked for
 
 
@@ -86,7 +86,7 @@ class TrainedDetector(TrainedModel, ABC):
         """Resize photos from now on to ``factor`` times their size in the run's tests; 1 is that size again.
 
         Raises:
-            ValueError: for a factor that is not finite and above 0, and a detector that sees photos as they are.
+            ValueError: for a factor that is not finite and above 0, and a detector that does not resize photos.
         """
         raise ValueError(NO_SIZE)
 

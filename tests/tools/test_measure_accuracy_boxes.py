@@ -27,6 +27,7 @@ from apt_dense.patches.scorer_files import as_bytes
 
 from calibration.scorer_networks import PatchNetwork
 from evidence import ap_without_training as boxes
+from evidence import detection_scores
 from evidence import trained_detectors as detectors
 from evidence.equal_token_rows import SMALLER, UNIFORM, Case
 from evidence.model_forms import parse_form
@@ -95,13 +96,13 @@ def masks(entries: Sequence[Mapping]) -> list[str]:
 
 
 def test_detections_are_those_of_the_host(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, judged, judge = write_run(tmp_path / "run", thresholds=(5.5,)), [], boxes.coco_scores
+    run, judged, judge = write_run(tmp_path / "run", thresholds=(5.5,)), [], detection_scores.coco_scores
 
     def coco_scores(truth: object, entries: list[dict], kind: str) -> dict[str, float]:
         judged.extend([entries] if kind == "bbox" else [])
         return judge(truth, entries, kind)
 
-    monkeypatch.setattr(boxes, "coco_scores", coco_scores)
+    monkeypatch.setattr(detection_scores, "coco_scores", coco_scores)
     tool.main(arguments(run, data, tmp_path / "out"))
     found = rows_of(tmp_path / "out")
     assert list(found) == [UNIFORM, SMALLER, "adaptive", "half"]
@@ -150,7 +151,7 @@ def test_true_boxes_have_the_full_ap(data: Path) -> None:
     switched = boxes.SwitchedDetector(Knowing(data), detectors.load_boxes(data, None, False))
     found = switched.measure(Case(UNIFORM, (1.0, 1.0)), (5.5,))
     assert found["AP"] == found["AP50"] == pytest.approx(100)
-    with pytest.raises(ValueError, match="the run sees photos as they are"):
+    with pytest.raises(ValueError, match="the run does not resize photos, so there is no size to scale"):
         switched.measure(Case(SMALLER, (1.0, 1.0), 0.5), (5.5,))
 
 
@@ -221,7 +222,10 @@ def test_runs_without_a_size_have_no_rows_of_smaller_images(
     monkeypatch.setattr(detectors, "load_trained", lambda *args: Knowing(data))
     tool.main(arguments(write_run(tmp_path / "run"), data, tmp_path / "out"))
     assert list(rows_of(tmp_path / "out")) == [UNIFORM, "adaptive", "half"]
-    assert "without rows of smaller images: the run sees photos as they are" in capsys.readouterr().out
+    assert (
+        "without rows of smaller images: the run does not resize photos, so there is no size to scale"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_missing_host_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +249,7 @@ def test_rows_depend_on_the_run_s_settings_and_scorers_files(data: Path, tmp_pat
 
     file.write_bytes(as_bytes(PatchNetwork().scorer()))
     assert (added(), added()) == (5, 0)
-    file.write_bytes(as_bytes(PatchNetwork().scorer()))  # fitted anew
+    file.write_bytes(as_bytes(PatchNetwork().scorer()))  # refit
     assert added() == 1
     content = torch.load(run / "last.pth", weights_only=True)
     content["settings"]["proposals"] = 10

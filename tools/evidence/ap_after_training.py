@@ -18,6 +18,7 @@ from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.torchvision import faster_rcnn
 
 from evidence.detection_photos import DetectionSet, SizedPhotos, files_of, load_photos
+from evidence.detection_scores import scores_in_per_cent
 from evidence.fast_16_bits import in_16_bits
 from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detector_features
 from evidence.frozen_features import LastFeatures
@@ -28,11 +29,10 @@ from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.photo_files import evenly_spread
 from torchvision_detection.data import CocoSplit
-from torchvision_detection.evaluation import coco_scores, detections_of
+from torchvision_detection.evaluation import detections_of
 
 PATCH_SIZE = 16  # pixels; the levels of a pyramid have strides that are powers of 2
 _TIMED = 16  # photos of a forward pass that is timed
-_SCORES = "AP", "AP50", "APs", "APm", "APl"
 _HEADS = {
     "channels": 64, "box_features": 256, "box_batch_size_per_image": 128, "rpn_post_nms_top_n_train": 300,
     "rpn_post_nms_top_n_test": 300, "resize_in_training": False,
@@ -168,8 +168,7 @@ def score(model: nn.Module, split: CocoSplit, detect: Detect) -> dict[str, float
     entries = []
     for number, image_id in enumerate(split.image_ids):
         entries += detections_of(detect(number), image_id, split.category_ids)
-    found = coco_scores(split.coco, entries, "bbox")
-    return {name: None if found[name] < 0 else 100 * found[name] for name in _SCORES}
+    return scores_in_per_cent(split.coco, entries, "bbox")
 
 
 class DetectionTask:

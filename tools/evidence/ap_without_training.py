@@ -19,19 +19,18 @@ from apt_dense.options import BlockOptions
 from apt_dense.patches.image_preparation import filled_region
 from apt_dense.patches.replaceable_selector import CHANGEABLE
 
+from evidence.detection_scores import scores_in_per_cent
 from evidence.equal_token_rows import SMALLER, Case
 from evidence.model_forms import Form
 from evidence.trained_detectors import category_ids_of, entries_of
 from shared.photo_files import evenly_spread
 from shared.thresholds_for_share import scores_of, thresholds_for
 from torchvision_detection.data import CocoSplit, read_image
-from torchvision_detection.evaluation import coco_scores
 
 POWER = "proportional_attention"
 _SWITCHED = "thresholds", "scorer", "keep_fine", "keep_coarse"
 _OFF = {"thresholds": (), "token_budget": None, "min_tokens": None}  # which thresholds alone decide, if they are given
 _TRIED = 16  # photos by which the size of a smaller image is chosen
-_SCORES = "AP", "AP50", "APs", "APm", "APl"
 
 
 def check_switchable(forms: Sequence[Form]) -> None:
@@ -77,7 +76,6 @@ class SwitchedDetector:
             ratios: of the thresholds, which are scaled.
         """
         factor, options = case.size[0], {**self.given, **_OFF}
-        self.net.set_patches(**options)
         if case.form is not None:
             options |= {name: value for name, value in case.form.options.items() if name != POWER}
             options["thresholds"] = self.thresholds(factor, {**options, "thresholds": tuple(ratios)}, case.share)
@@ -99,7 +97,7 @@ class SwitchedDetector:
     def smaller(self, factor: float, share: float) -> float:
         """The factor by which some photos, padded to whole strides, are nearest to a share of the tokens."""
         tried = (factor * math.sqrt(share) * (1 - step / 40) for step in range(9))
-        full = self._tokens(factor, _TRIED)
+        full = self.full(factor, _TRIED)
         return min(tried, key=lambda smaller: abs(self._tokens(smaller, _TRIED) / full - share))
 
     def _tokens(self, factor: float, limit: int | None = None) -> int:
@@ -137,9 +135,9 @@ class SwitchedDetector:
                 entries += entries_of(found, image_id, self.category_ids)
         finally:
             count.remove()
-        scores = {name: value for name, value in _scores(self.split, entries, "bbox").items() if name in _SCORES}
+        scores = scores_in_per_cent(self.split.coco, entries, "bbox")
         if self.split.masks:
-            scores["mask AP"] = _scores(self.split, entries, "segm")["AP"]
+            scores["mask AP"] = scores_in_per_cent(self.split.coco, entries, "segm")["AP"]
         ms = 1000 * sorted(seconds)[len(seconds) // 2]
         return {**scores, "tokens": sum(tokens), "ms": ms, "images": len(seconds)}
 
@@ -167,9 +165,3 @@ def _first_images(backbone: nn.Module, seen: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _scores(split: CocoSplit, entries: Sequence[Mapping], kind: str) -> dict[str, float | None]:
-    """In per cent; None where there is nothing to find."""
-    found = coco_scores(split.coco, entries, kind)
-    return {name: None if value < 0 else 100 * value for name, value in found.items()}

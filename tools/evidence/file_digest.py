@@ -17,6 +17,6 @@ def digest(paths: Sequence[Path]) -> str:
 
 
 def scorer_digest(value: object) -> str | None:
-    """The digest of the file that an option names if it is a scorer's, which may have been fitted anew under its name;
-    None for other values."""
+    """Return the digest of the scorer file that an option names, whose content may change under the same name; None for
+    any other value."""
     return digest([Path(value)]) if isinstance(value, str) and value.endswith(SUFFIX) else None

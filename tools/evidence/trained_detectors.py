@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import nn
 
 from apt_dense.hosts.load_trained import DETECTRON2, TORCHVISION, load_trained
@@ -15,6 +14,7 @@ from apt_dense.hosts.trained_model_types import Detections, TrainedDetector
 
 from shared.photo_files import evenly_spread
 from torchvision_detection.data import CocoSplit, index, load_split
+from torchvision_detection.evaluation import detections_of
 
 
 def load_detector(run: Path, config: Path | None, device: str) -> TrainedDetector:
@@ -39,13 +39,14 @@ def load_boxes(data: Path, limit: int | None, masks: bool) -> CocoSplit:
         ValueError, OSError: as ``load_split``; ValueError if there is no object in these photos.
     """
     split = load_split(data, "val", every_class=False, masks=None if masks else False)
-    ids = set(evenly_spread(split.image_ids, limit))
+    image_ids = tuple(evenly_spread(split.image_ids, limit))
+    ids = set(image_ids)
     content = dict(split.coco.dataset)
     content["images"] = [image for image in content["images"] if image["id"] in ids]
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
     if all(each.get("iscrowd") for each in content["annotations"]):
         raise ValueError(f"{data}: there is no object to find in {len(ids)} photos of its split val")
-    return split._replace(coco=index(content), image_ids=tuple(evenly_spread(split.image_ids, limit)))
+    return split._replace(coco=index(content), image_ids=image_ids)
 
 
 def finds_masks(detector: TrainedDetector) -> bool:
@@ -88,12 +89,8 @@ def category_ids_of(detector: TrainedDetector, split: CocoSplit) -> tuple[int, .
 
 
 def entries_of(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO's result entries of a photo."""
-    entries = []
-    for number, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
-        entry = {"image_id": image_id, "category_id": category_ids[int(found.labels[number])]}
-        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(found.scores[number])}
-        if found.masks is not None:
-            entry["segmentation"] = rle.encode(np.asfortranarray(found.masks[number].astype(np.uint8)))
-        entries.append(entry)
-    return entries
+    """Convert the detections of a photo to COCO's result entries."""
+    arrays = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels + 1}
+    if found.masks is not None:
+        arrays["masks"] = found.masks[:, None]
+    return detections_of({name: torch.from_numpy(array) for name, array in arrays.items()}, image_id, category_ids)

@@ -74,7 +74,7 @@ def settings_of(
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """What all rows of a command share."""
+    """Build the plan from the command line options."""
     plan = Plan(args.model, args.weights, args.classes, args.size, args.epochs, args.batch, args.rate)
     return plan._replace(backbone_rate=0.0) if args.frozen else plan
 

@@ -1,5 +1,5 @@
-"""What a lazy config says of patches besides the backbone's options: ``train``'s schedule, expected tokens and AP by
-scale, and the pixels of images that are scored."""
+"""Parts of a lazy config that concern patches: the schedule, expected tokens and AP by scale in ``train``, and the
+pixel format of the images."""
 
 import logging
 

@@ -104,7 +104,7 @@ def test_a_run_is_switched_without_training(tmp_path: Path) -> None:
 )
 def test_photos_without_a_size_are_not_scaled(override: str, tmp_path: Path) -> None:
     write_lazy_run(tmp_path / "run", override)
-    with pytest.raises(ValueError, match="the run sees photos as they are"):
+    with pytest.raises(ValueError, match="the run does not resize photos, so there is no size to scale"):
         load_trained_detector(tmp_path / "run").scale_photos(0.5)
 
 
