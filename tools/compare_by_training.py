@@ -7,12 +7,15 @@
         --row "finer: tokens=1.0, patch_size=7, thresholds=(5.5,4.0)" \\
         --row "switched: tokens=0.6, start='uniform', epochs=1, rate=0.1" --out runs/camvid
 
+    python tools/compare_by_training.py @configs/evidence/compare_by_training/camvid_switched.args --seeds 0
+
     python tools/compare_by_training.py --coco data/nuclei --frozen --model vit_small_patch14_dinov2 \\
         --weights dinov2_s14.pth --size 512 --row uniform --row "adaptive: tokens=0.6, thresholds=(5.5,4.0)" \\
         --row "smaller image: size=(400,400)" --batch 2 --epochs 4 --out runs/nuclei
 
-With masks the head is a linear one, and with --coco torchvision's Faster R-CNN on ViTDet's pyramid, narrow (64
-channels) so that two cores can train it; patches are of 16 pixels there, and sizes are of a photo's longer side.
+"@FILE" stands for the arguments in a file. With masks the head is a linear one, and with --coco torchvision's Faster
+R-CNN on ViTDet's pyramid, narrow (64 channels) so that two cores can train it; patches are of 16 pixels there, and
+sizes are of a photo's longer side.
 
 A row is a name, options of APTViT, and perhaps: "tokens", those of an image on average as a share of the uniform
 model's at --size (thresholds are scaled to keep it; without it the row is uniform); "size"; "start", the row whose
@@ -55,6 +58,7 @@ with needed_packages("compare_by_training"):
     from evidence.times_in_turns import times_of
     from evidence.training_variants import in_order, parse_variant
     from evidence.trainings_of_rows import Task, Trainings, plan_of, row_named
+    from shared.argument_files import ArgumentParser
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, device, number, whole
     from shared.tables import markdown, write_csv
@@ -71,7 +75,7 @@ _MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs",
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="a timm name")
     add("--weights", type=Path, metavar="FILE", help="default: timm's, downloaded")

@@ -8,7 +8,8 @@ Each scorer, a built-in one or a file of tools/fit_scorer.py, merges patches of 
 scores in all photos first, until the photos together keep a share of the tokens. Pixels of another class than most of
 their patch are then hidden. The table gives them, in per cent of those that merging all patches would hide; "the masks"
 is the choice that hides least, and "ms" the median time in which the coarse scales of a photo are scored, in a batch
-of 8; scorers take turns. OUT gets table.csv and table.md.
+of 8; scorers take turns. OUT gets table.csv and table.md. "@FILE" stands for the arguments in a
+file, as in configs/evidence.
 
 Judge a learned scorer on photos unlike those it was fitted to: other drives, other days. Scorers that hide less mostly
 cost less mIoU, not always (docs/EVIDENCE.md names exceptions); tools/measure_accuracy.py and
@@ -45,6 +46,7 @@ with needed_packages("compare_scorers"):
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import load_set
     from evidence.times_in_turns import milliseconds_in_turns, without_drift
+    from shared.argument_files import ArgumentParser
     from shared.machine_and_versions import environment
     from shared.normalise import normalise
     from shared.option_types import PIXELS, device, number, whole
@@ -55,7 +57,7 @@ SCORERS_HELP = f"{', '.join(SCORERS)}, or a file of tools/fit_scorer.py; once fo
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photos")
     add("--masks", type=Path, nargs="+", required=True, metavar="DIR", help="PNG files of the same names, 8-bit labels")

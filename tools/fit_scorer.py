@@ -23,7 +23,8 @@ is a plain one, without relative positions, so not ViTDet's. Each step runs the 
 
 Scores are from 0 to 1. With labels, a threshold of 0.01 merges patches of which a hundredth is expected to be something
 else; with features, those whose mean feature is expected to keep 0.99 of the squared length. Every tenth photo is held
-out; it prints what merging hides there, and the thresholds.
+out; it prints what merging hides there, and the thresholds. "@FILE" stands for the arguments in a file, as in
+configs/evidence.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
@@ -51,6 +52,7 @@ with needed_packages("fit_scorer"):
     from evidence.equal_token_rows import parse_size, square_size
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import LabelledSet, load_set, load_unlabelled
+    from shared.argument_files import ArgumentParser
     from shared.option_types import PIXELS, SEEDS, device, whole
     from shared.photo_files import evenly_spread, find_photos
 
@@ -59,7 +61,7 @@ USUAL_BLOCKS = 4
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", type=Path, nargs="+", metavar="DIR", help="folders of photos")
     add("--masks", type=Path, nargs="+", metavar="DIR", help="PNG files of the same names, 8-bit labels")

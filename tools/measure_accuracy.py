@@ -12,8 +12,9 @@ of any of the trainers, both trained with or without adaptive patches, with the 
 options of APTViT. For each share of tokens, thresholds are scaled until all images together keep it, and a smaller
 image has as many patches (for detectors, which pad images, about as many).
 
-OUT gets rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole
-row. The figures do not change from run to run; times, in table.csv and with --times shown, do.
+"@FILE" stands for the arguments in a file, as in configs/evidence, which has those of docs/EVIDENCE.md. OUT gets
+rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole row. The
+figures do not change from run to run; times, in table.csv and with --times shown, do.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)

@@ -8,11 +8,12 @@ import torch
 
 from evidence.equal_token_rows import parse_size
 from evidence.model_forms import PLAIN, check_names, parse_form
+from shared.argument_files import ArgumentParser
 from shared.option_types import device, number, whole
 
 
 def parse_args(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     features = kinds.add_parser("features", help="cosine to the uniform model's features, on any photos")
     features.add_argument("--model", required=True, metavar="NAME", help="a timm name")
