@@ -1,7 +1,9 @@
-"""Say which parts of a model a training step's time goes to, for a config of MMSegmentation or Detectron2.
+"""Say which parts of a model a training step's time goes to, for a config of MMSegmentation or Detectron2, or a model
+of train_det_torchvision.
 
     python tools/profile_step.py seg configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py
     python tools/profile_step.py det configs/detectron2/mask_rcnn_apt_vitdet_b_100ep.py --keep 0.6 --depth 3
+    python tools/profile_step.py tv vit_base vit_base_patch16_224@768
 
 Weights are random, photos those inside scikit-image at the config's size, labels drawn at random: no data is needed.
 The step is one forward and backward pass and one of AdamW; the medians of several are printed, each part without those
@@ -37,8 +39,8 @@ _LEAST = 0.001  # share of the step below which a part is not listed
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("host", choices=STEPS, help="seg: MMSegmentation, det: Detectron2")
-    add("config", type=Path, nargs="+", help="one or several")
+    add("host", choices=STEPS, help="seg: MMSegmentation, det: Detectron2, tv: torchvision")
+    add("config", type=Path, nargs="+", help="one or several; for tv NAME or NAME@SIZE, as in vit_base@1024")
     add("--batch", type=whole(1), default=2, help="photos (default: 2; with 1, batch norm of pooled maps fails)")
     add(
         "--keep",

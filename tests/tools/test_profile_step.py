@@ -138,6 +138,22 @@ def test_a_config_of_detectron2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "| backbone | apt_dense |" in printed and "| roi_heads | detectron2 |" in printed
 
 
+def test_models_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
+    tool.main(["tv", "vit_demo@64", "test_vit@96", "--batch", "1", "--keep", "0.6", "--rounds", "1", "--depth", "1"])
+    printed = capsys.readouterr().out
+    assert "vit_demo@64: 1 photos" in printed and "test_vit@96: 1 photos" in printed
+    assert printed.count("| backbone | apt_dense |") == printed.count("| roi_heads | torchvision |") == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("vit_none", "vit_none"), ("vit_demo@big", "NAME@SIZE"), ("vit_demo@", "NAME@SIZE"), ("vit_demo@16", "16")],
+)
+def test_a_model_or_size_of_torchvision_that_there_is_not(model: str, said: str) -> None:
+    with pytest.raises(SystemExit, match=f"profile_step: .*{said}"):
+        tool.main(["tv", model])
+
+
 def test_a_config_of_another_backbone_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
     path = tmp_path / "other.py"

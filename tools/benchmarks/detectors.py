@@ -159,8 +159,13 @@ def _build_torchvision(case: Case, choice: Mapping[str, Any]) -> nn.Module:
 def _torchvision_variant(case: Case, state: Mapping[str, Tensor], choice: Mapping[str, Any]) -> Variant:
     model = _build_torchvision(case, choice)
     load_weights(model, state)
-    images = list(_pixels(case.images) / 255)
-    boxes, masks = _boxes_and_masks(case.size, case.images.device)
-    labels = torch.arange(1, INSTANCES + 1, device=boxes.device)
-    targets = [{"boxes": boxes, "masks": masks.to(torch.uint8), "labels": labels}] * len(images)
+    images, targets = torchvision_batch(case.images)
     return task_variant(model, case, lambda: model(images), lambda: model(images, targets), model.backbone.net)
+
+
+def torchvision_batch(images: Tensor) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Normalised images (B, 3, S, S) and drawn objects as torchvision's detectors take them."""
+    boxes, masks = _boxes_and_masks(images.shape[-1], images.device)
+    labels = torch.arange(1, INSTANCES + 1, device=boxes.device)
+    targets = {"boxes": boxes, "masks": masks.to(torch.uint8), "labels": labels}
+    return list(_pixels(images) / 255), [targets] * len(images)

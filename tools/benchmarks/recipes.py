@@ -1,4 +1,5 @@
-"""The training step of a config of MMSegmentation or Detectron2, on photos with labels drawn at random."""
+"""The training step of a config of MMSegmentation or Detectron2, or of a detector that train_det_torchvision trains, on
+photos with labels drawn at random."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,8 +7,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from apt_dense import APTViT
+from apt_dense.hosts.torchvision.build_detector import build_model
+from apt_dense.hosts.torchvision.run_settings import Settings
 
-from benchmarks.detectors import detectron2_batch, detectron2_losses
+from benchmarks.detectors import CLASSES, detectron2_batch, detectron2_losses, torchvision_batch
 from benchmarks.photos import photos
 from benchmarks.segmentors import drawn_labels, segmentor_losses
 from benchmarks.step_parts import Step
@@ -62,9 +65,29 @@ def detector_step(config: Path, batch: int, keep: float | None) -> tuple[Step, f
     return Step(model, lambda: sum(detectron2_losses(model, samples).values())), share
 
 
+def torchvision_step(model: Path, batch: int, keep: float | None) -> tuple[Step, float]:
+    """The step of the trainer's Mask R-CNN, by default at 1024 pixels; see :func:`segmentor_step`.
+
+    Args:
+        model: one of the trainer's own or a timm ViT's name; "NAME@SIZE" for another size.
+
+    Raises:
+        ValueError: if there is no such model, or the size is not whole pixels.
+    """
+    name, at, size = str(model).partition("@")
+    if at and not size.isdecimal():
+        raise ValueError(f"{model}: expected NAME or NAME@SIZE, as in vit_base@1024")
+    settings = Settings(model=name, **({"size": int(size)} if at else {}))
+    detector = build_model(settings, CLASSES + 1, pretrained=False).train()
+    images, share = _images(detector.backbone.net, (settings.size, settings.size), batch, keep)
+    samples = torchvision_batch(images)
+    return Step(detector, lambda: sum(detector(*samples).values())), share
+
+
 STEPS: Mapping[str, Callable[[Path, int, float | None], tuple[Step, float]]] = {
     "seg": segmentor_step,
     "det": detector_step,
+    "tv": torchvision_step,
 }
 
 
