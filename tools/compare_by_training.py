@@ -24,8 +24,8 @@ way to that share of tokens: "merging" of similar ones, "pruning" with a way bac
 photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
 train_over_seeds.py.
 
-With --times, the whole models of all rows are timed in turns, which compares them fairly; without it, times are taken
-row by row, between hours of training.
+With --times, the whole models of all rows are timed in turns, in testing and in training, which compares them fairly;
+without it, times are taken row by row, between hours of training.
 
 OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md and with --plot curves.png, in which rows whose
 names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command continues
@@ -68,10 +68,13 @@ COLUMNS = {
     "mIoU": "{:.2f}", "AP": "{:.2f}", "spread": "{:.2f}", "AP50": "{:.2f}", "APs": "{:.2f}", "APm": "{:.2f}",
     "APl": "{:.2f}",
     "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
-    "step ms": "{:.0f}", "ms": "{:.1f}", "range": "{}", "backbone ms": "{:.1f}",
+    "step ms": "{:.0f}", "step range": "{}", "ms": "{:.1f}", "range": "{}", "backbone ms": "{:.1f}",
 }  # fmt: skip
+_TIMES = "ms", "backbone ms", "step ms"
 _BATCHES = {"mIoU": "batches of 8", "AP": "one at a time"}
-_MEANS = tuple(name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread", "range"))
+_MEANS = tuple(
+    name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread", "step range", "range")
+)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +161,7 @@ def with_times(args: argparse.Namespace, task: Task, found: Sequence[dict]) -> l
     """Replace times of rows, measured one after another, by those of models that take turns."""
     thresholds = {row["row"]: row["thresholds"] for row in reversed(found)}  # of the first seed
     times = times_of(task, plan_of(args), args.rows, thresholds, args.times, torch.device(args.device))
-    untimed = ({name: value for name, value in row.items() if name not in ("ms", "backbone ms")} for row in found)
+    untimed = ({name: value for name, value in row.items() if name not in _TIMES} for row in found)
     return [{**row, **times[row["row"]]} for row in untimed]
 
 
@@ -185,7 +188,8 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, c
     if args.times:
         rounds = f"{args.times} round{'s' * (args.times > 1)} on {environment(torch.device(args.device))}"
         text += (
-            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {rounds}.\n"
+            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {rounds}. "
+            f"A step is of {args.batch} photos.\n"
         )
     write_text_whole(args.out / "table.md", text)
     if args.plot:

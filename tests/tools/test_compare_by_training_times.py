@@ -59,12 +59,14 @@ def test_rows_get_times_without_being_trained_again(
     monkeypatch.setattr(training, "build", lambda plan, variant: built.append(variant.name) or build(plan, variant))
     run(folders, tmp_path, masks(folders), ROWS, "--times", "2", "--plot")
     assert (tmp_path / "rows.jsonl").read_bytes() == before
-    assert built == ["uniform", "adaptive", "smaller", "merging"]
+    assert built == ["uniform", "adaptive", "smaller", "merging"] * 2  # to test, and to train
     found = rows_by_name(tmp_path / "table.md")
-    assert found["switched"]["ms"] == found["adaptive"]["ms"] and found["uniform"]["step ms"]
-    for row in found.values():
-        least, most = map(float, row["range"].split("-"))
-        assert 0 <= least <= float(row["ms"]) <= most > 0
+    assert found["switched"]["ms"] == found["adaptive"]["ms"] and not found["switched"]["step ms"]
+    trained = [row for name, row in found.items() if name != "switched"]
+    for prefix, rows in (("", found.values()), ("step ", trained)):
+        for row in rows:
+            least, most = map(float, row[f"{prefix}range"].split("-"))
+            assert 0 <= least <= float(row[f"{prefix}ms"]) + 0.5 and float(row[f"{prefix}ms"]) <= most + 0.5
     assert "in turns: batches of 8, medians and ranges of 2 rounds on" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").is_file()
 
@@ -75,6 +77,7 @@ def test_whole_detectors_are_timed(more: list[str], folders: Path, tmp_path: Pat
     run(folders, tmp_path, ["--coco", str(folders / "coco"), "--size", "128"], DETECTORS, "--times", "1", *more)
     found = rows_by_name(tmp_path / "table.md")
     assert all(float(row["ms"]) > 0 and "backbone ms" not in row for row in found.values())
+    assert all(("step ms" in row) == (not more) for row in found.values())
     assert "in turns: one at a time, medians and ranges of 1 round on" in (tmp_path / "table.md").read_text()
 
 
@@ -87,6 +90,22 @@ def test_models_that_are_timed_are_those_of_the_rows(folders: Path, monkeypatch:
     forward = task.forward(plan, Variant("a", {}, tokens=0.5), (4.25,))
     assert forward() == len(pairs) == 4
     assert tuple(models[0].backbone.thresholds) == (4.25,) and not models[0].training
+
+
+def test_a_timed_step_trains_on_the_same_photos_and_leaves_the_weights(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = find_pairs([folders / "val"], [folders / "valannot"])
+    plan = Plan("test_vit", folders / "weights.pth", 12, (32, 48), 1, 2)
+    models, build, inputs = [], training.build, []
+    monkeypatch.setattr(training, "build", lambda *args: models.append(build(*args)) or models[-1])
+    step = training.SegmentationTask(pairs, pairs, False, CPU).step(plan, Variant("a", {}, tokens=0.5), (4.25,))
+    (model,) = models
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].clone()))
+    assert step() == step() == 2 and model.training and tuple(model.backbone.thresholds) == (4.25,)
+    assert torch.equal(*inputs) and all(parameter.grad is not None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 def test_models_take_turns_after_a_round_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

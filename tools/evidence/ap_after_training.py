@@ -6,6 +6,7 @@ on a CPU. Without, all of it is trained.
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detec
 from evidence.frozen_features import LastFeatures
 from evidence.model_forms import set_thresholds
 from evidence.rival_backbones import RIVALS, mean_tokens
-from evidence.training_loop import load_start, on_cpu, summary, train
+from evidence.training_loop import load_start, on_cpu, repeated_step, summary, train
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.photo_files import evenly_spread
@@ -39,6 +40,7 @@ _HEADS = {
 }  # fmt: skip
 Note = Callable[[Tensor], None]
 Detect = Callable[[int], Mapping[str, Tensor]]
+Losses = Callable[[list[int], bool], Mapping[str, Tensor]]  # numbers of photos, and whether they are mirrored
 
 
 class Photos(NamedTuple):
@@ -120,11 +122,6 @@ def _train_whole(
     """Train and test all of it, in bfloat16 where that is faster."""
     device, tokens = next(model.parameters()).device, []
 
-    def losses(numbers: list[int], mirrored: bool) -> Mapping[str, Tensor]:
-        images = [photos.trained.image(n, mirrored).to(device) for n in numbers]
-        with in_16_bits(device.type):
-            return model(images, _targets(photos.trained, numbers, mirrored, model))
-
     def detect(number: int) -> Mapping[str, Tensor]:
         image = photos.tested.image(number).to(device)
         tokens.append(mean_tokens(model.backbone.net, model.transform([image])[0].tensors).item())
@@ -133,9 +130,21 @@ def _train_whole(
         full_size = photos.tested.full_sizes[number]
         return {**found, "boxes": resize_boxes(found["boxes"], image.shape[-2:], full_size)}
 
-    seconds = _train(model, model, losses, photos, plan, variant, seed, note)
+    seconds = _train(model, model, _losses_of(model, photos.trained), photos, plan, variant, seed, note)
     scores = score(model, photos.tested.split, detect)
     return {**scores, "tokens": statistics.fmean(tokens), "step ms": seconds and 1000 * seconds}
+
+
+def _losses_of(model: FasterRCNN, photos: SizedPhotos) -> Losses:
+    """The losses of a whole detector."""
+    device = next(model.parameters()).device
+
+    def losses(numbers: list[int], mirrored: bool) -> Mapping[str, Tensor]:
+        images = [photos.image(n, mirrored).to(device) for n in numbers]
+        with in_16_bits(device.type):
+            return model(images, _targets(photos, numbers, mirrored, model))
+
+    return losses
 
 
 def _targets(photos: SizedPhotos, numbers: list[int], mirrored: bool, model: FasterRCNN) -> list[dict[str, Tensor]]:
@@ -145,16 +154,18 @@ def _targets(photos: SizedPhotos, numbers: list[int], mirrored: bool, model: Fas
 
 
 def _train(
-    trained: nn.Module, model: FasterRCNN, losses: Callable[[list[int], bool], Mapping[str, Tensor]], photos: Photos,
-    plan: Plan, variant: Variant, seed: int, note: Note,
+    trained: nn.Module, model: FasterRCNN, losses: Losses, photos: Photos, plan: Plan, variant: Variant, seed: int,
+    note: Note,
 ) -> float | None:  # fmt: skip
-    """Train a detector or its heads; all photos of a step are mirrored half of the time."""
+    """Train a detector or its heads."""
+    loss_of, count = partial(_sum_of_views, losses), len(photos.trained.photos)
+    return train(trained, model.backbone.net, loss_of, count, plan, variant, seed, note)
 
-    def loss(numbers: Tensor, generator: torch.Generator) -> Tensor:
-        mirrored = bool(torch.rand((), generator=generator) < 0.5)
-        return sum(losses(numbers.tolist(), mirrored).values())
 
-    return train(trained, model.backbone.net, loss, len(photos.trained.photos), plan, variant, seed, note)
+def _sum_of_views(losses: Losses, numbers: Tensor, generator: torch.Generator) -> Tensor:
+    """The sum of the losses of some photos, all of which are mirrored half of the time."""
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    return sum(losses(numbers.tolist(), mirrored).values())
 
 
 @torch.inference_mode()
@@ -201,10 +212,8 @@ class DetectionTask:
     def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
         """See :class:`Task`; some photos tested, one at a time, to boxes. Heads that know nothing propose as many boxes
         as they may."""
-        plan, photos = self._ready(plan, variant)
-        model = build(plan, variant).to(self._device).eval()
-        if variant.is_adaptive:
-            set_thresholds(model.backbone.net, tuple(thresholds))
+        model, photos, _ = self._untrained(plan, variant, thresholds)
+        model.eval()
         numbers = evenly_spread(range(len(photos.tested.photos)), _TIMED)
         images = [photos.tested.image(number).to(self._device) for number in numbers]
 
@@ -214,6 +223,20 @@ class DetectionTask:
                 return sum(len(model([image])) for image in images)
 
         return run_all
+
+    def step(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """See :class:`Task`."""
+        model, photos, plan = self._untrained(plan, variant, thresholds)
+        loss_of = partial(_sum_of_views, _losses_of(model, photos.trained))
+        return repeated_step(model, model.backbone.net, loss_of, len(photos.trained.photos), plan)
+
+    def _untrained(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> tuple[FasterRCNN, Photos, Plan]:
+        """A detector with pretrained weights alone, and the photos and the plan that go with it."""
+        plan, photos = self._ready(plan, variant)
+        model = build(plan, variant).to(self._device)
+        if variant.is_adaptive:
+            set_thresholds(model.backbone.net, tuple(thresholds))
+        return model, photos, plan
 
     def _ready(self, plan: Plan, variant: Variant) -> tuple[Plan, Photos]:
         """The plan with what the data say, and photos at the size of a variant; those of the last one are kept."""

@@ -20,7 +20,7 @@ from evidence.model_forms import set_thresholds
 from evidence.photos_in_memory import LabelledSet, load_set, random_views, resized_photos
 from evidence.rival_backbones import mean_tokens
 from evidence.segmentation_scores import score
-from evidence.training_loop import load_start, on_cpu, summary, train
+from evidence.training_loop import Loss, load_start, on_cpu, repeated_step, summary, train
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.normalise import normalise
@@ -108,8 +108,7 @@ def run(
     losses: list[Tensor] = []
     if plan.backbone_rate:
         size = variant.size or plan.size
-        views = partial(random_views, sets.trained, size)
-        loss_of = partial(loss_of_views, model, views)
+        loss_of = _loss_of(model, sets.trained, size)
         seconds = train(model, net, loss_of, len(sets.trained.masks), plan, variant, seed, losses.append)
         results = {**evaluate(model, sets.tested, size, sets.scale_maps), "step ms": seconds and 1000 * seconds}
     else:
@@ -117,6 +116,10 @@ def run(
         frozen = (features or LastFeatures()).get(key, lambda: _features(model, plan, variant, sets))
         results = _train_on_features(model, plan, variant, seed, frozen, sets.scale_maps, losses.append)
     return {**summary(net, share, losses), **results}, on_cpu(model)
+
+
+def _loss_of(model: LinearSegmentor, data: LabelledSet, size: tuple[int, int]) -> Loss:
+    return partial(loss_of_views, model, partial(random_views, data, size))
 
 
 def _features(model: LinearSegmentor, plan: Plan, variant: Variant, sets: Sets) -> tuple[FrozenSet, FrozenSet]:
@@ -168,11 +171,7 @@ class SegmentationTask:
 
     def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
         """See :class:`Task`; some photos tested, in batches of 8, to classes at the masks' size."""
-        self._sets = self._sets or self._load(plan)
-        model = build(plan, variant).to(self._device).eval()
-        if variant.is_adaptive:
-            set_thresholds(model.backbone, tuple(thresholds))
-        tested = self._sets.tested
+        model, tested = self._untrained(plan, variant, thresholds).eval(), self._sets.tested
         some = LabelledSet(*(part[list(evenly_spread(range(len(part)), _TIMED))] for part in tested))
         batches = list(resized_photos(some, variant.size or plan.size, 8))
 
@@ -181,6 +180,19 @@ class SegmentationTask:
             return sum(len(model(photos, tested.masks.shape[1:]).argmax(1)) for photos in batches)
 
         return run_all
+
+    def step(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """See :class:`Task`."""
+        model, trained = self._untrained(plan, variant, thresholds), self._sets.trained
+        loss_of = _loss_of(model, trained, variant.size or plan.size)
+        return repeated_step(model, model.backbone, loss_of, len(trained.masks), plan)
+
+    def _untrained(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> LinearSegmentor:
+        self._sets = self._sets or self._load(plan)
+        model = build(plan, variant).to(self._device)
+        if variant.is_adaptive:
+            set_thresholds(model.backbone, tuple(thresholds))
+        return model
 
     def _load(self, plan: Plan) -> Sets:
         sets = Sets(*(load_set(pairs, self._zero_is_void, plan.classes, self._device) for pairs in self._pairs))

@@ -54,15 +54,33 @@ def train(
     start = time.perf_counter()
     batches = islice(epochs_of(count, plan.batch, math.ceil(epochs), generator), steps)
     for numbers in tqdm(batches, variant.name, steps, leave=False):
-        loss = loss_of(numbers, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        note(_update(optimizer, loss_of(numbers, generator)))
         schedule.step()
-        note(loss.detach())
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps if steps else None
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def repeated_step(model: nn.Module, backbone: nn.Module, loss_of: Loss, count: int, plan: Plan) -> Callable[[], int]:
+    """Make a function that trains a model for one step, to be timed, and returns the number of its photos. They are the
+    same in each call, and rates are zero, so that all calls ask for the same work."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, backbone, 0.0, 0.0, 0.0))
+    model.train()
+
+    def step() -> int:
+        generator = torch.Generator().manual_seed(0)
+        numbers = next(epochs_of(count, plan.batch, 1, generator))
+        _update(optimizer, loss_of(numbers, generator))
+        return len(numbers)
+
+    return step
 
 
 def parameter_groups(

@@ -39,6 +39,9 @@ class Task(Protocol):
     def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
         """Make a function that runs an untrained model of a variant over some photos, and returns their number."""
 
+    def step(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
+        """Make a function that trains such a model for a step of ``plan.batch`` photos, and returns their number."""
+
 
 def row_named(args: argparse.Namespace, name: str | None) -> Variant | None:
     """The row of that name; None if there is none."""
