@@ -150,7 +150,7 @@ def make_task(args: argparse.Namespace) -> Task:
     device = torch.device(args.device)
     if args.coco is not None:
         with needed_packages("compare_by_training"):
-            from evidence.ap_after_training import DetectionTask
+            from evidence.detection_task import DetectionTask
         return DetectionTask(args.coco, args.limit, device)
     trained = find_pairs(args.images, args.masks, args.limit)
     tested = find_pairs(args.test_images, args.test_masks)

@@ -18,6 +18,7 @@ from apt_dense.layout.scatter import scatter_tokens
 
 from evidence import ap_after_training as training
 from evidence.detection_photos import DetectionSet, SizedPhotos, load_photos
+from evidence.detection_task import DetectionTask
 from evidence.frozen_detector import DetectorOnFeatures, detector_features
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan
@@ -87,7 +88,7 @@ def test_boxes_lie_where_the_photo_shows_their_objects(data: Path, size: int, mi
 
 def test_fewer_photos_are_evenly_spread(data: Path) -> None:
     assert load_photos(data, "train", 2).split.image_ids == (10, 30)
-    every, some = (training.DetectionTask(data, limit, CPU).files for limit in (None, 2))
+    every, some = (DetectionTask(data, limit, CPU).files for limit in (None, 2))
     assert [path.name for path in some["trained"]] == ["instances_train2017.json", "1.png", "3.png"]
     assert len(every["trained"]) == 5 and every["tested"] == some["tested"]
 
@@ -208,7 +209,7 @@ def test_other_categories_are_refused(tmp_path: Path) -> None:
     content["categories"].append({"id": 5, "name": "blue"})
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="the categories .id, name. of the training data differ"):
-        training.DetectionTask(root, None, CPU).run(Plan("test_vit", None, None, (128, 128), 1), ADAPTIVE, 0, None)
+        DetectionTask(root, None, CPU).run(Plan("test_vit", None, None, (128, 128), 1), ADAPTIVE, 0, None)
 
 
 def test_one_of_both_kinds_of_data_is_asked_for(data: Path, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ on a CPU. Without, all of it is trained.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,25 +14,21 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import resize_boxes
 
-from apt_dense.hosts.coco import check_same_categories
 from apt_dense.hosts.torchvision import faster_rcnn
 
-from evidence.detection_photos import DetectionSet, SizedPhotos, files_of, load_photos
+from evidence.detection_photos import SizedPhotos
 from evidence.detection_scores import scores_in_per_cent
 from evidence.fast_16_bits import in_16_bits
 from evidence.frozen_detector import DetectorFeatures, DetectorOnFeatures, detector_features
 from evidence.frozen_features import LastFeatures
-from evidence.model_forms import set_thresholds
 from evidence.rival_backbones import RIVALS, mean_tokens
-from evidence.training_loop import load_start, on_cpu, repeated_step, summary, train
+from evidence.training_loop import load_start, on_cpu, summary, train
 from evidence.training_variants import Variant
 from evidence.variant_backbones import Plan, backbone_key, build_backbone, choose_thresholds
 from shared.photo_files import evenly_spread
 from torchvision_detection.data import CocoSplit
 from torchvision_detection.evaluation import detections_of
 
-PATCH_SIZE = 16  # pixels; the levels of a pyramid have strides that are powers of 2
-_TIMED = 16  # photos of a forward pass that is timed
 _HEADS = {
     "channels": 64, "box_features": 256, "box_batch_size_per_image": 128, "rpn_post_nms_top_n_train": 300,
     "rpn_post_nms_top_n_test": 300, "resize_in_training": False,
@@ -130,12 +125,12 @@ def _train_whole(
         full_size = photos.tested.full_sizes[number]
         return {**found, "boxes": resize_boxes(found["boxes"], image.shape[-2:], full_size)}
 
-    seconds = _train(model, model, _losses_of(model, photos.trained), photos, plan, variant, seed, note)
+    seconds = _train(model, model, losses_of(model, photos.trained), photos, plan, variant, seed, note)
     scores = score(model, photos.tested.split, detect)
     return {**scores, "tokens": statistics.fmean(tokens), "step ms": seconds and 1000 * seconds}
 
 
-def _losses_of(model: FasterRCNN, photos: SizedPhotos) -> Losses:
+def losses_of(model: FasterRCNN, photos: SizedPhotos) -> Losses:
     """The losses of a whole detector."""
     device = next(model.parameters()).device
 
@@ -158,11 +153,11 @@ def _train(
     note: Note,
 ) -> float | None:  # fmt: skip
     """Train a detector or its heads."""
-    loss_of, count = partial(_sum_of_views, losses), len(photos.trained.photos)
+    loss_of, count = partial(sum_of_views, losses), len(photos.trained.photos)
     return train(trained, model.backbone.net, loss_of, count, plan, variant, seed, note)
 
 
-def _sum_of_views(losses: Losses, numbers: Tensor, generator: torch.Generator) -> Tensor:
+def sum_of_views(losses: Losses, numbers: Tensor, generator: torch.Generator) -> Tensor:
     """The sum of the losses of some photos, all of which are mirrored half of the time."""
     mirrored = bool(torch.rand((), generator=generator) < 0.5)
     return sum(losses(numbers.tolist(), mirrored).values())
@@ -180,74 +175,3 @@ def score(model: nn.Module, split: CocoSplit, detect: Detect) -> dict[str, float
     for number, image_id in enumerate(split.image_ids):
         entries += detections_of(detect(number), image_id, split.category_ids)
     return scores_in_per_cent(split.coco, entries, "bbox")
-
-
-class DetectionTask:
-    """Trainings on a data set in COCO's layout, scored by the AP of boxes.
-
-    Args:
-        data: its folder.
-        limit: photos to train on at most, evenly spread.
-
-    Raises:
-        ValueError, OSError: for a data set that cannot be used.
-    """
-
-    metric = "AP"
-
-    def __init__(self, data: Path, limit: int | None, device: torch.device) -> None:
-        self.files = {"trained": list(files_of(data, "train", limit)), "tested": list(files_of(data, "val"))}
-        self._data, self._limit, self._device = data, limit, device
-        self._sets: tuple[DetectionSet, DetectionSet] | None = None
-        self._photos: tuple[int, Photos] | None = None
-        self._features: LastFeatures[DetectorFeatures] = LastFeatures()
-
-    def run(
-        self, plan: Plan, variant: Variant, seed: int, start: Mapping[str, Tensor] | None
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See :func:`run`; photos are read once. Raises ValueError, OSError."""
-        plan, photos = self._ready(plan, variant)
-        return run(plan, variant, seed, photos, start, self._features, self._device)
-
-    def forward(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
-        """See :class:`Task`; some photos tested, one at a time, to boxes. Heads that know nothing propose as many boxes
-        as they may."""
-        model, photos, _ = self._untrained(plan, variant, thresholds)
-        model.eval()
-        numbers = evenly_spread(range(len(photos.tested.photos)), _TIMED)
-        images = [photos.tested.image(number).to(self._device) for number in numbers]
-
-        @torch.inference_mode()
-        def run_all() -> int:
-            with in_16_bits(self._device.type):
-                return sum(len(model([image])) for image in images)
-
-        return run_all
-
-    def step(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> Callable[[], int]:
-        """See :class:`Task`."""
-        model, photos, plan = self._untrained(plan, variant, thresholds)
-        loss_of = partial(_sum_of_views, _losses_of(model, photos.trained))
-        return repeated_step(model, model.backbone.net, loss_of, len(photos.trained.photos), plan)
-
-    def _untrained(self, plan: Plan, variant: Variant, thresholds: Sequence[float]) -> tuple[FasterRCNN, Photos, Plan]:
-        """A detector with pretrained weights alone, and the photos and the plan that go with it."""
-        plan, photos = self._ready(plan, variant)
-        model = build(plan, variant).to(self._device)
-        if variant.is_adaptive:
-            set_thresholds(model.backbone.net, tuple(thresholds))
-        return model, photos, plan
-
-    def _ready(self, plan: Plan, variant: Variant) -> tuple[Plan, Photos]:
-        """The plan with what the data say, and photos at the size of a variant; those of the last one are kept."""
-        self._sets = self._sets or self._load()
-        size = (variant.size or plan.size)[0]
-        if self._photos is None or self._photos[0] != size:
-            self._photos = size, Photos(*(data.at(size) for data in self._sets))
-        classes = len(self._sets[0].split.category_ids)
-        return plan._replace(classes=classes, patch_size=PATCH_SIZE), self._photos[1]
-
-    def _load(self) -> tuple[DetectionSet, DetectionSet]:
-        trained, tested = load_photos(self._data, "train", self._limit), load_photos(self._data, "val")
-        check_same_categories(trained.split.categories, tested.split.categories, "the training data", "the test data")
-        return trained, tested
