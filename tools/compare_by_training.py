@@ -24,19 +24,18 @@ way to that share of tokens: "merging" of similar ones, "pruning" with a way bac
 photos are held in memory; those with masks need one size. MMSegmentation's own recipes are trained by train_seg.py and
 train_over_seeds.py.
 
-With --times, the whole models of all rows are timed in turns, in testing and in training, which compares them fairly;
-without it, times are taken row by row, between hours of training.
+With --times, the whole models of all rows are timed in turns, in testing and, unless --frozen, in training, which
+compares them fairly; all are in memory then. Without it, times are taken row by row, between hours of training.
 
-OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md and with --plot curves.png, in which rows whose
-names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command continues
-after the last training that ended. Runs with other seeds may work at the same time in folders of their own: put the
-lines of their rows.jsonl into one file, and the command with all seeds makes the table.
+OUT gets rows.jsonl (a line for each row and seed), table.csv, table.md, arguments.args and with --plot curves.png, in
+which rows whose names differ in a share, as in "smaller image 80 %", are one curve. Interrupted, the same command
+continues after the last training that ended. Runs with other seeds may work at the same time in folders of their own:
+put the lines of their rows.jsonl into one file, and the command with all seeds makes the table.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +57,7 @@ with needed_packages("compare_by_training"):
     from evidence.times_in_turns import times_of
     from evidence.training_variants import in_order, parse_variant
     from evidence.trainings_of_rows import Task, Trainings, plan_of, row_named
-    from shared.argument_files import ArgumentParser
+    from shared.argument_files import ArgumentParser, command_line, record_arguments
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, device, number, whole
     from shared.tables import markdown, write_csv
@@ -185,16 +184,18 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], metric: str, c
     lines = over_seeds(found, metric)
     text = f"    {command}\n\n{markdown(lines, COLUMNS)}\n\n"
     text += f"{date.today().isoformat()}; trained with {'; '.join(sorted({row['environment'] for row in found}))}.\n"
-    if args.times:
-        rounds = f"{args.times} round{'s' * (args.times > 1)} on {environment(torch.device(args.device))}"
-        text += (
-            f"\nMilliseconds of a photo, whole models in turns: {_BATCHES[metric]}, medians and ranges of {rounds}. "
-            f"A step is of {args.batch} photos.\n"
-        )
+    is_timed = any("range" in row for row in found)
+    text += f"\n{about_times(args, metric)}\n" if is_timed else ""
     write_text_whole(args.out / "table.md", text)
     if args.plot:
-        plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", bool(args.times))
+        plotter()(lines, "x".join(map(str, args.size)), metric, args.out / "curves.png", is_timed)
     return text
+
+
+def about_times(args: argparse.Namespace, metric: str) -> str:
+    step = "" if args.frozen else f'; "step ms": of a training step of {args.batch} photos'
+    rounds = f"{args.times} round{'s' * (args.times > 1)} on {environment(torch.device(args.device))}"
+    return f'"ms": of a photo, {_BATCHES[metric]}{step}. Whole models in turns; medians and ranges of {rounds}.'
 
 
 def plotter() -> Callable[..., None]:
@@ -206,7 +207,7 @@ def plotter() -> Callable[..., None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    command = shlex.join(["python", "tools/compare_by_training.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("compare_by_training", argv)
     try:
         check(args)
         if args.plot:
@@ -214,7 +215,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         task = make_task(args)
         found = list(Trainings(args, task, KeptRows(args.out / "rows.jsonl")).rows())
-        found = with_times(args, task, found) if args.times else found
+        record_arguments(argv, args.out)
+        if args.times:
+            write_tables(args, found, task.metric, command)  # should timing fail, as where memory ends
+            found = with_times(args, task, found)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"compare_by_training: {' '.join(str(error).split())}")
     print(write_tables(args, found, task.metric, command))

@@ -8,7 +8,7 @@ Each scorer, a built-in one or a file of tools/fit_scorer.py, merges patches of 
 scores in all photos first, until the photos together keep a share of the tokens. Pixels of another class than most of
 their patch are then hidden. The table gives them, in per cent of those that merging all patches would hide; "the masks"
 is the choice that hides least, and "ms" the median time in which the coarse scales of a photo are scored, in a batch
-of 8; scorers take turns. OUT gets table.csv and table.md. "@FILE" stands for the arguments in a
+of 8; scorers take turns. OUT gets table.csv, table.md and arguments.args. "@FILE" stands for the arguments in a
 file, as in configs/evidence.
 
 Judge a learned scorer on photos unlike those it was fitted to: other drives, other days. Scorers that hide less mostly
@@ -19,7 +19,6 @@ tools/compare_by_training.py measure that.
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +45,7 @@ with needed_packages("compare_scorers"):
     from evidence.labelled_photos import find_pairs
     from evidence.photos_in_memory import load_set
     from evidence.times_in_turns import milliseconds_in_turns, without_drift
-    from shared.argument_files import ArgumentParser
+    from shared.argument_files import ArgumentParser, command_line, record_arguments
     from shared.machine_and_versions import environment
     from shared.normalise import normalise
     from shared.option_types import PIXELS, device, number, whole
@@ -143,9 +142,10 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict[str, Any]], comm
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    command = shlex.join(["python", "tools/compare_scorers.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("compare_scorers", argv)
     try:
         found = list(rows(args, check(args)))
+        record_arguments(argv, args.out)
         print(write_tables(args, found, command))
     except (ValueError, OSError) as error:
         sys.exit(f"compare_scorers: {' '.join(str(error).split())}")

@@ -13,14 +13,13 @@ options of APTViT. For each share of tokens, thresholds are scaled until all ima
 image has as many patches (for detectors, which pad images, about as many).
 
 "@FILE" stands for the arguments in a file, as in configs/evidence, which has those of docs/EVIDENCE.md. OUT gets
-rows.jsonl, table.csv, table.md and curves.png. Interrupted, the same command continues after the last whole row. The
-figures do not change from run to run; times, in table.csv and with --times shown, do.
+rows.jsonl, table.csv, table.md, curves.png and arguments.args. Interrupted, the same command continues after the last
+whole row. The figures do not change from run to run; times, in table.csv and with --times shown, do.
 """
 
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -44,6 +43,7 @@ with needed_packages("measure_accuracy"):
     from evidence.model_forms import Form
     from evidence.plot_accuracy_curves import plot
     from evidence.resumable_rows import KeptRows
+    from shared.argument_files import command_line, record_arguments
     from shared.machine_and_versions import environment
     from shared.photo_files import evenly_spread, find_photos
     from shared.tables import markdown, write_csv
@@ -182,12 +182,13 @@ def write_tables(args: argparse.Namespace, found: Sequence[dict], command: str) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv, __doc__)
-    command = shlex.join(["python", "tools/measure_accuracy.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("measure_accuracy", argv)
     try:
         check(args)
         args.out.mkdir(parents=True, exist_ok=True)
         make = {"features": features, "labels": labels, "boxes": boxes}[args.kind]
         found = list(make(args, KeptRows(args.out / "rows.jsonl")))
+        record_arguments(argv, args.out)
     except (ValueError, TypeError, OSError, ImportError) as error:
         sys.exit(f"measure_accuracy: {' '.join(str(error).split())}")
     print(write_tables(args, found, command))

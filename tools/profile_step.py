@@ -3,7 +3,7 @@ of train_det_torchvision.
 
     python tools/profile_step.py seg configs/mmseg/upernet_apt_vit-b16_160k_ade20k-512x512.py
     python tools/profile_step.py det configs/detectron2/mask_rcnn_apt_vitdet_b_100ep.py --keep 0.6 --depth 3
-    python tools/profile_step.py tv vit_base vit_base_patch16_224@768
+    python tools/profile_step.py torchvision vit_base vit_base_patch16_224@768
 
 Weights are random, photos those inside scikit-image at the config's size, labels drawn at random: no data is needed.
 The step is one forward and backward pass and one of AdamW; the medians of several are printed, each part without those
@@ -18,7 +18,6 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from shared.option_types import number, whole
 from shared.packages import needed_packages
@@ -39,8 +38,8 @@ _LEAST = 0.001  # share of the step below which a part is not listed
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("host", choices=STEPS, help="seg: MMSegmentation, det: Detectron2, tv: torchvision")
-    add("config", type=Path, nargs="+", help="one or several; for tv NAME or NAME@SIZE, as in vit_base@1024")
+    add("host", choices=STEPS, help="seg: MMSegmentation, det: Detectron2")
+    add("config", nargs="+", help="one or several; with torchvision NAME or NAME@SIZE, as in vit_base@1024")
     add("--batch", type=whole(1), default=2, help="photos (default: 2; with 1, batch norm of pooled maps fails)")
     add(
         "--keep",
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = rows_of(profile(step, options.rounds, options.depth))
         except (OSError, ValueError) as error:
             sys.exit(f"profile_step: {error}")
-        print(f"{config.name}: {options.batch} photos, {share:.0%} of the tokens, {environment(torch.device('cpu'))}\n")
+        print(f"{config}: {options.batch} photos, {share:.0%} of the tokens, {environment(torch.device('cpu'))}\n")
         print(markdown(rows, COLUMNS), "\n", flush=True)
 
 

@@ -66,8 +66,11 @@ def test_rows_get_times_without_being_trained_again(
     for prefix, rows in (("", found.values()), ("step ", trained)):
         for row in rows:
             least, most = map(float, row[f"{prefix}range"].split("-"))
-            assert 0 <= least <= float(row[f"{prefix}ms"]) + 0.5 and float(row[f"{prefix}ms"]) <= most + 0.5
-    assert "in turns: batches of 8, medians and ranges of 2 rounds on" in (tmp_path / "table.md").read_text()
+            digits = 0.5 if prefix else 0.0  # of the column
+            assert 0 < least <= float(row[f"{prefix}ms"]) + digits and float(row[f"{prefix}ms"]) <= most + digits
+    text = (tmp_path / "table.md").read_text()
+    assert '"ms": of a photo, batches of 8; "step ms": of a training step of 2 photos.' in text
+    assert "medians and ranges of 2 rounds on" in text
     assert (tmp_path / "curves.png").is_file()
 
 
@@ -78,7 +81,9 @@ def test_whole_detectors_are_timed(more: list[str], folders: Path, tmp_path: Pat
     found = rows_by_name(tmp_path / "table.md")
     assert all(float(row["ms"]) > 0 and "backbone ms" not in row for row in found.values())
     assert all(("step ms" in row) == (not more) for row in found.values())
-    assert "in turns: one at a time, medians and ranges of 1 round on" in (tmp_path / "table.md").read_text()
+    text = (tmp_path / "table.md").read_text()
+    assert '"ms": of a photo, one at a time' in text and "medians and ranges of 1 round on" in text
+    assert ('"step ms": of a training step' in text) == (not more)
 
 
 def test_models_that_are_timed_are_those_of_the_rows(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +111,27 @@ def test_a_timed_step_trains_on_the_same_photos_and_leaves_the_weights(
     assert step() == step() == 2 and model.training and tuple(model.backbone.thresholds) == (4.25,)
     assert torch.equal(*inputs) and all(parameter.grad is not None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_a_step_is_of_a_batch_and_a_time_of_a_photo(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call takes three seconds."""
+    pairs = find_pairs([folders / "val"], [folders / "valannot"])
+    plan = Plan("test_vit", folders / "weights.pth", 12, (32, 48), 1, 2)
+    monkeypatch.setattr(times, "seconds_of", lambda action, device: action() or 3.0)
+    task = training.SegmentationTask(pairs, pairs, False, CPU)
+    found = times.times_of(task, plan, [Variant("a", {}), Variant("b", {}, epochs=0)], {"a": (), "b": ()}, 1, CPU)
+    assert found["b"] == {"ms": pytest.approx(750.0), "range": "750.0-750.0"}
+    assert found["a"] == {**found["b"], "step ms": pytest.approx(3000.0), "step range": "3000.0-3000.0"}
+
+
+def test_a_table_is_there_should_timing_fail(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(tool, "times_of", out_of_memory)
+    with pytest.raises(RuntimeError):
+        run(folders, tmp_path, masks(folders), ROWS[:1], "--times", "1")
+    assert rows_by_name(tmp_path / "table.md")["uniform"]["mIoU"]
 
 
 def test_models_take_turns_after_a_round_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ pytest.importorskip("skimage", reason="its photos are those of the benchmark")
 
 import profile_step as tool
 
+from benchmarks.recipes import STEPS
 from benchmarks.step_parts import OPTIMIZER, REST, Part, Step, parts_of_step
+from shared.token_counts import choose_patches
 
 CONFIG = Path(__file__).parents[2] / "configs" / "mmseg" / "demo_adaptive.py"
 
@@ -139,10 +141,20 @@ def test_a_config_of_detectron2(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_models_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
-    tool.main(["tv", "vit_demo@64", "test_vit@96", "--batch", "1", "--keep", "0.6", "--rounds", "1", "--depth", "1"])
+    models = ["vit_demo@64", "test_vit@96"]
+    tool.main(["torchvision", *models, "--batch", "1", "--keep", "0.6", "--rounds", "1", "--depth", "1"])
     printed = capsys.readouterr().out
     assert "vit_demo@64: 1 photos" in printed and "test_vit@96: 1 photos" in printed
     assert printed.count("| backbone | apt_dense |") == printed.count("| roi_heads | torchvision |") == 2
+
+
+@pytest.mark.parametrize("model", ["vit_demo@128", "vit_small_patch16_224.augreg_in1k@128"])  # of 0.5 on either side
+def test_the_share_is_that_of_the_step(model: str) -> None:
+    step, share = STEPS["torchvision"](model, 2, 0.6)
+    net, kept = step.model.backbone.net, []
+    net.register_forward_pre_hook(lambda _, given: kept.append(choose_patches(net.patches, given[0]).tokens_kept))
+    step.loss()
+    assert kept == [pytest.approx(share)] and share == pytest.approx(0.6, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +163,7 @@ def test_models_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_model_or_size_of_torchvision_that_there_is_not(model: str, said: str) -> None:
     with pytest.raises(SystemExit, match=f"profile_step: .*{said}"):
-        tool.main(["tv", model])
+        tool.main(["torchvision", model])
 
 
 def test_a_config_of_another_backbone_is_refused(tmp_path: Path) -> None:

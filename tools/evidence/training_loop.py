@@ -45,7 +45,7 @@ def train(
     if epochs and not steps:
         raise ValueError(f"row {variant.name!r}: {epochs} epochs of {count} photos make no step of {plan.batch} photos")
     groups = parameter_groups(model, backbone, rate, plan.rate * plan.new_rate, rate * plan.backbone_rate)
-    optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
+    optimizer = _optimizer(groups, plan, device)
     warm_up = max(1, round(steps * _WARM_UP))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
@@ -61,6 +61,10 @@ def train(
     return (time.perf_counter() - start) / steps if steps else None
 
 
+def _optimizer(groups: list[dict[str, Any]], plan: Plan, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=device.type == "cuda")
+
+
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -70,11 +74,12 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 def repeated_step(model: nn.Module, backbone: nn.Module, loss_of: Loss, count: int, plan: Plan) -> Callable[[], int]:
     """Make a function that trains a model for one step, to be timed, and returns the number of its photos. They are the
-    same in each call, and rates are zero, so that all calls ask for the same work."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, backbone, 0.0, 0.0, 0.0))
+    same in each call, and so is all that is drawn at random; rates are zero: all calls ask for the same work."""
+    optimizer = _optimizer(parameter_groups(model, backbone, 0.0, 0.0, 0.0), plan, next(model.parameters()).device)
     model.train()
 
     def step() -> int:
+        torch.manual_seed(0)  # of dropped paths, and of proposals that are trained on
         generator = torch.Generator().manual_seed(0)
         numbers = next(epochs_of(count, plan.batch, 1, generator))
         _update(optimizer, loss_of(numbers, generator))
