@@ -140,15 +140,14 @@ def test_a_config_of_detectron2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "| backbone | apt_dense |" in printed and "| roi_heads | detectron2 |" in printed
 
 
-def test_models_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["vit_demo@64", "test_vit@96"]
-    tool.main(["torchvision", *models, "--batch", "1", "--keep", "0.6", "--rounds", "1", "--depth", "1"])
+def test_a_model_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
+    tool.main(["torchvision", "vit_demo@64", "--batch", "1", "--keep", "0.6", "--rounds", "1", "--depth", "1"])
     printed = capsys.readouterr().out
-    assert "vit_demo@64: 1 photos" in printed and "test_vit@96: 1 photos" in printed
-    assert printed.count("| backbone | apt_dense |") == printed.count("| roi_heads | torchvision |") == 2
+    assert "vit_demo@64: 1 photos" in printed
+    assert "| backbone | apt_dense |" in printed and "| roi_heads | torchvision |" in printed
 
 
-@pytest.mark.parametrize("model", ["vit_demo@128", "vit_small_patch16_224.augreg_in1k@128"])  # of 0.5 on either side
+@pytest.mark.parametrize("model", ["vit_demo@128", "test_vit@128"])  # which normalises otherwise
 def test_the_share_is_that_of_the_step(model: str) -> None:
     step, share = STEPS["torchvision"](model, 2, 0.6)
     net, kept = step.model.backbone.net, []
