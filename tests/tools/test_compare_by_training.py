@@ -175,6 +175,18 @@ def test_a_row_that_goes_on_slowly_learns_what_is_new_at_the_full_rate(
 FROZEN = Variant("a", {"thresholds": (5.5,), "proportional_attention": 0.5}, tokens=0.5)
 
 
+@pytest.mark.parametrize(
+    ("options", "least", "most"),
+    [({}, 1, 1), ({"thresholds": (5.5,), "token_budget": 0.5}, 0.4, 0.5), ({"thresholds": (99.0,)}, 0.25, 0.25)],
+)
+def test_the_share_of_rows_that_name_none_is_counted(folders: Path, options: dict, least: float, most: float) -> None:
+    plan, variant = Plan(MODEL, folders / "weights.pth", 12, (64, 96), 1, 2), Variant("a", options)
+    data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))
+    net = training.build(plan, variant).backbone
+    share = training.choose_thresholds(net, variant, plan, training.images_to_calibrate(net, plan, variant, data))
+    assert least <= share <= most
+
+
 def test_features_made_once_give_the_model_s_own_logits(folders: Path, whole: Path) -> None:
     plan = Plan(MODEL, folders / "weights.pth", 12, SIZE, 1, 2, backbone_rate=0.0)
     data = memory.load_set(pairs(folders), False, 12, torch.device("cpu"))

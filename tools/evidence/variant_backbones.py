@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -87,8 +88,16 @@ def cells_of(model: APTViT, variant: Variant, plan: Plan) -> float:
     return math.prod(cells) / math.prod(check_size(plan.size, plan.plain_patch_size))
 
 
+def _share_kept(model: APTViT, images: Iterable[Tensor]) -> float:
+    """Tokens of images by the model's own thresholds or budget, as a share of their cells."""
+    if not model.thresholds:
+        return 1.0
+    counts = ((model.patches.count(image).sum().item(), image.shape[-2:]) for image in images)
+    return fmean(tokens / math.prod(-(-side // model.patch_size) for side in size) for tokens, size in counts)
+
+
 def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, images: Iterable[Tensor]) -> float:
-    """Scale the thresholds of an adaptive variant to its share of tokens.
+    """Scale the thresholds of an adaptive variant to its share of tokens, if it names one.
 
     Args:
         images: some of those tested, normalised (1, 3, H, W) on the CPU.
@@ -101,7 +110,7 @@ def choose_thresholds(model: APTViT, variant: Variant, plan: Plan, images: Itera
     """
     cells = cells_of(model, variant, plan)
     if not variant.is_adaptive:
-        return cells * getattr(model, "share", 1.0)
+        return cells * (model.share if isinstance(model, RivalViT) else _share_kept(model, images))
     ratios = model.thresholds
     selector = with_thresholds(model.patches, ratios)
     scores = [scores_of(selector, image) for image in images]
