@@ -69,7 +69,6 @@ COLUMNS = {
     "boundary": "{:.2f}", "fine": "{:.2f}", "coarse": "{:.2f}", "accuracy": "{:.2f}", "loss": "{:.3f}",
     "step ms": "{:.0f}", "step range": "{}", "ms": "{:.1f}", "range": "{}", "backbone ms": "{:.1f}",
 }  # fmt: skip
-_TIMES = "ms", "backbone ms", "step ms"
 _BATCHES = {"mIoU": "batches of 8", "AP": "one at a time"}
 _MEANS = tuple(
     name for name in COLUMNS if name not in ("row", "size", "epochs", "seeds", "spread", "step range", "range")
@@ -160,7 +159,7 @@ def with_times(args: argparse.Namespace, task: Task, found: Sequence[dict]) -> l
     """Replace times of rows, measured one after another, by those of models that take turns."""
     thresholds = {row["row"]: row["thresholds"] for row in reversed(found)}  # of the first seed
     times = times_of(task, plan_of(args), args.rows, thresholds, args.times, torch.device(args.device))
-    untimed = ({name: value for name, value in row.items() if name not in _TIMES} for row in found)
+    untimed = ({name: value for name, value in row.items() if name not in ("ms", "backbone ms")} for row in found)
     return [{**row, **times[row["row"]]} for row in untimed]
 
 

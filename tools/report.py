@@ -22,7 +22,6 @@ named on the page and left out, and the exit status is 1.
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +47,7 @@ with needed_packages("report"):
     from reporting.photo_figures import PhotoFigures, PhotoLeftOut, measure_photos, read_picture, summarise
     from reporting.predicted_speed import MODELS
     from reporting.report_content import Report
+    from shared.argument_files import command_line
     from shared.option_types import PIXELS, SCORER_HELP, share_or_count, whole
     from shared.photo_files import evenly_spread, find_photos
 
@@ -169,7 +169,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("report", argv)
     try:
         content = report(args, printable(command))
     except (ValueError, TypeError, OSError) as error:

@@ -20,7 +20,6 @@ is reported at the end, and the others go on. OUT also gets table.csv and table.
 import shared.interrupts  # isort: skip (first, so that Ctrl-C ends the imports below in one line)
 
 import argparse
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ with needed_packages("train_over_seeds"):
     from evidence.queued_trainers import DetectionTrainer, SegmentationTrainer, Trainer, TrainingFailed
     from evidence.resumable_rows import KeptRows
     from evidence.training_queue import Run, parse_setting, result_of, summary
+    from shared.argument_files import command_line
     from shared.machine_and_versions import environment
     from shared.option_types import SEEDS, whole
     from shared.tables import markdown, write_csv
@@ -123,7 +123,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    command = shlex.join(["python", "tools/train_over_seeds.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("train_over_seeds", argv)
     try:
         runs = runs_of(args)
         args.out.mkdir(parents=True, exist_ok=True)
