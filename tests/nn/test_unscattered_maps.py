@@ -120,6 +120,16 @@ def test_the_map_is_scattered_once() -> None:
     assert x.dense() is x.dense()
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_logits_of_a_loss_are_not_copied(trains: bool) -> None:
+    """PyTorch's log_softmax copies maps whose channels lie last in memory, to which convolutions keep."""
+    layout = LAYOUTS["all scales"]()
+    with torch.set_grad_enabled(trains):
+        x = TokenMap.from_rows(rows_of(layout), layout)
+        logits = nn.Conv2d(C, 5, 3, padding=1)(F.relu(nn.ConvTranspose2d(C, C, 2, stride=2)(x)))
+    assert logits.is_contiguous() == trains
+
+
 def test_counts_of_cells_add_up() -> None:
     for make in LAYOUTS.values():
         layout = make()
