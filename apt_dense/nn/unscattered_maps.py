@@ -42,7 +42,7 @@ class TokenMap:
         if self._map is None:
             feature_map = scatter_tiles(self.tiles, self.layout)
             # Convolutions hand the order in memory on to the logits, which a loss on CPUs copies where channels lie
-            # last: 4 % of a training step of UPerNet. The argmax of inference is faster over those.
+            # last: 3 % of a training step of UPerNet. The argmax of inference is faster over those.
             reaches_loss = runs_on_host(feature_map) and feature_map.requires_grad
             self._map = feature_map.contiguous() if reaches_loss else feature_map
         return self._map
