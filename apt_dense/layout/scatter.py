@@ -20,17 +20,20 @@ def scatter_tokens(rows: Tensor, layout: TokenLayout) -> Tensor:
     return cells.view(*index.shape, -1).permute(0, 3, 1, 2).contiguous()
 
 
-def scatter_tiles(tiles: Tensor, layout: TokenLayout) -> Tensor:
-    """Tiles of packed rows -> (B, C, h * th, w * tw), channels last in memory: each cell becomes its token's tile.
+def scatter_tiles(tiles: Tensor, layout: TokenLayout, channels_last: bool = True) -> Tensor:
+    """Tiles of packed rows -> (B, C, h * th, w * tw): each cell becomes its token's tile.
 
     Args:
         tiles: (R + 1, th, tw, C), the last one for dropped cells, or (R + B, th, tw, C), the last ones for those of
             each image.
+        channels_last: the order in memory; else contiguous.
     """
     batch, h, w = layout.row_Bhw.shape
     _, th, tw, channels = tiles.shape
     index = tile_of_cells(layout, len(tiles))
     cells = tiles.flatten(1).index_select(0, index.flatten()).view(batch, h, w, th, tw, channels)
+    if not channels_last:
+        return cells.permute(0, 5, 1, 3, 2, 4).contiguous().view(batch, channels, h * th, w * tw)
     return cells.transpose(2, 3).reshape(batch, h * th, w * tw, channels).permute(0, 3, 1, 2)
 
 

@@ -40,11 +40,10 @@ class TokenMap:
     def dense(self) -> Tensor:
         """The feature map (B, C, h * th, w * tw), scattered once."""
         if self._map is None:
-            feature_map = scatter_tiles(self.tiles, self.layout)
             # Convolutions hand the order in memory on to the logits, which a loss on CPUs copies where channels lie
             # last: 3 % of a training step of UPerNet. The argmax of inference is faster over those.
-            reaches_loss = runs_on_host(feature_map) and feature_map.requires_grad
-            self._map = feature_map.contiguous() if reaches_loss else feature_map
+            reaches_loss = runs_on_host(self.tiles) and self.tiles.requires_grad
+            self._map = scatter_tiles(self.tiles, self.layout, channels_last=not reaches_loss)
         return self._map
 
     @property

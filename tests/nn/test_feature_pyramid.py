@@ -96,6 +96,15 @@ def test_other_layers_keep_their_order(stage: nn.Sequential) -> None:
     )
 
 
+@pytest.mark.parametrize("height", [1, 2])
+def test_tiles_lie_in_memory_as_asked(height: int) -> None:
+    layout = build_layout(torch.tensor([[[0, 0], [0, -1]]]), 1)
+    tiles = noise(4, height, 3, 5)
+    last, first = (scatter_tiles(tiles, layout, channels_last) for channels_last in (True, False))
+    assert torch.equal(first, last)
+    assert first.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_tiles_are_laid_out_in_place() -> None:
     layout = build_layout(torch.tensor([[[0, -1]]]), 1)
     tiles = torch.arange(2.0 * 2 * 3).view(2, 2, 3, 1)
